@@ -1,0 +1,50 @@
+#include "base/aligned_buffer.h"
+
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace te {
+namespace {
+
+size_t page_bytes() {
+  static const auto bytes = static_cast<size_t>(sysconf(_SC_PAGESIZE));
+  return bytes;
+}
+
+}  // namespace
+
+AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
+  if (bytes == 0) return;
+  const size_t page = page_bytes();
+  data_ = static_cast<std::byte*>(std::aligned_alloc(page, (bytes + page - 1) / page * page));
+  TE_CHECK(data_ != nullptr);
+  std::memset(data_, 0, bytes);
+}
+
+AlignedBuffer::~AlignedBuffer() { std::free(data_); }
+
+ReservedMemory::ReservedMemory(size_t bytes) : bytes_(bytes) {
+  if (bytes == 0) return;
+  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  TE_CHECK(p != MAP_FAILED);
+  data_ = static_cast<std::byte*>(p);
+}
+
+ReservedMemory::~ReservedMemory() {
+  if (data_ != nullptr) munmap(data_, bytes_);
+}
+
+void ReservedMemory::discard(size_t begin, size_t end) {
+  const size_t page = page_bytes();
+  begin = (begin + page - 1) / page * page;
+  end = end / page * page;
+  if (begin < end) TE_CHECK(madvise(data_ + begin, end - begin, MADV_DONTNEED) == 0);
+}
+
+}  // namespace te

@@ -1,0 +1,72 @@
+// IoEngine: runs batches of block reads and writes against open files.
+//
+// One virtual call a batch, never one a block. Engines: portable (a pool of pread/pwrite threads);
+// a deep io_uring engine and a fault-injecting one plug in behind the same interface and must pass
+// the same contract test (tests/cpp/io_contract_test.cc). Thread-safety: `run` may be called from
+// several threads at once. Ownership: the caller keeps files and buffers alive until `run` returns.
+// Cost: `run` blocks until every request of the batch has ended.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+
+#include "base/function_ref.h"
+#include "base/status.h"
+
+namespace te {
+
+// O_DIRECT needs file offsets, lengths and buffers to be multiples of this.
+inline constexpr size_t kIoAlignmentBytes = 4096;
+
+// An open file. Closes on destruction.
+class IoFile {
+ public:
+  enum class Mode { kRead, kReadWrite, kCreate };  // kCreate: read-write, must not exist yet
+  // Opens with O_DIRECT where the file system takes it, so that the page cache is not a hidden
+  // tier; buffered elsewhere.
+  static Result<IoFile> open(const std::string& path, Mode mode);
+  ~IoFile();
+  IoFile(IoFile&& other) noexcept;
+  IoFile& operator=(IoFile&& other) noexcept;
+
+  int fd() const { return fd_; }
+  bool is_direct() const { return direct_; }
+  const std::string& path() const { return path_; }
+  Status allocate(
+      uint64_t bytes);  // reserves the space now (fallocate), so that a full disk shows here
+  Status sync();        // fdatasync
+
+ private:
+  IoFile(int fd, bool direct, std::string path)
+      : fd_(fd), direct_(direct), path_(std::move(path)) {}
+  int fd_ = -1;
+  bool direct_ = false;
+  std::string path_;
+};
+
+struct IoRequest {
+  enum class Kind : uint8_t { kRead, kWrite };
+  Kind kind = Kind::kRead;
+  const IoFile* file = nullptr;
+  uint64_t offset_bytes = 0;
+  std::byte* data = nullptr;
+  size_t bytes = 0;
+};
+
+class IoEngine {
+ public:
+  virtual ~IoEngine() = default;
+  virtual const char* name() const = 0;
+  // Runs all requests, in any order and in parallel. `on_done(i)` is called on the calling thread
+  // once request i has fully succeeded, in order of completion. A read past the end of a file is an
+  // error. The first failure is returned after every started request has ended; its message names
+  // the path, the offset and the system's reason.
+  virtual Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) = 0;
+};
+
+std::unique_ptr<IoEngine> make_portable_engine(size_t threads);
+
+}  // namespace te

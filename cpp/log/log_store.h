@@ -1,0 +1,117 @@
+// LogStore: the ssd tier. Append-only segments of checksummed blocks that hold rows of several
+// layouts.
+//
+// The store does not know where each row's newest copy is: location words do (log/row_index.h), and
+// they belong to the caller, who reaches them through RowOwner. The store counts live bytes per
+// segment, so every copy that becomes obsolete must be announced by `retire`. Thread-safety: none;
+// the engine's mutex guards it. Ownership: holds its files, its buffers and an exclusive lock on
+// the directory. Invariants: a block that was handed out is never rewritten in place; segments that
+// the last manifest refers to stay on disk until the next manifest is in place, so the directory
+// always opens as the last `checkpoint`. Cost: docs/ARCHITECTURE.md, file format: docs/FORMAT.md.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/function_ref.h"
+#include "base/status.h"
+#include "base/types.h"
+#include "io/io_engine.h"
+
+namespace te {
+
+struct LogOptions {
+  std::string path;                        // directory; created if absent
+  uint64_t capacity_bytes = 0;             // limit on segment files together; 0 = only the disk's
+  uint64_t total_rows = 0;                 // row ids are below this; decides their width on disk
+  std::vector<uint32_t> layout_row_bytes;  // row size of each LayoutId
+  uint32_t block_bytes = 4096;             // power of two, >= 4096
+  uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
+  uint32_t read_buffer_bytes = 1 << 20;    // staging for reads in flight
+  double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
+};
+
+// What the caller knows about rows; the reclaimer and the checkpoint ask it.
+class RowOwner {
+ public:
+  virtual ~RowOwner() = default;
+  // Whether the copy of `row` in `block` is the one that counts (a row dirty in dram has none).
+  virtual bool is_live(LayoutId layout, RowId row, BlockAddress block) const = 0;
+  // The copy moved; `from` is retired by the store itself.
+  virtual void relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) = 0;
+  // Calls f(layout, row, block) for every row with a live copy, in ascending order of row.
+  using RowVisitor = FunctionRef<void(LayoutId, RowId, BlockAddress)>;
+  virtual void visit_rows(RowVisitor f) const = 0;
+};
+
+struct RowRead {
+  RowId row;
+  BlockAddress block;
+  std::byte* destination = nullptr;  // layout_row_bytes bytes
+};
+
+// Totals since open, except where "now" is said.
+struct LogStats {
+  uint64_t rows_read = 0;
+  uint64_t rows_from_write_buffer = 0;  // part of rows_read
+  uint64_t blocks_read = 0;
+  uint64_t read_bytes = 0;
+  uint64_t rows_written = 0;
+  uint64_t row_written_bytes = 0;  // payload given to put_many
+  uint64_t written_bytes = 0;      // to segment files, by put_many and the reclaimer together
+  uint64_t checkpoint_written_bytes = 0;
+  uint64_t rows_reclaimed = 0;  // copied by the reclaimer
+  uint64_t segments_reclaimed = 0;
+  uint64_t segments_now = 0;         // files in use, pinned ones included
+  uint64_t segments_pinned_now = 0;  // reclaimed, kept for the last manifest
+  uint64_t used_bytes_now = 0;       // segment files in use, pinned ones excluded
+  uint64_t live_bytes_now = 0;       // rows that count, in bytes of their share of a block
+};
+
+class LogStore {
+ public:
+  // Creates a store in a directory that has none. kAlreadyExists if it has one.
+  static Result<std::unique_ptr<LogStore>> create(const LogOptions& options,
+                                                  std::unique_ptr<IoEngine> io);
+  // Opens the store as of its last checkpoint. `options` must describe the same rows
+  // (kInvalidArgument names the first difference). `on_row` gets every row of the index, ascending;
+  // `metadata` the blob of that checkpoint. Segments that the checkpoint does not refer to are
+  // deleted.
+  static Result<std::unique_ptr<LogStore>> open(const LogOptions& options,
+                                                std::unique_ptr<IoEngine> io,
+                                                RowOwner::RowVisitor on_row, std::string* metadata);
+  // Only reads the metadata blob of the last checkpoint; takes no lock.
+  static Result<std::string> read_metadata(const std::string& path);
+  static bool exists(const std::string& path);
+  ~LogStore();
+
+  // Appends rows and says where each will be. Rows become readable at once (from the buffer). On
+  // error nothing was appended that counts: the caller's location words are still right.
+  Status put_many(LayoutId layout, std::span<const RowId> rows,
+                  std::span<const std::byte* const> data, std::span<BlockAddress> out_blocks);
+  // Reads rows; each wanted block is read once, however many rows it serves. kCorruption names the
+  // file, the block and the row.
+  Status get_many(LayoutId layout, std::span<const RowRead> reads);
+  // The copy of one row in this block no longer counts.
+  void retire(LayoutId layout, BlockAddress block);
+  // Reclaims at most `segments_max` segments if the space bound asks for it.
+  Status reclaim(RowOwner& owner, uint32_t segments_max);
+  // Makes everything put so far durable and atomically the state that `open` gives: writes buffers,
+  // syncs, writes the index of `owner` and a manifest with `metadata`, deletes segments no longer
+  // needed.
+  Status checkpoint(const RowOwner& owner, const std::string& metadata);
+
+  const LogOptions& options() const;
+  const IoEngine& io() const;
+  LogStats stats() const;
+
+ private:
+  class Impl;
+  explicit LogStore(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace te

@@ -1,0 +1,126 @@
+// The kernels: everything that touches the contents of rows. Leaves without decisions; the planner
+// has made them all.
+//
+// Each kernel works on a sub-range [begin, end) of its arguments, so the caller splits work over
+// threads freely: a bag, or a unique row, is always computed by one call, in a fixed order, and the
+// result does not depend on the split. Compiled for baseline, AVX2 and AVX-512 from one source
+// without fused multiply-add, hence bit-equal; `kernels()` picks one at start
+// (TIERED_EMB_ISA=baseline|avx2|avx512 overrides, for tests). Thread-safety: calls on disjoint
+// ranges may run at once. Ownership: borrows everything.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "base/philox.h"
+#include "rows/row_layout.h"
+
+namespace te {
+
+// Slots of one layout: slot i is at base + i * stride_bytes.
+struct ArenaView {
+  std::byte* base = nullptr;
+  uint64_t stride_bytes = 0;
+  RowLayout layout;
+};
+
+// Slot number of an occurrence that is left out of its bag (padding).
+inline constexpr uint32_t kPaddingSlot = 0xffffffffu;
+// Bag of the argmax array where a bag is empty.
+inline constexpr uint32_t kNoOccurrence = 0xffffffffu;
+
+// Initial values of rows: f(key, row, column). State starts at `state_value` (Adagrad's initial
+// sum).
+struct InitSpec {
+  enum class Kind : uint8_t { kConstant = 0, kUniform = 1, kNormal = 2 };
+  Kind kind = Kind::kConstant;
+  float a = 0;  // constant: value; uniform: low; normal: mean
+  float b = 0;  // uniform: high; normal: standard deviation
+  float state_value = 0;
+};
+
+// Pooled lookup of bags of one table. Padding occurrences do not count for mean. Empty bags give
+// zeros. Sums run in float32 over occurrences in order, whatever the dtype; out is rounded to
+// nearest even.
+struct PoolArgs {
+  ArenaView arena;
+  PoolMode mode = PoolMode::kSum;
+  const uint32_t* slots = nullptr;       // [occurrences]
+  const int64_t* bag_begin = nullptr;    // [bags + 1], positions in slots
+  const void* sample_weights = nullptr;  // [occurrences] in dtype, or null; mode sum only
+  void* out = nullptr;                   // [bags, dim] in dtype
+  uint32_t* argmax = nullptr;  // [bags, dim] occurrence of the first maximum, or null; mode max
+};
+
+// The gradient of each unique row of one table: the sum over its occurrences, in order, of
+// scale * grad[bag], in float32, where scale is sample_weight * bag_scale * row_scale as present.
+// In mode max an occurrence contributes only the columns whose argmax it is.
+struct GradArgs {
+  uint32_t dim = 0;
+  DType dtype = DType::kF32;  // of grad and sample_weights
+  PoolMode mode = PoolMode::kSum;
+  const uint32_t* occurrence_begin = nullptr;  // [uniques + 1] CSR into the two arrays below
+  const uint32_t* occurrences = nullptr;       // position of each occurrence in the table's input
+  const uint32_t* bags = nullptr;              // bag of each occurrence
+  const void* grad = nullptr;                  // [bags, dim]
+  const void* sample_weights = nullptr;        // [occurrences of the input], or null
+  const float* bag_scale = nullptr;            // [bags] (1 / size, mode mean), or null
+  bool scale_by_count = false;                 // divide by the row's number of occurrences
+  const uint32_t* argmax = nullptr;            // [bags, dim], mode max
+};
+
+// Numbers of one optimizer update. Semantics: torch.optim.SGD, Adagrad, SparseAdam on sparse
+// gradients; RowwiseAdagrad as FBGEMM's exact rowwise Adagrad (mean of squares over dim).
+struct OptimizerParams {
+  float lr = 0;  // Adagrad: already divided by (1 + (step - 1) * lr_decay)
+  float eps = 0;
+  float beta1 = 0;  // Adam
+  float beta2 = 0;
+  float bias_correction1 = 1;  // Adam: 1 - beta1^step
+  float bias_correction2 = 1;
+  float weight_decay = 0;  // RowwiseAdagrad: L2, added to the gradient
+};
+
+// Update of unique rows in their slots. fp16/bf16 weights are computed in float32 and rounded
+// stochastically with Philox words of (key, row, step, column).
+struct UpdateArgs {
+  ArenaView arena;
+  OptimizerParams params;
+  const uint32_t* slots = nullptr;  // [uniques]
+  const uint64_t* rows = nullptr;   // [uniques] row within the table
+  PhiloxKey key;
+  uint64_t step = 0;  // 1 for the first update of the table
+};
+
+struct Kernels {
+  const char* isa;
+
+  // Bags [begin, end).
+  void (*pool)(const PoolArgs&, size_t begin, size_t end);
+  // out[u * dim ...] = gradient of unique u, for u in [begin, end).
+  void (*sum_gradients)(const GradArgs&, float* out, size_t begin, size_t end);
+  // sum_gradients and apply_update fused, bit-equal to one after the other.
+  void (*update)(const GradArgs&, const UpdateArgs&, size_t begin, size_t end);
+  // Applies gradients [uniques, dim] (float32) that were summed before.
+  void (*apply_update)(const float* gradients, const UpdateArgs&, size_t begin, size_t end);
+  // out[i] (dtype) = dot(grad[bag of i], row of i) for occurrences [begin, end); 0 for padding.
+  // `pool` gives arena, slots, bag_begin; the range is of bags.
+  void (*sample_weight_gradients)(const PoolArgs& pool, const void* grad, void* out, size_t begin,
+                                  size_t end);
+  // Whether grad [begin, end) (elements) is all finite; if not, *position is the first that is not.
+  bool (*all_finite)(const void* values, DType dtype, size_t begin, size_t end, size_t* position);
+  // Rows [begin, end) of `slots` whose p-norm exceeds max_norm are scaled by max_norm / (norm +
+  // 1e-7), as torch.embedding_renorm_; changed[i] = 1 where that happened, else left alone.
+  // norm_type may be inf.
+  void (*renorm)(const ArenaView&, const uint32_t* slots, float max_norm, float norm_type,
+                 uint8_t* changed, size_t begin, size_t end);
+  // Writes the initial value of a row, state included, to `destination` (row_bytes bytes).
+  void (*initialise)(const RowLayout&, const InitSpec&, PhiloxKey key, uint64_t row,
+                     std::byte* destination);
+};
+
+const Kernels& kernels();
+// All variants that this processor can run, for tests; the first is baseline.
+size_t kernel_variants(const Kernels* const** variants);
+
+}  // namespace te
