@@ -1,10 +1,12 @@
 #include "base/thread_pool.h"
 
+#include <unistd.h>
+
 #include "base/check.h"
 
 namespace te {
 
-ThreadPool::ThreadPool(size_t threads) {
+ThreadPool::ThreadPool(size_t threads) : owner_pid_(getpid()) {
   TE_CHECK(threads >= 1);
   workers_.reserve(threads - 1);
   for (size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
@@ -29,10 +31,11 @@ void ThreadPool::drain(FunctionRef<void(size_t)> task, size_t tasks) {
 }
 
 void ThreadPool::run(size_t tasks, FunctionRef<void(size_t)> task) {
-  if (tasks <= 1 || workers_.empty()) {
+  if (tasks <= 1 || workers_.empty() || getpid() != owner_pid_) {
     for (size_t i = 0; i < tasks; ++i) task(i);
     return;
   }
+  std::lock_guard turn(run_mutex_);
   {
     std::lock_guard lock(mutex_);
     next_task_.store(0, std::memory_order_relaxed);  // published to the workers by the mutex

@@ -33,7 +33,9 @@ class ThreadPool {
   void work();
   void drain(FunctionRef<void(size_t)> task, size_t tasks);
 
+  const int owner_pid_;
   std::vector<std::thread> workers_;
+  std::mutex run_mutex_;  // held for the length of a `run`
   std::atomic<size_t> next_task_{0};
 
   std::mutex mutex_;

@@ -1,0 +1,328 @@
+// The Python module tiered_emb._core: the engine behind plain integers (addresses of tensors) and
+// tuples.
+//
+// Internal: the Python package checks types, dtypes and shapes and keeps tensors alive during a
+// call; nothing here is public. The GIL is released around every call into the core. A Status
+// becomes the Python exception of its code (status.h).
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cerrno>
+#include <tuple>
+
+#include "log/log_store.h"
+#include "table/engine.h"
+#include "table/threads.h"
+
+namespace nb = nanobind;
+
+namespace te {
+namespace {
+
+[[noreturn]] void raise(PyObject* type, const std::string& message) {
+  PyErr_SetString(type, message.c_str());
+  throw nb::python_error();
+}
+
+[[noreturn]] void raise_os(int error, const std::string& message) {
+  nb::object args = nb::make_tuple(error, message);
+  PyErr_SetObject(PyExc_OSError, args.ptr());
+  throw nb::python_error();
+}
+
+void check(const Status& status) {
+  switch (status.code()) {
+    case StatusCode::kOk: return;
+    case StatusCode::kInvalidArgument:
+    case StatusCode::kBudgetExceeded: raise(PyExc_ValueError, status.message());
+    case StatusCode::kOutOfRange: raise(PyExc_IndexError, status.message());
+    case StatusCode::kNoSpace: raise_os(ENOSPC, status.message());
+    case StatusCode::kIo: raise(PyExc_OSError, status.message());
+    case StatusCode::kCorruption: raise_os(EIO, status.message());
+    case StatusCode::kAlreadyExists: raise_os(EEXIST, status.message());
+    case StatusCode::kNotFound: raise_os(ENOENT, status.message());
+    case StatusCode::kBusy: raise_os(EWOULDBLOCK, status.message());
+  }
+}
+
+// A tensor's data_ptr().
+template <class T>
+T* at(uintptr_t address) {
+  return reinterpret_cast<T*>(address);
+}
+
+// Runs a call into the core without the GIL and raises if it failed.
+template <class F>
+void run(F&& call) {
+  Status status;
+  {
+    nb::gil_scoped_release released;
+    status = call();
+  }
+  check(status);
+}
+
+// A plan in flight; dropping it ends its pins.
+class PlanHandle {
+ public:
+  PlanHandle(nb::object engine_object, Engine& engine, Plan& plan)
+      : engine_object_(std::move(engine_object)), engine_(engine), plan_(&plan) {}
+  ~PlanHandle() { release(); }
+  PlanHandle(const PlanHandle&) = delete;
+  PlanHandle& operator=(const PlanHandle&) = delete;
+
+  void release() {
+    if (plan_ == nullptr) return;
+    Plan* plan = std::exchange(plan_, nullptr);
+    nb::gil_scoped_release released;
+    engine_.release(*plan);
+  }
+  bool is_released() const { return plan_ == nullptr; }
+  Plan& plan() {
+    if (plan_ == nullptr) raise(PyExc_RuntimeError, "the plan of this batch has ended");
+    return *plan_;
+  }
+
+ private:
+  nb::object engine_object_;  // keeps the engine alive
+  Engine& engine_;
+  Plan* plan_;
+};
+
+// (table, ids, count, is64, offsets, count, is64, include_last_offset, bag_size, bags, padding_id)
+using FeatureTuple = std::tuple<uint32_t, uintptr_t, size_t, bool, uintptr_t, size_t, bool, bool,
+                                size_t, size_t, int64_t>;
+// (sample_weights, out, max_norm, norm_type)
+using ForwardTuple = std::tuple<uintptr_t, uintptr_t, float, float>;
+// (grad, sample_weights, sample_weights_grad, row_grad, scale_by_count)
+using BackwardTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;
+// (lr, eps, beta1, beta2, lr_decay, weight_decay)
+using HyperTuple = std::tuple<double, double, double, double, double, double>;
+// (name, rows, dim, dtype, mode, init kind, a, b, state value, seed, zero row)
+using TableTuple = std::tuple<std::string, uint64_t, uint32_t, int, int, int, float, float, float,
+                              uint64_t, int64_t>;
+
+Hyperparameters to_hyper(const HyperTuple& h) {
+  return {std::get<0>(h), std::get<1>(h), std::get<2>(h),
+          std::get<3>(h), std::get<4>(h), std::get<5>(h)};
+}
+
+FeatureInput to_input(const FeatureTuple& f) {
+  FeatureInput input;
+  input.table = TableId(std::get<0>(f));
+  input.ids = at<void>(std::get<1>(f));
+  input.ids_count = std::get<2>(f);
+  input.ids_are_64 = std::get<3>(f);
+  input.offsets = at<void>(std::get<4>(f));
+  input.offsets_count = std::get<5>(f);
+  input.offsets_are_64 = std::get<6>(f);
+  input.include_last_offset = std::get<7>(f);
+  input.bag_size = std::get<8>(f);
+  input.bags = std::get<9>(f);
+  input.padding_id = std::get<10>(f);
+  return input;
+}
+
+TableConfig to_table(const TableTuple& t) {
+  TableConfig config;
+  config.name = std::get<0>(t);
+  config.rows = std::get<1>(t);
+  config.dim = std::get<2>(t);
+  config.dtype = static_cast<DType>(std::get<3>(t));
+  config.mode = static_cast<PoolMode>(std::get<4>(t));
+  config.init = {static_cast<InitSpec::Kind>(std::get<5>(t)), std::get<6>(t), std::get<7>(t),
+                 std::get<8>(t)};
+  config.seed = std::get<9>(t);
+  config.zero_row = std::get<10>(t);
+  return config;
+}
+
+std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
+                                    const std::string& policy, uint64_t dram_bytes,
+                                    const std::string& ssd_path, uint64_t ssd_capacity_bytes,
+                                    bool ssd_resume, const std::string& metadata) {
+  EngineConfig config;
+  for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
+  config.optimizer = static_cast<OptimizerKind>(optimizer);
+  config.policy = policy;
+  config.dram_bytes = dram_bytes;
+  config.ssd_path = ssd_path;
+  config.ssd_capacity_bytes = ssd_capacity_bytes;
+  config.ssd_resume = ssd_resume;
+  config.app_metadata = metadata;
+  std::unique_ptr<Engine> engine;
+  run([&] {
+    auto created = Engine::create(config);
+    if (!created) return created.status();
+    engine = created.take();
+    return Status::ok();
+  });
+  return engine;
+}
+
+std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple>& features,
+                                 bool will_update) {
+  auto& engine = nb::cast<Engine&>(self);
+  std::vector<FeatureInput> inputs;
+  inputs.reserve(features.size());
+  for (const FeatureTuple& feature : features) inputs.push_back(to_input(feature));
+  Plan* planned = nullptr;
+  run([&] {
+    auto result = engine.plan(inputs, will_update);
+    if (!result) return result.status();
+    planned = result.value();
+    return Status::ok();
+  });
+  return std::make_unique<PlanHandle>(nb::borrow(self), engine, *planned);
+}
+
+void forward(Engine& engine, PlanHandle& handle, const std::vector<ForwardTuple>& features) {
+  std::vector<FeatureForward> forwards;
+  forwards.reserve(features.size());
+  for (const auto& [weights, out, max_norm, norm_type] : features)
+    forwards.push_back({at<void>(weights), at<void>(out), max_norm, norm_type});
+  Plan& plan = handle.plan();
+  run([&] { return engine.forward(plan, forwards); });
+}
+
+void backward(Engine& engine, PlanHandle& handle, const std::vector<BackwardTuple>& features,
+              const HyperTuple& hyper, bool check_finite) {
+  std::vector<FeatureBackward> backwards;
+  backwards.reserve(features.size());
+  for (const auto& [grad, weights, weights_grad, row_grad, by_count] : features)
+    backwards.push_back(
+        {at<void>(grad), at<void>(weights), at<void>(weights_grad), at<float>(row_grad), by_count});
+  Plan& plan = handle.plan();
+  run([&] { return engine.backward(plan, backwards, to_hyper(hyper), check_finite); });
+}
+
+// Number of unique rows of each feature.
+std::vector<size_t> unique_counts(PlanHandle& handle) {
+  std::vector<size_t> counts;
+  for (const FeaturePlan& feature : handle.plan().features) counts.push_back(feature.uniques);
+  return counts;
+}
+
+// Copies the unique rows of a feature, numbered within its table, to int64 at `out`.
+void unique_rows(PlanHandle& handle, size_t feature_index, uintptr_t out) {
+  const Plan& plan = handle.plan();
+  const FeaturePlan& feature = plan.features.at(feature_index);
+  for (size_t u = 0; u < feature.uniques; ++u)
+    at<int64_t>(out)[u] = static_cast<int64_t>(plan.rows_in_table[feature.unique_first + u]);
+}
+
+nb::dict stats(Engine& engine) {
+  EngineStats s;
+  {
+    nb::gil_scoped_release released;
+    s = engine.stats();
+  }
+  nb::dict d;
+  d["steps"] = s.planner.plans;
+  d["lookups"] = s.planner.lookups;
+  d["lookup_hits"] = s.planner.lookup_hits;
+  d["unique_rows"] = s.planner.unique_rows;
+  d["missing_rows"] = s.planner.missing_rows;
+  d["plans_revoked"] = s.planner.plans_revoked;
+  d["rows_filled_from_ssd"] = s.mover.fills_read;
+  d["rows_filled_initial"] = s.mover.fills_initialised;
+  d["rows_spilled_dirty"] = s.mover.spills_written;
+  d["rows_spilled_clean"] = s.mover.spills_dropped;
+  d["slots"] = s.slots;
+  d["resident_rows"] = s.resident_rows;
+  d["dirty_rows"] = s.dirty_rows;
+  d["total_rows"] = s.rows_total;
+  d["total_row_bytes"] = s.row_bytes_total;
+  d["dram_bytes"] = s.dram_bytes;
+  d["index_bytes"] = s.index_bytes;
+  d["ssd_rows_read"] = s.log.rows_read;
+  d["ssd_rows_from_write_buffer"] = s.log.rows_from_write_buffer;
+  d["ssd_blocks_read"] = s.log.blocks_read;
+  d["ssd_read_bytes"] = s.log.read_bytes;
+  d["ssd_rows_written"] = s.log.rows_written;
+  d["ssd_row_written_bytes"] = s.log.row_written_bytes;
+  d["ssd_written_bytes"] = s.log.written_bytes;
+  d["ssd_checkpoint_written_bytes"] = s.log.checkpoint_written_bytes;
+  d["ssd_rows_reclaimed"] = s.log.rows_reclaimed;
+  d["ssd_segments_reclaimed"] = s.log.segments_reclaimed;
+  d["ssd_segments"] = s.log.segments_now;
+  d["ssd_segments_pinned"] = s.log.segments_pinned_now;
+  d["ssd_used_bytes"] = s.log.used_bytes_now;
+  d["ssd_live_bytes"] = s.log.live_bytes_now;
+  d["plan_ns"] = s.plan_ns;
+  d["move_ns"] = s.move_ns;
+  d["forward_ns"] = s.forward_ns;
+  d["backward_ns"] = s.backward_ns;
+  return d;
+}
+
+void read_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t weights,
+               uintptr_t state) {
+  run([&] {
+    return engine.read_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
+                            at<float>(state));
+  });
+}
+
+void write_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t weights,
+                uintptr_t state) {
+  run([&] {
+    return engine.write_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
+                             at<float>(state));
+  });
+}
+
+void apply_gradients(Engine& engine, uint32_t table, uintptr_t ids, size_t count,
+                     uintptr_t gradients, const HyperTuple& hyper) {
+  run([&] {
+    return engine.apply_gradients(TableId(table), {at<const int64_t>(ids), count},
+                                  at<float>(gradients), to_hyper(hyper));
+  });
+}
+
+// The application's text in a store's last checkpoint, and the update counts before it are skipped.
+nb::bytes store_metadata(const std::string& path) {
+  std::string blob;
+  run([&] {
+    auto metadata = LogStore::read_metadata(path);
+    if (!metadata) return metadata.status();
+    blob = app_metadata_of(metadata.value());
+    return Status::ok();
+  });
+  return nb::bytes(blob.data(), blob.size());
+}
+
+}  // namespace
+}  // namespace te
+
+NB_MODULE(_core, m) {
+  using namespace te;  // NOLINT: names of the core only
+  nb::class_<PlanHandle>(m, "Plan")
+      .def("release", &PlanHandle::release)
+      .def_prop_ro("is_released", &PlanHandle::is_released)
+      .def("unique_counts", &unique_counts)
+      .def("unique_rows", &unique_rows);
+  nb::class_<Engine>(m, "Engine")
+      .def("plan", &plan)
+      .def("forward", &forward)
+      .def("backward", &backward)
+      .def("read_rows", &read_rows)
+      .def("write_rows", &write_rows)
+      .def("apply_gradients", &apply_gradients)
+      .def("flush", [](Engine& engine) { run([&] { return engine.flush(); }); })
+      .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })
+      .def_prop_ro("is_closed", &Engine::is_closed)
+      .def("stats", &stats)
+      .def("step", [](Engine& engine, uint32_t table) { return engine.step(TableId(table)); })
+      .def("set_step", [](Engine& engine, uint32_t table, uint64_t step) {
+        engine.set_step(TableId(table), step);
+      });
+  m.def("make_engine", &make_engine);
+  m.def("store_metadata", &store_metadata);
+  m.def("store_exists", [](const std::string& path) { return LogStore::exists(path); });
+  m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
+  m.def("get_num_threads", [] { return num_threads(); });
+  m.def("isa", [] { return kernels().isa; });
+}

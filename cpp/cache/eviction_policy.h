@@ -1,0 +1,49 @@
+// EvictionPolicy: which unpinned row leaves the dram tier first.
+//
+// The planner parks a slot when the last plan that pinned it ends, and asks for victims when it
+// needs slots. A policy only orders candidates; it may hold stale entries, so a candidate counts
+// only if its slot is still unpinned and its stamp is the one it was parked with
+// (ParkQueue::is_current). Policies see batches, never single lookups: one virtual call a plan.
+// Adding one: a file that implements the class, and a line in make_eviction_policy.
+// Thread-safety: none; the engine's mutex guards it.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <string_view>
+#include <vector>
+
+#include "base/types.h"
+#include "cache/slot_directory.h"
+
+namespace te {
+
+class EvictionPolicy {
+ public:
+  virtual ~EvictionPolicy() = default;
+  virtual std::string_view name() const = 0;
+  // Rows that have just entered their slots.
+  virtual void admit(std::span<const SlotIndex> slots) = 0;
+  // Slots whose last pin ended, in the order of the plan.
+  virtual void park(std::span<const SlotIndex> slots) = 0;
+  // Appends up to `count` victims to `out`, best first, and forgets them. Fewer only if there are
+  // no more.
+  virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
+  // The rows of these slots are about to leave them.
+  virtual void evicted(std::span<const SlotIndex> slots) = 0;
+  // The arena may now use `limit` slots.
+  virtual void set_limit(uint32_t limit) = 0;
+
+  // Upper bound of the memory a policy takes, for the budget.
+  static constexpr uint32_t kBytesPerSlotMax = 20;
+};
+
+// `name`: "lfu" (aged LFU) or "lru"; null for another. `total_rows`: rows that could ever be cached
+// here.
+std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
+                                                     SlotDirectory& directory, uint64_t total_rows);
+std::unique_ptr<EvictionPolicy> make_lru_policy(SlotDirectory& directory);
+std::unique_ptr<EvictionPolicy> make_aged_lfu_policy(SlotDirectory& directory, uint64_t total_rows);
+
+}  // namespace te

@@ -1,0 +1,69 @@
+#include "cache/park_queue.h"
+
+namespace te {
+
+ParkChunk* ParkChunkPool::take() {
+  if (free_ == nullptr) {
+    owned_.push_back(std::make_unique<ParkChunk>());
+    return owned_.back().get();
+  }
+  ParkChunk* chunk = free_;
+  free_ = chunk->next;
+  chunk->first = chunk->last = 0;
+  chunk->next = nullptr;
+  return chunk;
+}
+
+void ParkChunkPool::give_back(ParkChunk* chunk) {
+  chunk->next = free_;
+  free_ = chunk;
+}
+
+void ParkQueue::push(ParkedSlot entry) {
+  if (tail_ == nullptr || tail_->last == ParkChunk::kEntries) {
+    ParkChunk* chunk = pool_->take();
+    (tail_ == nullptr ? head_ : tail_->next) = chunk;
+    tail_ = chunk;
+  }
+  tail_->entries[tail_->last++] = entry;
+  ++size_;
+}
+
+bool ParkQueue::pop(ParkedSlot* entry) {
+  if (size_ == 0) return false;
+  while (head_->first == head_->last) {  // appended queues may leave empty chunks in the middle
+    ParkChunk* next = head_->next;
+    pool_->give_back(head_);
+    head_ = next;
+  }
+  *entry = head_->entries[head_->first++];
+  if (--size_ == 0) {
+    while (head_ != nullptr) {
+      ParkChunk* next = head_->next;
+      pool_->give_back(head_);
+      head_ = next;
+    }
+    tail_ = nullptr;
+  }
+  return true;
+}
+
+void ParkQueue::append(ParkQueue& other) {
+  if (other.size_ == 0) return;
+  (tail_ == nullptr ? head_ : tail_->next) = other.head_;
+  tail_ = other.tail_;
+  size_ += other.size_;
+  other.head_ = other.tail_ = nullptr;
+  other.size_ = 0;
+}
+
+void ParkQueue::compact(const SlotDirectory& directory) {
+  ParkQueue kept(*pool_);
+  ParkedSlot entry;
+  while (pop(&entry)) {
+    if (is_current(directory, entry)) kept.push(entry);
+  }
+  append(kept);
+}
+
+}  // namespace te

@@ -1,0 +1,70 @@
+// ParkQueue: a FIFO of parked slots whose entries go stale in place instead of being removed.
+//
+// Parking is an append and a hit costs nothing: a slot that is used again carries a newer stamp,
+// which makes its old entry stale, and stale entries are skipped when popped. Entries live in
+// chunks from a ChunkPool that queues of one policy share; whole queues can be joined in O(1) (how
+// LFU ages). When stale entries pile up the policy compacts its queues, at an amortised O(1) a
+// park. Thread-safety: none. Ownership: chunks belong to the pool; queues must be cleared before it
+// goes.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "base/types.h"
+#include "cache/slot_directory.h"
+
+namespace te {
+
+struct ParkedSlot {
+  SlotIndex slot;
+  uint32_t stamp = 0;
+};
+
+struct ParkChunk {
+  static constexpr uint32_t kEntries = 510;
+  std::array<ParkedSlot, kEntries> entries;
+  uint32_t first = 0;
+  uint32_t last = 0;  // entries in [first, last)
+  ParkChunk* next = nullptr;
+};
+
+class ParkChunkPool {
+ public:
+  ParkChunk* take();
+  void give_back(ParkChunk* chunk);
+
+ private:
+  std::vector<std::unique_ptr<ParkChunk>> owned_;
+  ParkChunk* free_ = nullptr;
+};
+
+class ParkQueue {
+ public:
+  explicit ParkQueue(ParkChunkPool& pool) : pool_(&pool) {}
+
+  uint64_t size() const { return size_; }  // stale entries included
+  void push(ParkedSlot entry);
+  // False when empty.
+  bool pop(ParkedSlot* entry);
+  // Appends all of `other`, which becomes empty.
+  void append(ParkQueue& other);
+  // Drops stale entries, keeping the order.
+  void compact(const SlotDirectory& directory);
+
+  // Whether the entry still stands for its slot: same use, no pin.
+  static bool is_current(const SlotDirectory& directory, ParkedSlot entry) {
+    const Slot& slot = directory[entry.slot];
+    return slot.stamp == entry.stamp && slot.pins == 0 && !slot.row.is_none();
+  }
+
+ private:
+  ParkChunkPool* pool_;
+  ParkChunk* head_ = nullptr;
+  ParkChunk* tail_ = nullptr;
+  uint64_t size_ = 0;
+};
+
+}  // namespace te

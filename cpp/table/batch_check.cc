@@ -1,0 +1,96 @@
+#include "table/batch_check.h"
+
+#include <limits>
+#include <string>
+
+namespace te {
+namespace {
+
+template <class Id>
+Status check_ids(const Table& table, const Id* ids, size_t count) {
+  const uint64_t rows = table.config.rows;
+  bool bad = false;  // one branch at the end lets the loop vectorise
+  for (size_t i = 0; i < count; ++i) bad |= static_cast<uint64_t>(int64_t{ids[i]}) >= rows;
+  if (!bad) return Status::ok();
+  size_t i = 0;
+  while (static_cast<uint64_t>(int64_t{ids[i]}) < rows) ++i;
+  return Status(StatusCode::kOutOfRange, "table '" + table.config.name + "': id " +
+                                             std::to_string(ids[i]) + " at position " +
+                                             std::to_string(i) + " is out of range for " +
+                                             std::to_string(rows) + " rows");
+}
+
+template <class Offset>
+Status check_offsets(const Table& table, const FeatureInput& feature, const Offset* offsets,
+                     int64_t* bag_begin) {
+  const auto fail = [&](size_t i, const std::string& why) {
+    return Status(StatusCode::kInvalidArgument, "table '" + table.config.name + "': offset " +
+                                                    std::to_string(offsets[i]) + " at position " +
+                                                    std::to_string(i) + " " + why);
+  };
+  const auto ids_count = static_cast<int64_t>(feature.ids_count);
+  for (size_t i = 0; i < feature.offsets_count; ++i) {
+    if (i == 0 && offsets[0] != 0) return fail(0, "must be 0");
+    if (i > 0 && offsets[i] < offsets[i - 1])
+      return fail(i, "is smaller than the one before, " + std::to_string(offsets[i - 1]));
+    if (offsets[i] > ids_count)
+      return fail(i, "is larger than the number of ids, " + std::to_string(ids_count));
+    bag_begin[i] = offsets[i];
+  }
+  if (!feature.include_last_offset) bag_begin[feature.offsets_count] = ids_count;
+  return Status::ok();
+}
+
+Status check_feature(const FeatureInput& feature, const Tiers& tiers, FeaturePlan& planned,
+                     Scratch<int64_t>& bag_begin) {
+  const Table& table = tiers.table(feature.table);
+  TE_RETURN_IF_ERROR(
+      feature.ids_are_64
+          ? check_ids(table, static_cast<const int64_t*>(feature.ids), feature.ids_count)
+          : check_ids(table, static_cast<const int32_t*>(feature.ids), feature.ids_count));
+  const bool with_offsets = feature.offsets != nullptr;
+  if (with_offsets && feature.include_last_offset && feature.offsets_count == 0)
+    return Status(
+        StatusCode::kInvalidArgument,
+        "table '" + table.config.name + "': include_last_offset needs at least one offset");
+  planned.bags = !with_offsets                 ? feature.bags
+                 : feature.include_last_offset ? feature.offsets_count - 1
+                                               : feature.offsets_count;
+  planned.begin_first = bag_begin.size();
+  bag_begin.resize(bag_begin.size() + planned.bags + 1, bag_begin.size());
+  int64_t* begin = bag_begin.data() + planned.begin_first;
+  if (with_offsets) {
+    return feature.offsets_are_64
+               ? check_offsets(table, feature, static_cast<const int64_t*>(feature.offsets), begin)
+               : check_offsets(table, feature, static_cast<const int32_t*>(feature.offsets), begin);
+  }
+  for (size_t b = 0; b <= planned.bags; ++b) begin[b] = static_cast<int64_t>(b * feature.bag_size);
+  return Status::ok();
+}
+
+}  // namespace
+
+Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
+  plan.features.assign(features.size(), {});
+  plan.bag_begin.clear();
+  plan.occurrences = 0;
+  plan.bags = 0;
+  for (size_t f = 0; f < features.size(); ++f) {
+    FeaturePlan& planned = plan.features[f];
+    planned.table = features[f].table;
+    planned.layout = tiers.table(features[f].table).layout;
+    planned.occurrence_first = plan.occurrences;
+    planned.occurrences = features[f].ids_count;
+    planned.bag_first = plan.bags;
+    TE_RETURN_IF_ERROR(check_feature(features[f], tiers, planned, plan.bag_begin));
+    plan.occurrences += planned.occurrences;
+    plan.bags += planned.bags;
+  }
+  if (plan.occurrences >= std::numeric_limits<uint32_t>::max())
+    return Status(StatusCode::kInvalidArgument,
+                  "a batch of " + std::to_string(plan.occurrences) + " ids; at most " +
+                      std::to_string(std::numeric_limits<uint32_t>::max() - 1) + " are possible");
+  return Status::ok();
+}
+
+}  // namespace te

@@ -1,0 +1,64 @@
+#include "table/budget.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cache/eviction_policy.h"
+#include "cache/slot_directory.h"
+
+namespace te {
+namespace {
+
+std::vector<uint32_t> slots_of_fraction(std::span<const LayoutDemand> layouts, double fraction) {
+  std::vector<uint32_t> slots;
+  for (const LayoutDemand& layout : layouts) {
+    const auto wanted = static_cast<double>(layout.rows) * fraction;
+    slots.push_back(static_cast<uint32_t>(std::clamp(std::floor(wanted), 1.0, 4e9)));
+  }
+  return slots;
+}
+
+}  // namespace
+
+uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
+                              std::span<const uint32_t> slots, uint64_t index_bytes,
+                              bool evicting) {
+  const uint64_t slot_overhead = sizeof(Slot) + (evicting ? EvictionPolicy::kBytesPerSlotMax : 0);
+  uint64_t rows_bytes = 0;
+  uint64_t overhead_bytes = index_bytes;
+  for (size_t i = 0; i < layouts.size(); ++i) {
+    rows_bytes += slots[i] * layouts[i].stride_bytes;
+    overhead_bytes += slots[i] * slot_overhead;
+  }
+  return rows_bytes +
+         (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);
+}
+
+uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts) {
+  uint64_t rows_bytes = 0;
+  uint64_t overhead_bytes = 0;
+  for (const LayoutDemand& layout : layouts) {
+    rows_bytes += layout.rows * layout.stride_bytes;
+    overhead_bytes += layout.rows * (sizeof(Slot) + 4);
+  }
+  return rows_bytes +
+         (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);
+}
+
+std::vector<uint32_t> slots_within(std::span<const LayoutDemand> layouts, uint64_t dram_bytes,
+                                   uint64_t index_bytes) {
+  double low = 0;
+  double high = 1;
+  for (int i = 0; i < 60; ++i) {
+    const double middle = (low + high) / 2;
+    const auto slots = slots_of_fraction(layouts, middle);
+    const bool fits = dram_bytes_for_slots(layouts, slots, index_bytes, true) <= dram_bytes;
+    (fits ? low : high) = middle;
+  }
+  if (dram_bytes_for_slots(layouts, slots_of_fraction(layouts, high), index_bytes, true) <=
+      dram_bytes)
+    low = high;
+  return slots_of_fraction(layouts, low);
+}
+
+}  // namespace te

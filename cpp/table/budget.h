@@ -1,0 +1,33 @@
+// How a dram budget becomes slots.
+//
+// The budget covers the rows in slots and everything that grows with use: slot directory, eviction
+// policy and location words. Only the first kFreeOverheadBytes of that overhead (I/O buffers
+// included) are not charged, so that a small table's budget can be thought of as its rows. All
+// layouts get the same fraction of their rows; a plan that needs more of one layout takes it from
+// the others (Mover::make_room). Thread-safety: pure functions.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+namespace te {
+
+inline constexpr uint64_t kFreeOverheadBytes = 8 << 20;
+
+struct LayoutDemand {
+  uint64_t rows = 0;          // of all tables of the layout
+  uint64_t stride_bytes = 0;  // a row in its slot
+};
+
+// Bytes of dram that hold every row, with its overhead.
+uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts);
+// Dram bytes that `slots` of each layout take beside an index of `index_bytes`; `evicting` adds the
+// policy.
+uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
+                              std::span<const uint32_t> slots, uint64_t index_bytes, bool evicting);
+// The most slots of each layout within `dram_bytes`, at least one each.
+std::vector<uint32_t> slots_within(std::span<const LayoutDemand> layouts, uint64_t dram_bytes,
+                                   uint64_t index_bytes);
+
+}  // namespace te

@@ -1,0 +1,39 @@
+// What an engine is built from. Plain values, fixed after construction.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "base/types.h"
+#include "rows/kernels.h"
+
+namespace te {
+
+struct TableConfig {
+  std::string name;
+  uint64_t rows = 0;
+  uint32_t dim = 0;
+  DType dtype = DType::kF32;
+  PoolMode mode = PoolMode::kSum;
+  InitSpec init;
+  uint64_t seed = 0;
+  int64_t zero_row = -1;  // this row starts as zeros (padding), or -1
+};
+
+struct EngineConfig {
+  std::vector<TableConfig> tables;
+  OptimizerKind optimizer = OptimizerKind::kNone;
+  std::string policy = "lfu";
+  uint64_t dram_bytes = 0;  // budget; 0: every row may be in dram
+  std::string ssd_path;     // empty: no ssd tier
+  uint64_t ssd_capacity_bytes = 0;
+  bool ssd_resume = false;
+  std::string app_metadata;  // stored with each checkpoint, given back on resume
+};
+
+// Row numbers fit in 40 bits (the random counters hold no more).
+inline constexpr uint64_t kTableRowsMax = uint64_t{1} << 40;
+inline constexpr uint32_t kDimMax = 1 << 20;
+
+}  // namespace te

@@ -1,0 +1,320 @@
+#include "table/engine.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include "table/threads.h"
+
+namespace te {
+namespace {
+
+// One update of a huge input runs in batches of at most this many rows.
+constexpr size_t kBatchRowsMax = 65536;
+// The slot limits follow the growth of the index in steps of this size.
+constexpr uint64_t kIndexGrowthBytes = 1 << 20;
+constexpr uint32_t kSegmentsPerStep = 2;
+
+class Timer {
+ public:
+  explicit Timer(uint64_t& total_ns)
+      : total_ns_(total_ns), start_(std::chrono::steady_clock::now()) {}
+  ~Timer() {
+    total_ns_ += static_cast<uint64_t>((std::chrono::steady_clock::now() - start_).count());
+  }
+
+ private:
+  uint64_t& total_ns_;
+  std::chrono::steady_clock::time_point start_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
+  auto tiers = Tiers::create(config);
+  if (!tiers) return tiers.status();
+  return std::unique_ptr<Engine>(new Engine(tiers.take()));
+}
+
+Engine::Engine(std::unique_ptr<Tiers> tiers)
+    : tiers_(std::move(tiers)), mover_(*tiers_), planner_(*tiers_, mover_), executor_(*tiers_) {
+  index_bytes_charged_ = tiers_->index().memory_bytes();
+}
+
+Engine::~Engine() = default;
+
+Status Engine::check_open() const {
+  if (!closed_) return Status::ok();
+  return Status(StatusCode::kInvalidArgument, "the table is closed");
+}
+
+Plan& Engine::take_plan() {
+  if (free_plans_.empty()) {
+    plans_.push_back(std::make_unique<Plan>());
+    return *plans_.back();
+  }
+  Plan* plan = free_plans_.back();
+  free_plans_.pop_back();
+  return *plan;
+}
+
+// Work that is due between batches: the reclaimer's share, and the index's growth out of the
+// budget.
+Status Engine::keep_house() {
+  if (tiers_->log() == nullptr) return Status::ok();
+  if (Status reclaimed = tiers_->log()->reclaim(*tiers_, kSegmentsPerStep);
+      !reclaimed && reclaimed.code() != StatusCode::kNoSpace)
+    return reclaimed;  // without space the step may still succeed; the spill that cannot says so
+  const uint64_t index_bytes = tiers_->index().memory_bytes();
+  const uint64_t budget = tiers_->config().dram_bytes;
+  if (budget == 0 || index_bytes < index_bytes_charged_ + kIndexGrowthBytes) return Status::ok();
+  index_bytes_charged_ = index_bytes;
+  std::vector<uint32_t> limits;
+  for (size_t l = 0; l < tiers_->layouts(); ++l)
+    limits.push_back(tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
+  const bool evicting = tiers_->layout(LayoutId(0)).policy != nullptr;
+  if (!evicting || dram_bytes_for_slots(tiers_->demands(), limits, index_bytes, true) <= budget)
+    return Status::ok();
+  const std::vector<uint32_t> wanted = slots_within(tiers_->demands(), budget, index_bytes);
+  for (size_t l = 0; l < tiers_->layouts(); ++l) {
+    if (wanted[l] < limits[l])
+      TE_RETURN_IF_ERROR(mover_.set_limit(LayoutId(static_cast<uint16_t>(l)), wanted[l]));
+  }
+  return Status::ok();
+}
+
+Status Engine::bring(Plan& plan, bool overwrite) {
+  Timer timer(times_.move_ns);
+  Status filled = mover_.fill(plan.acquired.fills, overwrite);
+  if (!filled) {
+    planner_.abandon(plan);
+    return filled;
+  }
+  plan.state = Plan::State::kReady;
+  return Status::ok();
+}
+
+Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                           bool overwrite) {
+  TE_RETURN_IF_ERROR(keep_house());
+  {
+    Timer timer(times_.plan_ns);
+    TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan));
+  }
+  return bring(plan, overwrite);
+}
+
+Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_update) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  Plan& plan = take_plan();
+  if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
+    free_plans_.push_back(&plan);
+    return planned;
+  }
+  return &plan;
+}
+
+Status Engine::forward(Plan& plan, std::span<const FeatureForward> features) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_CHECK(plan.state == Plan::State::kReady && features.size() == plan.features.size());
+  Timer timer(times_.forward_ns);
+  executor_.forward(plan, features, thread_pool());
+  if (plan.will_update) planner_.wait(plan);
+  return Status::ok();
+}
+
+Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
+                        const Hyperparameters& hyper, bool check_finite) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_CHECK(plan.will_update && features.size() == plan.features.size());
+  if (check_finite) TE_RETURN_IF_ERROR(executor_.check_finite(plan, features));
+  if (plan.state == Plan::State::kRevoked) {
+    TE_RETURN_IF_ERROR(planner_.reacquire(plan));
+    TE_RETURN_IF_ERROR(bring(plan, false));
+    planner_.wait(plan);
+  }
+  TE_CHECK(plan.state == Plan::State::kWaiting);
+  Timer timer(times_.backward_ns);
+  executor_.backward(plan, features, hyper, thread_pool());
+  return Status::ok();
+}
+
+void Engine::release(Plan& plan) {
+  std::lock_guard lock(mutex_);
+  if (!closed_) planner_.release(plan);
+  free_plans_.push_back(&plan);
+}
+
+Status Engine::check_ids(TableId table_id, std::span<const int64_t> ids) const {
+  const Table& table = tiers_->table(table_id);
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (static_cast<uint64_t>(ids[i]) < table.config.rows) continue;
+    return Status(StatusCode::kOutOfRange, "table '" + table.config.name + "': id " +
+                                               std::to_string(ids[i]) + " at position " +
+                                               std::to_string(i) + " is out of range for " +
+                                               std::to_string(table.config.rows) + " rows");
+  }
+  return Status::ok();
+}
+
+size_t Engine::rows_per_batch(TableId table) {
+  const SlotDirectory& directory = tiers_->layout_of(table).directory;
+  const size_t room = directory.limit() - std::min(directory.limit(), directory.pinned());
+  return std::clamp<size_t>(room / 2, 1, kBatchRowsMax);
+}
+
+Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* weights,
+                         float* state) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  const Table& table = tiers_->table(table_id);
+  const RowLayout& layout = tiers_->layout(table.layout).layout;
+  constexpr size_t kRows = 4096;
+  std::vector<RowId> rows;
+  std::vector<std::byte> bytes(std::min(kRows, ids.size()) * layout.row_bytes());
+  for (size_t first = 0; first < ids.size(); first += kRows) {
+    const size_t n = std::min(kRows, ids.size() - first);
+    rows.clear();
+    for (size_t i = 0; i < n; ++i)
+      rows.push_back(RowId(table.first_row.value + static_cast<uint64_t>(ids[first + i])));
+    TE_RETURN_IF_ERROR(mover_.copy_rows(table_id, rows, bytes.data()));
+    for (size_t i = 0; i < n; ++i) {
+      const std::byte* row = bytes.data() + i * layout.row_bytes();
+      if (weights != nullptr)
+        std::memcpy(static_cast<std::byte*>(weights) + (first + i) * layout.weight_bytes(), row,
+                    layout.weight_bytes());
+      if (state != nullptr && layout.state_floats() > 0)
+        std::memcpy(state + (first + i) * layout.state_floats(), row + layout.state_offset_bytes(),
+                    layout.state_floats() * sizeof(float));
+    }
+  }
+  return Status::ok();
+}
+
+Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const void* weights,
+                          const float* state) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  const Table& table = tiers_->table(table_id);
+  LayoutTier& tier = tiers_->layout(table.layout);
+  const RowLayout& layout = tier.layout;
+  const bool overwrite = weights != nullptr && (state != nullptr || layout.state_floats() == 0);
+  Plan& plan = take_plan();
+  for (size_t first = 0, n = 0; first < ids.size(); first += n) {
+    n = std::min(rows_per_batch(table_id), ids.size() - first);
+    const FeatureInput input{
+        .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
+    if (Status planned = plan_locked({&input, 1}, false, plan, overwrite); !planned) {
+      free_plans_.push_back(&plan);
+      return planned;
+    }
+    for (size_t i = 0; i < n; ++i) {
+      const SlotIndex s(plan.occurrence_slots[i]);
+      tiers_->mark_dirty(table.layout, tier.directory[s]);
+      std::byte* row = tier.data(s);
+      if (weights != nullptr)
+        std::memcpy(row,
+                    static_cast<const std::byte*>(weights) + (first + i) * layout.weight_bytes(),
+                    layout.weight_bytes());
+      if (state != nullptr && layout.state_floats() > 0)
+        std::memcpy(row + layout.state_offset_bytes(), state + (first + i) * layout.state_floats(),
+                    layout.state_floats() * sizeof(float));
+    }
+    planner_.release(plan);
+  }
+  free_plans_.push_back(&plan);
+  return Status::ok();
+}
+
+Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
+                               const float* gradients, const Hyperparameters& hyper) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  Table& table = tiers_->table(table_id);
+  ++table.step;
+  Plan& plan = take_plan();
+  for (size_t first = 0, n = 0; first < ids.size(); first += n) {
+    n = std::min(rows_per_batch(table_id), ids.size() - first);
+    const FeatureInput input{
+        .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
+    if (Status planned = plan_locked({&input, 1}, false, plan, false); !planned) {
+      free_plans_.push_back(&plan);
+      return planned;
+    }
+    TE_CHECK(plan.acquired.rows.size() == n);  // ids are distinct
+    scattered_.resize(n * table.config.dim);
+    for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows
+      std::memcpy(scattered_.data() + plan.acquired.unique_of[i] * size_t{table.config.dim},
+                  gradients + (first + i) * table.config.dim, table.config.dim * sizeof(float));
+    executor_.apply(plan.acquired, plan.acquired.ranges[0], scattered_.data(), hyper,
+                    thread_pool());
+    planner_.release(plan);
+  }
+  free_plans_.push_back(&plan);
+  return Status::ok();
+}
+
+Status Engine::flush_locked() {
+  if (tiers_->log() == nullptr) return Status::ok();
+  TE_RETURN_IF_ERROR(mover_.clean());
+  return tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
+}
+
+Status Engine::flush() {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  return flush_locked();
+}
+
+Status Engine::close() {
+  std::lock_guard lock(mutex_);
+  if (closed_) return Status::ok();
+  TE_RETURN_IF_ERROR(flush_locked());
+  closed_ = true;
+  tiers_->close();
+  return Status::ok();
+}
+
+uint64_t Engine::step(TableId table) const {
+  std::lock_guard lock(mutex_);
+  return tiers_->table(table).step;
+}
+
+void Engine::set_step(TableId table, uint64_t step) {
+  std::lock_guard lock(mutex_);
+  tiers_->table(table).step = step;
+}
+
+EngineStats Engine::stats() {
+  std::lock_guard lock(mutex_);
+  EngineStats stats = times_;
+  stats.planner = planner_.stats();
+  stats.mover = mover_.stats();
+  if (closed_) return stats;
+  if (tiers_->log() != nullptr) stats.log = tiers_->log()->stats();
+  std::vector<uint32_t> limits;
+  for (size_t l = 0; l < tiers_->layouts(); ++l) {
+    const LayoutTier& tier = tiers_->layout(LayoutId(static_cast<uint16_t>(l)));
+    const SlotDirectory& directory = tier.directory;
+    limits.push_back(directory.limit());
+    stats.slots += directory.limit();
+    stats.resident_rows += directory.used();
+    stats.rows_total += tier.rows;
+    stats.row_bytes_total += tier.rows * tier.layout.row_bytes();
+    for (uint32_t i = 0; i < directory.ever_used(); ++i)
+      stats.dirty_rows +=
+          !directory[SlotIndex(i)].row.is_none() && directory[SlotIndex(i)].dirty != 0;
+  }
+  const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
+  stats.index_bytes = tiers_->index().memory_bytes();
+  stats.dram_bytes = dram_bytes_for_slots(tiers_->demands(), limits, stats.index_bytes, evicting);
+  return stats;
+}
+
+}  // namespace te

@@ -1,0 +1,101 @@
+// Engine: the facade of the core. Tables of one budget, their batches, their updates and their
+// store.
+//
+// A batch: plan -> forward -> (backward) -> release. A plan's handle may be dropped at any time.
+// Rows move in `plan`; forward and backward compute. After `close`, everything but `close` is an
+// error. Thread-safety: every call takes the engine's mutex. Ownership: owns all tiers; plans
+// belong to the engine and go back to it when their handle is released. Cost: see planner.h,
+// mover.h, executor.h.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "table/executor.h"
+#include "table/mover.h"
+#include "table/planner.h"
+#include "table/tiers.h"
+
+namespace te {
+
+struct EngineStats {
+  PlannerStats planner;
+  MoverStats mover;
+  LogStats log;
+  uint64_t slots = 0;  // that the budget allows
+  uint64_t resident_rows = 0;
+  uint64_t dirty_rows = 0;
+  uint64_t rows_total = 0;
+  uint64_t row_bytes_total = 0;  // all rows with their state
+  uint64_t dram_bytes = 0;       // rows in slots, directory, policy and index at the slot limit
+  uint64_t index_bytes = 0;
+  uint64_t plan_ns = 0;  // time spent, in total
+  uint64_t move_ns = 0;
+  uint64_t forward_ns = 0;
+  uint64_t backward_ns = 0;
+};
+
+class Engine {
+ public:
+  static Result<std::unique_ptr<Engine>> create(const EngineConfig& config);
+  ~Engine();
+
+  // Plans a batch and brings its rows into slots. `will_update`: a backward may follow.
+  Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update);
+  Status forward(Plan& plan, std::span<const FeatureForward> features);
+  // `update` false: only gradients of sample weights and row_grad are computed. Ends the plan.
+  Status backward(Plan& plan, std::span<const FeatureBackward> features,
+                  const Hyperparameters& hyper, bool check_finite);
+  void release(Plan& plan);
+
+  // Rows wherever they are: weights [n, dim] in dtype and state [n, state_floats], either may be
+  // null.
+  Status read_rows(TableId table, std::span<const int64_t> ids, void* weights, float* state);
+  // The same layout; a null part keeps its present value. The last of duplicate ids wins.
+  Status write_rows(TableId table, std::span<const int64_t> ids, const void* weights,
+                    const float* state);
+  // One update of a table with summed gradients [n, dim] of distinct ids.
+  Status apply_gradients(TableId table, std::span<const int64_t> ids, const float* gradients,
+                         const Hyperparameters& hyper);
+  Status flush();
+  Status close();  // flush, then give everything back; closing twice is fine
+  bool is_closed() const { return closed_; }
+  EngineStats stats();
+  // Updates of a table so far (the optimizer's step).
+  uint64_t step(TableId table) const;
+  void set_step(TableId table, uint64_t step);
+
+ private:
+  explicit Engine(std::unique_ptr<Tiers> tiers);
+  Status check_open() const;
+  Status plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                     bool overwrite);
+  Status bring(Plan& plan, bool overwrite);
+  Status keep_house();
+  Status flush_locked();
+  // Rows that may be planned at once beside those that are pinned.
+  size_t rows_per_batch(TableId table);
+  Plan& take_plan();
+  Status check_ids(TableId table, std::span<const int64_t> ids) const;
+
+  mutable std::mutex mutex_;
+  // All guarded by mutex_:
+  std::unique_ptr<Tiers> tiers_;
+  Mover mover_;
+  Planner planner_;
+  Executor executor_;
+  std::vector<std::unique_ptr<Plan>> plans_;
+  std::vector<Plan*> free_plans_;
+  uint64_t index_bytes_charged_ = 0;
+  EngineStats times_;
+  Scratch<float> scattered_;  // of one apply_gradients
+  bool closed_ = false;
+};
+
+}  // namespace te

@@ -1,0 +1,232 @@
+#include "table/executor.h"
+
+#include <algorithm>
+#include <cmath>
+#include <string>
+
+#include "base/check.h"
+
+namespace te {
+namespace {
+
+constexpr size_t kChunkOccurrencesMin = 256;
+
+size_t chunk_target(size_t occurrences, size_t threads) {
+  return std::max(kChunkOccurrencesMin, occurrences / (threads * 4) + 1);
+}
+
+const uint32_t* raw(const Scratch<SlotIndex>& slots) {
+  static_assert(sizeof(SlotIndex) == sizeof(uint32_t));
+  return reinterpret_cast<const uint32_t*>(slots.data());
+}
+
+std::string element(const void* values, DType dtype, size_t i) {
+  if (dtype == DType::kF32) return std::to_string(static_cast<const float*>(values)[i]);
+  const uint16_t bits = static_cast<const uint16_t*>(values)[i];
+  const uint16_t mantissa = dtype == DType::kF16 ? bits & 0x3ff : bits & 0x7f;
+  return mantissa != 0 ? "nan" : (bits & 0x8000) != 0 ? "-inf" : "inf";
+}
+
+}  // namespace
+
+OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint64_t step) {
+  OptimizerParams params;
+  double lr = hyper.lr;
+  if (kind == OptimizerKind::kAdagrad) lr /= 1.0 + static_cast<double>(step - 1) * hyper.lr_decay;
+  params.lr = static_cast<float>(lr);
+  params.eps = static_cast<float>(hyper.eps);
+  params.beta1 = static_cast<float>(hyper.beta1);
+  params.beta2 = static_cast<float>(hyper.beta2);
+  params.weight_decay = static_cast<float>(hyper.weight_decay);
+  if (kind == OptimizerKind::kAdam) {
+    params.bias_correction1 =
+        static_cast<float>(1.0 - std::pow(hyper.beta1, static_cast<double>(step)));
+    params.bias_correction2 =
+        static_cast<float>(1.0 - std::pow(hyper.beta2, static_cast<double>(step)));
+  }
+  return params;
+}
+
+// Cuts [0, count) where the prefix sums of occurrences pass multiples of `target`.
+template <class Prefix>
+void Executor::cut(size_t feature, const Prefix* prefix, size_t count, size_t target) {
+  size_t begin = 0;
+  while (begin < count) {
+    const auto goal = static_cast<Prefix>(static_cast<size_t>(prefix[begin]) + target);
+    const Prefix* found = std::lower_bound(prefix + begin + 1, prefix + count, goal);
+    // Empty bags cost a row of zeros too, so a chunk is bounded in both counts.
+    const size_t end = std::min(static_cast<size_t>(found - prefix), begin + target);
+    chunks_.push_back({feature, begin, end});
+    begin = end;
+  }
+}
+
+void Executor::cut_bags(const Plan& plan, size_t threads) {
+  chunks_.clear();
+  const size_t target = chunk_target(std::max(plan.occurrences, plan.bags), threads);
+  for (size_t f = 0; f < plan.features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    cut(f, plan.bag_begin.data() + feature.begin_first, feature.bags, target);
+  }
+}
+
+void Executor::cut_uniques(const Plan& plan, size_t threads) {
+  chunks_.clear();
+  const size_t target = chunk_target(plan.occurrences, threads);
+  for (size_t f = 0; f < plan.features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    cut(f, plan.csr_begin.data() + feature.unique_first + f, feature.uniques, target);
+  }
+}
+
+PoolArgs Executor::pool_args(const Plan& plan, size_t f) const {
+  const FeaturePlan& feature = plan.features[f];
+  PoolArgs args;
+  args.arena = tiers_.layout(feature.layout).view();
+  args.mode = tiers_.table(feature.table).config.mode;
+  args.slots = plan.occurrence_slots.data() + feature.occurrence_first;
+  args.bag_begin = plan.bag_begin.data() + feature.begin_first;
+  return args;
+}
+
+void Executor::forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads) {
+  renormalise(plan, features);
+  plan.argmax.resize(features.size());
+  for (size_t f = 0; f < features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    const TableConfig& config = tiers_.table(feature.table).config;
+    const bool keep_argmax = plan.will_update && config.mode == PoolMode::kMax;
+    plan.argmax[f].resize(keep_argmax ? feature.bags * config.dim : 0);
+  }
+  cut_bags(plan, threads.threads());
+  threads.run(chunks_.size(), [&](size_t c) {
+    const Chunk& chunk = chunks_[c];
+    PoolArgs args = pool_args(plan, chunk.feature);
+    args.sample_weights = features[chunk.feature].sample_weights;
+    args.out = features[chunk.feature].out;
+    args.argmax =
+        plan.argmax[chunk.feature].size() != 0 ? plan.argmax[chunk.feature].data() : nullptr;
+    kernels().pool(args, chunk.begin, chunk.end);
+  });
+}
+
+void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {
+  for (size_t f = 0; f < features.size(); ++f) {
+    if (features[f].max_norm <= 0) continue;
+    const FeaturePlan& feature = plan.features[f];
+    LayoutTier& tier = tiers_.layout(feature.layout);
+    changed_.assign(feature.uniques, 0);
+    kernels().renorm(tier.view(), raw(plan.acquired.slots) + feature.unique_first,
+                     features[f].max_norm, features[f].norm_type, changed_.data(), 0,
+                     feature.uniques);
+    for (size_t u = 0; u < feature.uniques; ++u) {
+      if (changed_[u] != 0)
+        tiers_.mark_dirty(feature.layout,
+                          tier.directory[plan.acquired.slots[feature.unique_first + u]]);
+    }
+  }
+}
+
+GradArgs Executor::grad_args(const Plan& plan, size_t f, const FeatureBackward& backward) const {
+  const FeaturePlan& feature = plan.features[f];
+  const TableConfig& config = tiers_.table(feature.table).config;
+  GradArgs args;
+  args.dim = config.dim;
+  args.dtype = config.dtype;
+  args.mode = config.mode;
+  args.occurrence_begin = plan.csr_begin.data() + feature.unique_first + f;
+  args.occurrences = plan.csr_occurrences.data();
+  args.bags = plan.csr_bags.data();
+  args.grad = backward.grad;
+  args.sample_weights = backward.sample_weights;
+  args.bag_scale =
+      config.mode == PoolMode::kMean ? plan.bag_scale.data() + feature.bag_first : nullptr;
+  args.scale_by_count = backward.scale_by_count;
+  args.argmax = config.mode == PoolMode::kMax ? plan.argmax[f].data() : nullptr;
+  return args;
+}
+
+UpdateArgs Executor::update_args(const Table& table, const Hyperparameters& hyper) {
+  UpdateArgs args;
+  args.arena = tiers_.layout(table.layout).view();
+  args.params = params_at(hyper, args.arena.layout.optimizer, table.step);
+  args.key = table.key;
+  args.step = table.step;
+  return args;
+}
+
+void Executor::mark_dirty(const Acquisition& acquired, const UniqueRange& range) {
+  if (tiers_.log() == nullptr) return;
+  SlotDirectory& directory = tiers_.layout(range.layout).directory;
+  for (size_t u = range.first; u < range.first + range.count; ++u)
+    tiers_.mark_dirty(range.layout, directory[acquired.slots[u]]);
+}
+
+void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
+                        const Hyperparameters& hyper, ThreadPool& threads) {
+  for (size_t f = 0; f < features.size(); ++f) {
+    if (features[f].sample_weights_grad == nullptr) continue;
+    kernels().sample_weight_gradients(pool_args(plan, f), features[f].grad,
+                                      features[f].sample_weights_grad, 0, plan.features[f].bags);
+  }
+  grads_.clear();
+  updates_.clear();
+  for (size_t f = 0; f < features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    Table& table = tiers_.table(feature.table);
+    const bool updates =
+        features[f].row_grad == nullptr && tiers_.config().optimizer != OptimizerKind::kNone;
+    if (updates) {
+      ++table.step;
+      mark_dirty(plan.acquired, plan.acquired.ranges[f]);
+    }
+    grads_.push_back(grad_args(plan, f, features[f]));
+    updates_.push_back(update_args(table, hyper));
+    updates_[f].slots = raw(plan.acquired.slots) + feature.unique_first;
+    updates_[f].rows = plan.rows_in_table.data() + feature.unique_first;
+  }
+  cut_uniques(plan, threads.threads());
+  threads.run(chunks_.size(), [&](size_t c) {
+    const Chunk& chunk = chunks_[c];
+    float* row_grad = features[chunk.feature].row_grad;
+    if (row_grad != nullptr) {
+      kernels().sum_gradients(grads_[chunk.feature], row_grad, chunk.begin, chunk.end);
+    } else if (tiers_.config().optimizer != OptimizerKind::kNone) {
+      kernels().update(grads_[chunk.feature], updates_[chunk.feature], chunk.begin, chunk.end);
+    }
+  });
+}
+
+void Executor::apply(const Acquisition& acquired, const UniqueRange& range, const float* gradients,
+                     const Hyperparameters& hyper, ThreadPool& threads) {
+  const Table& table = tiers_.table(range.table);
+  mark_dirty(acquired, range);
+  rows_.clear();
+  for (size_t u = range.first; u < range.first + range.count; ++u)
+    rows_.push_back(acquired.rows[u].value - table.first_row.value);
+  UpdateArgs args = update_args(table, hyper);
+  args.slots = raw(acquired.slots) + range.first;
+  args.rows = rows_.data();
+  const size_t target = chunk_target(range.count, threads.threads());
+  threads.run((range.count + target - 1) / target, [&](size_t c) {
+    kernels().apply_update(gradients, args, c * target, std::min((c + 1) * target, range.count));
+  });
+}
+
+Status Executor::check_finite(const Plan& plan, std::span<const FeatureBackward> features) const {
+  for (size_t f = 0; f < features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    const TableConfig& config = tiers_.table(feature.table).config;
+    size_t at = 0;
+    if (kernels().all_finite(features[f].grad, config.dtype, 0, feature.bags * config.dim, &at))
+      continue;
+    return Status(StatusCode::kInvalidArgument, "table '" + config.name + "': gradient of bag " +
+                                                    std::to_string(at / config.dim) + ", column " +
+                                                    std::to_string(at % config.dim) + " is " +
+                                                    element(features[f].grad, config.dtype, at) +
+                                                    "; nothing was updated");
+  }
+  return Status::ok();
+}
+
+}  // namespace te

@@ -1,0 +1,88 @@
+// Executor (CPU): pools rows from slots and applies updates to them, as a plan says.
+//
+// Work of all features is cut into chunks of about equal numbers of occurrences and run in one
+// fork-join. A bag and a unique row are each computed by one kernel call, so the cut changes
+// nothing in the result. Thread-safety: one call at a time. Ownership: borrows the tiers and the
+// pool.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "table/plan.h"
+#include "table/tiers.h"
+
+namespace te {
+
+// The tensors of one feature for a forward. Shapes: out [bags, dim]; sample_weights [ids].
+struct FeatureForward {
+  const void* sample_weights = nullptr;  // in the table's dtype, or null
+  void* out = nullptr;
+  float max_norm = 0;  // > 0: rows are renormalised in place first
+  float norm_type = 2;
+};
+
+// The tensors of one feature for a backward.
+struct FeatureBackward {
+  const void* grad = nullptr;  // [bags, dim] in the table's dtype
+  const void* sample_weights = nullptr;
+  void* sample_weights_grad = nullptr;  // [ids], or null
+  float* row_grad = nullptr;            // [uniques, dim]: sum gradients here instead of updating
+  bool scale_by_count = false;
+};
+
+// The numbers that an optimizer object holds; the step-dependent ones are derived per table.
+struct Hyperparameters {
+  double lr = 0;
+  double eps = 0;
+  double beta1 = 0;
+  double beta2 = 0;
+  double lr_decay = 0;
+  double weight_decay = 0;
+};
+OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint64_t step);
+
+class Executor {
+ public:
+  explicit Executor(Tiers& tiers) : tiers_(tiers) {}
+
+  void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
+  // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
+  // applied (one update per table) or summed into row_grad.
+  void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
+                ThreadPool& threads);
+  // Applies summed gradients [uniques, dim] of one range of an acquisition.
+  void apply(const Acquisition& acquired, const UniqueRange& range, const float* gradients,
+             const Hyperparameters& hyper, ThreadPool& threads);
+  // kInvalidArgument naming table, bag, column and value of the first gradient that is not finite.
+  Status check_finite(const Plan& plan, std::span<const FeatureBackward> features) const;
+
+ private:
+  struct Chunk {
+    size_t feature;
+    size_t begin;
+    size_t end;
+  };
+  template <class Prefix>
+  void cut(size_t feature, const Prefix* prefix, size_t count, size_t target);
+  void cut_bags(const Plan& plan, size_t threads);
+  void cut_uniques(const Plan& plan, size_t threads);
+  PoolArgs pool_args(const Plan& plan, size_t f) const;
+  GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
+  UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
+  void renormalise(Plan& plan, std::span<const FeatureForward> features);
+  void mark_dirty(const Acquisition& acquired, const UniqueRange& range);
+
+  Tiers& tiers_;
+  // Scratch of one call.
+  std::vector<Chunk> chunks_;
+  std::vector<uint8_t> changed_;
+  std::vector<GradArgs> grads_;
+  std::vector<UpdateArgs> updates_;
+  std::vector<uint64_t> rows_;
+};
+
+}  // namespace te

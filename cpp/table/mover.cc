@@ -1,0 +1,200 @@
+#include "table/mover.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "base/check.h"
+
+namespace te {
+
+Status Mover::append_dirty(LayoutId layout, std::span<const SlotIndex> dirty) {
+  if (dirty.empty()) return Status::ok();
+  LayoutTier& tier = tiers_.layout(layout);
+  rows_.clear();
+  data_.clear();
+  for (SlotIndex s : dirty) {
+    rows_.push_back(tier.directory[s].row);
+    data_.push_back(tier.data(s));
+  }
+  blocks_.resize(dirty.size());
+  Status put = tiers_.log()->put_many(layout, rows_, data_, blocks_);
+  if (put.code() == StatusCode::kNoSpace) {  // give the reclaimer its turn, then try once more
+    TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, UINT32_MAX));
+    put = tiers_.log()->put_many(layout, rows_, data_, blocks_);
+  }
+  TE_RETURN_IF_ERROR(std::move(put));
+  for (size_t i = 0; i < dirty.size(); ++i) {
+    Slot& slot = tier.directory[dirty[i]];
+    slot.home = blocks_[i];
+    slot.dirty = 0;
+  }
+  return Status::ok();
+}
+
+Status Mover::spill(LayoutId layout, std::span<const SlotIndex> victims) {
+  LayoutTier& tier = tiers_.layout(layout);
+  dirty_.clear();
+  for (SlotIndex s : victims) {
+    if (tier.directory[s].dirty != 0) dirty_.push_back(s);
+  }
+  TE_RETURN_IF_ERROR(append_dirty(layout, dirty_));
+  stats_.spills_written += dirty_.size();
+  stats_.spills_dropped += victims.size() - dirty_.size();
+  tier.policy->evicted(victims);
+  for (SlotIndex s : victims) {
+    const Slot& slot = tier.directory[s];
+    tiers_.index().set(slot.row, slot.home.is_none() ? LocationWord::never_written()
+                                                     : LocationWord::block(slot.home));
+    tier.directory.release(s);
+  }
+  return Status::ok();
+}
+
+Status Mover::fill(std::span<const Fill> fills, bool overwrite) {
+  reads_.resize(tiers_.layouts());
+  for (auto& reads : reads_) reads.clear();
+  for (const Fill& fill : fills) {
+    std::byte* destination = tiers_.layout(fill.layout).data(fill.slot);
+    if (fill.from.is_none()) {
+      tiers_.initialise(tiers_.table(fill.table), fill.row, destination);
+      ++stats_.fills_initialised;
+    } else if (!overwrite) {
+      reads_[fill.layout.value].push_back({fill.row, fill.from, destination});
+      ++stats_.fills_read;
+    }
+  }
+  for (size_t l = 0; l < reads_.size(); ++l) {
+    if (reads_[l].empty()) continue;
+    TE_RETURN_IF_ERROR(tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_[l]));
+  }
+  return Status::ok();
+}
+
+Status Mover::copy_rows(TableId table_id, std::span<const RowId> rows, std::byte* destination) {
+  const Table& table = tiers_.table(table_id);
+  LayoutTier& tier = tiers_.layout(table.layout);
+  const uint32_t row_bytes = tier.layout.row_bytes();
+  std::vector<RowRead> reads;
+  for (RowId row : rows) {
+    const LocationWord word = tiers_.index().get(row);
+    if (word.is_slot()) {
+      std::memcpy(destination, tier.data(word.slot_index()), row_bytes);
+    } else if (word.is_block()) {
+      reads.push_back({row, word.block_address(), destination});
+    } else {
+      tiers_.initialise(table, row, destination);
+    }
+    destination += row_bytes;
+  }
+  return reads.empty() ? Status::ok() : tiers_.log()->get_many(table.layout, reads);
+}
+
+Status Mover::clean() {
+  constexpr size_t kBatchRows = 4096;
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    const LayoutId layout(static_cast<uint16_t>(l));
+    SlotDirectory& directory = tiers_.layout(layout).directory;
+    dirty_.clear();
+    for (uint32_t i = 0; i < directory.ever_used(); ++i) {
+      const Slot& slot = directory[SlotIndex(i)];
+      if (!slot.row.is_none() && slot.dirty != 0) dirty_.push_back(SlotIndex(i));
+    }
+    std::sort(dirty_.begin(), dirty_.end(),
+              [&](SlotIndex a, SlotIndex b) { return directory[a].row < directory[b].row; });
+    for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
+      const size_t n = std::min(kBatchRows, dirty_.size() - i);
+      TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));
+      TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, 1));
+    }
+  }
+  return Status::ok();
+}
+
+// Moves rows from slots at and above `limit` to free slots below it. All of them are unpinned.
+void Mover::compact_below(LayoutTier& tier, uint32_t limit) {
+  SlotDirectory& directory = tier.directory;
+  directory.restrict_free_slots(limit);
+  std::vector<SlotIndex> left;
+  std::vector<SlotIndex> moved;
+  for (uint32_t i = limit; i < directory.ever_used(); ++i) {
+    const Slot old = directory[SlotIndex(i)];
+    if (old.row.is_none()) continue;
+    const SlotIndex to = directory.take(old.row, old.home);
+    TE_CHECK(to.value < limit && old.pins == 0);
+    Slot& slot = directory[to];
+    slot.stamp = old.stamp;
+    slot.dirty = old.dirty;
+    slot.frequency = old.frequency;
+    std::memcpy(tier.data(to), tier.data(SlotIndex(i)), tier.stride_bytes);
+    tiers_.index().set(old.row, LocationWord::slot(to));
+    left.push_back(SlotIndex(i));
+    moved.push_back(to);
+  }
+  for (SlotIndex s : left) directory.release(s);
+  tier.policy->park(moved);
+}
+
+Status Mover::set_limit(LayoutId layout, uint32_t limit) {
+  LayoutTier& tier = tiers_.layout(layout);
+  SlotDirectory& directory = tier.directory;
+  if (limit < directory.limit()) {
+    uint32_t pinned_end = 0;
+    for (uint32_t i = directory.ever_used(); i-- > limit && pinned_end == 0;) {
+      if (directory[SlotIndex(i)].pins != 0) pinned_end = i + 1;
+    }
+    limit = std::max({limit, pinned_end, directory.pinned(), 1u});
+    if (directory.used() > limit) {
+      victims_.clear();
+      tier.policy->pop_victims(directory.used() - limit, victims_);
+      if (Status spilled = spill(layout, victims_); !spilled) {
+        tier.policy->park(victims_);
+        return spilled;
+      }
+      if (directory.used() > limit) limit = directory.used();
+    }
+    compact_below(tier, limit);
+    tier.arena.discard(uint64_t{limit} * tier.stride_bytes,
+                       uint64_t{directory.limit()} * tier.stride_bytes);
+  }
+  directory.set_limit(limit);
+  tier.policy->set_limit(limit);
+  return Status::ok();
+}
+
+Result<bool> Mover::make_room(LayoutId layout, uint32_t slots) {
+  LayoutTier& tier = tiers_.layout(layout);
+  slots = std::min(slots, tier.directory.slots_max());
+  if (tier.policy == nullptr || slots <= tier.directory.limit())
+    return slots <= tier.directory.limit();
+  std::vector<uint32_t> limits;
+  for (size_t l = 0; l < tiers_.layouts(); ++l)
+    limits.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
+  const uint64_t index_bytes = tiers_.index().memory_bytes();
+  limits[layout.value] = slots;
+  const auto over_bytes = [&] {
+    const uint64_t wanted = dram_bytes_for_slots(tiers_.demands(), limits, index_bytes, true);
+    const uint64_t budget = tiers_.config().dram_bytes;
+    return wanted > budget ? wanted - budget : 0;
+  };
+  for (size_t l = 0; l < tiers_.layouts() && over_bytes() > 0; ++l) {
+    if (l == layout.value) continue;
+    const LayoutTier& donor = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    const uint32_t floor = std::max(donor.directory.pinned(), 1u);
+    const uint64_t wanted = over_bytes() / donor.stride_bytes + 1;
+    limits[l] -=
+        static_cast<uint32_t>(std::min<uint64_t>(wanted, limits[l] - std::min(floor, limits[l])));
+  }
+  if (over_bytes() > 0) return false;
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    const LayoutId id(static_cast<uint16_t>(l));
+    if (l != layout.value && limits[l] < tiers_.layout(id).directory.limit()) {
+      TE_RETURN_IF_ERROR(set_limit(id, limits[l]));
+      limits[l] = tiers_.layout(id).directory.limit();  // pinned slots may have stopped it
+    }
+  }
+  if (over_bytes() > 0) return false;
+  TE_RETURN_IF_ERROR(set_limit(layout, slots));
+  return true;
+}
+
+}  // namespace te

@@ -1,0 +1,64 @@
+// Mover: moves rows between slots and the log as plans say. Decides nothing but the order of the
+// work.
+//
+// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers. Cost: reads of a
+// call are one batch, each wanted block once; spills are appends to the log's write buffer.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/status.h"
+#include "base/thread_pool.h"
+#include "table/plan.h"
+#include "table/tiers.h"
+
+namespace te {
+
+struct MoverStats {
+  uint64_t fills_read = 0;         // rows that came from ssd
+  uint64_t fills_initialised = 0;  // rows that had never been written
+  uint64_t spills_written = 0;     // dirty victims
+  uint64_t spills_dropped = 0;     // clean victims
+};
+
+class Mover {
+ public:
+  explicit Mover(Tiers& tiers) : tiers_(tiers) {}
+
+  // Empties `victims` (unpinned): dirty rows are appended to the log, location words updated, slots
+  // freed. On error nothing has changed.
+  Status spill(LayoutId layout, std::span<const SlotIndex> victims);
+  // Brings the rows of `fills` into their slots. `overwrite`: the caller will write every byte, so
+  // that nothing needs to be read.
+  Status fill(std::span<const Fill> fills, bool overwrite);
+  // Copies rows wherever they are to destination (row_bytes each), changing nothing.
+  Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
+  // Writes every dirty row to the log, in order of row number; they stay in their slots, clean.
+  Status clean();
+  // Changes the slot limit of a layout; shrinking evicts and moves rows. It stops at pinned slots.
+  Status set_limit(LayoutId layout, uint32_t limit);
+  // Grows the limit of `layout` to `slots` by taking the bytes from the others, as far as unpinned
+  // slots allow; false if that is not enough.
+  Result<bool> make_room(LayoutId layout, uint32_t slots);
+
+  const MoverStats& stats() const { return stats_; }
+
+ private:
+  Status append_dirty(LayoutId layout, std::span<const SlotIndex> dirty);
+  Status read_to(LayoutId layout, std::vector<RowRead>& reads);
+  void compact_below(LayoutTier& tier, uint32_t limit);
+
+  Tiers& tiers_;
+  MoverStats stats_;
+  // Scratch of one call each.
+  std::vector<std::vector<RowRead>> reads_;
+  std::vector<SlotIndex> dirty_;
+  std::vector<SlotIndex> victims_;
+  std::vector<RowId> rows_;
+  std::vector<const std::byte*> data_;
+  std::vector<BlockAddress> blocks_;
+};
+
+}  // namespace te

@@ -1,0 +1,95 @@
+// Plan: everything one batch needs, decided before anything moves.
+//
+// A batch has one feature a table: the ids of its bags. The arrays of all features lie one after
+// another; each feature owns a range of occurrences (ids of its input), of bags and of unique rows.
+// Life: kPlanned (slots chosen, pinned) -> kReady (rows are in their slots) -> kWaiting (pooled,
+// its backward may come; pinned, but may be revoked when slots are short) -> kReleased. A revoked
+// plan keeps its rows and occurrences and gets new slots when its backward comes. Ownership: the
+// engine's; Python holds a handle. Thread-safety: the engine's mutex.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "base/scratch.h"
+#include "base/types.h"
+
+namespace te {
+
+// The ids of one table for one batch, as the caller holds them. Arrays are int32 or int64.
+struct FeatureInput {
+  TableId table;
+  const void* ids = nullptr;
+  size_t ids_count = 0;
+  bool ids_are_64 = true;
+  const void* offsets =
+      nullptr;  // [bags], or [bags + 1] with include_last_offset; null: see bag_size
+  size_t offsets_count = 0;
+  bool offsets_are_64 = true;
+  bool include_last_offset = false;
+  size_t bag_size = 0;      // without offsets: ids a bag (2-D input)
+  size_t bags = 0;          // without offsets: number of bags
+  int64_t padding_id = -1;  // occurrences of this id are left out, or -1
+};
+
+struct FeaturePlan {
+  TableId table;
+  LayoutId layout;
+  size_t occurrence_first = 0;
+  size_t occurrences = 0;
+  size_t bag_first = 0;  // into bag_scale; bag_begin has one entry more per feature
+  size_t bags = 0;
+  size_t begin_first = 0;  // into bag_begin
+  size_t unique_first = 0;
+  size_t uniques = 0;
+};
+
+// A row that moves into a slot: from a block, or from its initial value when `from` is none.
+struct Fill {
+  RowId row;
+  SlotIndex slot;
+  BlockAddress from;
+  LayoutId layout;
+  TableId table;
+  uint32_t unique = 0;
+};
+
+// Unique rows [first, first + count) of an acquisition belong to one table.
+struct UniqueRange {
+  TableId table;
+  LayoutId layout;
+  size_t first = 0;
+  size_t count = 0;
+};
+
+// The unique rows of a batch and the slots they have been given.
+struct Acquisition {
+  uint32_t sequence = 0;  // stamp of its slots
+  std::vector<UniqueRange> ranges;
+  Scratch<uint32_t> unique_of;  // [positions] unique row of each, or kPaddingSlot
+  Scratch<RowId> rows;          // [uniques]
+  Scratch<SlotIndex> slots;     // [uniques]
+  std::vector<Fill> fills;
+  size_t hits = 0;  // positions whose row had a slot already
+};
+
+struct Plan {
+  enum class State { kPlanned, kReady, kWaiting, kRevoked, kReleased };
+  State state = State::kReleased;
+  bool will_update = false;  // CSR is built
+  std::vector<FeaturePlan> features;
+  Acquisition acquired;
+  Scratch<int64_t> bag_begin;  // per feature bags + 1 positions, relative to its occurrences
+  Scratch<uint32_t> occurrence_slots;  // [occurrences], kPaddingSlot where left out
+  // Occurrences of each unique row in input order (CSR); positions relative to the feature.
+  Scratch<uint32_t> csr_begin;  // per feature uniques + 1; feature f starts at unique_first + f
+  Scratch<uint32_t> csr_occurrences;
+  Scratch<uint32_t> csr_bags;
+  Scratch<uint64_t> rows_in_table;        // [uniques]
+  Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
+  std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
+  size_t occurrences = 0;
+  size_t bags = 0;
+};
+
+}  // namespace te

@@ -1,0 +1,355 @@
+#include "table/planner.h"
+
+#include <algorithm>
+#include <string>
+
+#include "table/batch_check.h"
+
+namespace te {
+namespace {
+
+// Slot numbers from here on stand for "the n-th fill of this acquisition".
+constexpr uint32_t kProvisionalSlot = 0x60000000u;
+// How many ids ahead the location word, and the slot behind it, are prefetched.
+constexpr size_t kWordAhead = 32;
+constexpr size_t kSlotAhead = 16;
+
+template <class Id>
+auto ids_of(const FeatureInput& input, const Table& table, size_t first) {
+  const Id* ids = static_cast<const Id*>(input.ids);
+  const uint64_t base = table.first_row.value;
+  const int64_t padding = input.padding_id;
+  return [=](size_t position) {
+    const int64_t id = ids[position - first];
+    return id == padding ? RowId::none() : RowId(base + static_cast<uint64_t>(id));
+  };
+}
+
+}  // namespace
+
+void Planner::begin(Acquisition& acquired, size_t positions) {
+  if (++sequence_ == 0) restart_stamps();
+  acquired.sequence = sequence_;
+  acquired.ranges.clear();
+  acquired.fills.clear();
+  acquired.rows.clear();
+  acquired.slots.clear();
+  acquired.unique_of.resize(positions);
+  acquired.hits = 0;
+}
+
+// After 2^32 plans the numbers start again at 1: no slot may carry a stamp from before.
+void Planner::restart_stamps() {
+  sequence_ = 1;
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    slots_.clear();
+    for (uint32_t i = 0; i < tier.directory.ever_used(); ++i) {
+      Slot& slot = tier.directory[SlotIndex(i)];
+      if (slot.row.is_none()) continue;
+      slot.stamp = 0;
+      if (slot.pins == 0) slots_.push_back(SlotIndex(i));
+    }
+    if (tier.policy) tier.policy->park(slots_);
+  }
+}
+
+template <class RowAt>
+void Planner::acquire(TableId table, size_t first, size_t count, RowAt row_at,
+                      Acquisition& acquired) {
+  const LayoutId layout = tiers_.table(table).layout;
+  SlotDirectory& directory = tiers_.layout(layout).directory;
+  RowIndex& index = tiers_.index();
+  size_t uniques = acquired.rows.size();
+  const size_t unique_first = uniques;
+  acquired.rows.resize(uniques + count, uniques);
+  acquired.slots.resize(uniques + count, uniques);
+  missing_positions_.clear();
+  for (size_t i = first; i < first + count; ++i) {
+    if (i + kWordAhead < first + count) {
+      if (const RowId ahead = row_at(i + kWordAhead); !ahead.is_none()) index.prefetch(ahead);
+      if (const RowId ahead = row_at(i + kSlotAhead); !ahead.is_none()) {
+        if (const LocationWord word = index.get(ahead); word.is_slot())
+          directory.prefetch(word.slot_index());
+      }
+    }
+    const RowId row = row_at(i);
+    if (row.is_none()) {
+      acquired.unique_of[i] = kPaddingSlot;
+      continue;
+    }
+    const LocationWord word = index.get(row);
+    if (!word.is_slot()) {
+      missing_positions_.push_back(i);
+      continue;
+    }
+    Slot& slot = directory[word.slot_index()];
+    if (slot.stamp != acquired.sequence) {
+      slot.stamp = acquired.sequence;
+      slot.unique = static_cast<uint32_t>(uniques);
+      directory.pin(slot);
+      acquired.rows[uniques] = row;
+      acquired.slots[uniques++] = word.slot_index();
+    }
+    acquired.unique_of[i] = slot.unique;
+    ++acquired.hits;
+  }
+  acquired.rows.resize(uniques, uniques);
+  acquired.slots.resize(uniques, uniques);
+  if (!missing_positions_.empty()) dedupe_missing(table, row_at, acquired);
+  acquired.ranges.push_back({table, layout, unique_first, acquired.rows.size() - unique_first});
+}
+
+void Planner::dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at,
+                             Acquisition& acquired) {
+  RowIndex& index = tiers_.index();
+  const size_t fills_first = acquired.fills.size();
+  const LayoutId layout = tiers_.table(table).layout;
+  for (size_t i : missing_positions_) {
+    const RowId row = row_at(i);
+    const LocationWord word = index.get(row);
+    if (word.is_slot()) {
+      acquired.unique_of[i] = acquired.fills[word.slot_index().value - kProvisionalSlot].unique;
+      continue;
+    }
+    const auto unique = static_cast<uint32_t>(acquired.rows.size());
+    const BlockAddress from = word.is_block() ? word.block_address() : BlockAddress::none();
+    index.set(row, LocationWord::slot(
+                       SlotIndex(kProvisionalSlot + static_cast<uint32_t>(acquired.fills.size()))));
+    acquired.fills.push_back({row, SlotIndex::none(), from, layout, table, unique});
+    acquired.rows.push_back(row);
+    acquired.slots.push_back(SlotIndex::none());
+    acquired.unique_of[i] = unique;
+  }
+  for (size_t i = fills_first; i < acquired.fills.size(); ++i) {
+    const Fill& fill = acquired.fills[i];
+    index.set(fill.row,
+              fill.from.is_none() ? LocationWord::never_written() : LocationWord::block(fill.from));
+  }
+}
+
+bool Planner::revoke_oldest() {
+  if (waiting_.empty()) return false;
+  Plan* plan = waiting_.front();
+  waiting_.pop_front();
+  unpin(plan->acquired);
+  plan->state = Plan::State::kRevoked;
+  ++stats_.plans_revoked;
+  return true;
+}
+
+Status Planner::reserve(LayoutId layout, size_t missing, const Acquisition& acquired) {
+  const SlotDirectory& directory = tiers_.layout(layout).directory;
+  for (;;) {
+    const uint64_t needed = directory.pinned() + uint64_t{missing};
+    if (needed <= directory.limit()) return Status::ok();
+    if (needed <= directory.slots_max()) {
+      auto room = mover_.make_room(layout, static_cast<uint32_t>(needed));
+      if (!room) return room.status();
+      if (room.value()) return Status::ok();
+    }
+    if (revoke_oldest()) continue;
+    const UniqueRange* largest = nullptr;
+    std::vector<uint32_t> slots(tiers_.layouts(), 0);
+    for (const UniqueRange& range : acquired.ranges) {
+      slots[range.layout.value] += static_cast<uint32_t>(range.count);
+      if (range.layout == layout && (largest == nullptr || range.count > largest->count))
+        largest = &range;
+    }
+    const uint64_t bytes =
+        dram_bytes_for_slots(tiers_.demands(), slots, tiers_.index().memory_bytes(), true);
+    return Status(
+        StatusCode::kBudgetExceeded,
+        "table '" + tiers_.table(largest->table).config.name + "': this batch needs " +
+            std::to_string(largest->count) + " rows of it at once; all rows of the batch take " +
+            std::to_string(bytes) + " bytes of dram, the budget is " +
+            std::to_string(tiers_.config().dram_bytes) + ": raise dram or use a smaller batch");
+  }
+}
+
+Status Planner::take_victims(LayoutId layout, size_t missing) {
+  LayoutTier& tier = tiers_.layout(layout);
+  const size_t free_slots = tier.directory.free_slots();
+  if (missing <= free_slots) return Status::ok();
+  slots_.clear();
+  tier.policy->pop_victims(missing - free_slots, slots_);
+  TE_CHECK(slots_.size() == missing - free_slots);
+  Status spilled = mover_.spill(layout, slots_);
+  if (!spilled) tier.policy->park(slots_);
+  return spilled;
+}
+
+Status Planner::commit(Acquisition& acquired) {
+  std::vector<size_t> missing(tiers_.layouts(), 0);
+  for (const Fill& fill : acquired.fills) ++missing[fill.layout.value];
+  for (size_t l = 0; l < missing.size(); ++l) {
+    if (missing[l] == 0) continue;
+    const LayoutId layout(static_cast<uint16_t>(l));
+    Status status = reserve(layout, missing[l], acquired);
+    if (status) status = take_victims(layout, missing[l]);
+    if (!status) {
+      unpin(acquired);
+      return status;
+    }
+  }
+  // Nothing below can fail. Blocks are looked up again: the reclaimer may have moved them
+  // meanwhile.
+  for (Fill& fill : acquired.fills) {
+    LayoutTier& tier = tiers_.layout(fill.layout);
+    const LocationWord word = tiers_.index().get(fill.row);
+    fill.from = word.is_block() ? word.block_address() : BlockAddress::none();
+    fill.slot = tier.directory.take(fill.row, fill.from);
+    tiers_.index().set(fill.row, LocationWord::slot(fill.slot));
+    Slot& slot = tier.directory[fill.slot];
+    slot.stamp = acquired.sequence;
+    slot.unique = fill.unique;
+    tier.directory.pin(slot);
+    acquired.slots[fill.unique] = fill.slot;
+    if (tier.policy) tier.policy->admit({&fill.slot, 1});
+  }
+  return Status::ok();
+}
+
+void Planner::unpin(Acquisition& acquired) {
+  for (const UniqueRange& range : acquired.ranges) {
+    LayoutTier& tier = tiers_.layout(range.layout);
+    slots_.clear();
+    for (size_t u = range.first; u < range.first + range.count; ++u) {
+      const SlotIndex s = acquired.slots[u];
+      if (!s.is_none() && tier.directory.unpin(tier.directory[s])) slots_.push_back(s);
+    }
+    if (tier.policy) tier.policy->park(slots_);
+  }
+}
+
+Status Planner::plan(std::span<const FeatureInput> features, bool will_update, Plan& plan) {
+  TE_RETURN_IF_ERROR(check_batch(features, tiers_, plan));
+  begin(plan.acquired, plan.occurrences);
+  for (size_t f = 0; f < features.size(); ++f) {
+    FeaturePlan& planned = plan.features[f];
+    const Table& table = tiers_.table(planned.table);
+    const int64_t* bag_begin = plan.bag_begin.data() + planned.begin_first;
+    const size_t first = planned.occurrence_first;
+    // Ids behind the last bag (include_last_offset) belong to none.
+    const auto used = static_cast<size_t>(bag_begin[planned.bags]);
+    for (size_t i = used; i < planned.occurrences; ++i)
+      plan.acquired.unique_of[first + i] = kPaddingSlot;
+    if (features[f].ids_are_64) {
+      acquire(planned.table, first, used, ids_of<int64_t>(features[f], table, first),
+              plan.acquired);
+    } else {
+      acquire(planned.table, first, used, ids_of<int32_t>(features[f], table, first),
+              plan.acquired);
+    }
+    planned.unique_first = plan.acquired.ranges.back().first;
+    planned.uniques = plan.acquired.ranges.back().count;
+  }
+  TE_RETURN_IF_ERROR(commit(plan.acquired));
+  plan.state = Plan::State::kPlanned;
+  plan.will_update = will_update;
+  finish_occurrences(plan);
+  if (will_update) build_csr(plan);
+  ++stats_.plans;
+  stats_.unique_rows += plan.acquired.rows.size();
+  stats_.missing_rows += plan.acquired.fills.size();
+  stats_.lookup_hits += plan.acquired.hits;
+  return Status::ok();
+}
+
+void Planner::finish_occurrences(Plan& plan) {
+  plan.occurrence_slots.resize(plan.occurrences);
+  uint64_t lookups = 0;
+  for (size_t i = 0; i < plan.occurrences; ++i) {
+    const uint32_t unique = plan.acquired.unique_of[i];
+    lookups += unique != kPaddingSlot;
+    plan.occurrence_slots[i] =
+        unique == kPaddingSlot ? kPaddingSlot : plan.acquired.slots[unique].value;
+  }
+  stats_.lookups += lookups;
+}
+
+void Planner::build_csr(Plan& plan) {
+  const size_t uniques = plan.acquired.rows.size();
+  plan.csr_begin.resize(uniques + plan.features.size());
+  plan.csr_occurrences.resize(plan.occurrences);
+  plan.csr_bags.resize(plan.occurrences);
+  plan.rows_in_table.resize(uniques);
+  plan.bag_scale.resize(plan.bags);
+  uint32_t filled = 0;
+  for (size_t f = 0; f < plan.features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    const Table& table = tiers_.table(feature.table);
+    const uint32_t* unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
+    csr_next_.assign(feature.uniques, 0);
+    for (size_t i = 0; i < feature.occurrences; ++i) {
+      if (unique_of[i] != kPaddingSlot) ++csr_next_[unique_of[i] - feature.unique_first];
+    }
+    uint32_t* begin = plan.csr_begin.data() + feature.unique_first + f;
+    for (size_t u = 0; u < feature.uniques; ++u) {
+      begin[u] = filled;
+      filled += csr_next_[u];
+      csr_next_[u] = begin[u];
+      plan.rows_in_table[feature.unique_first + u] =
+          plan.acquired.rows[feature.unique_first + u].value - table.first_row.value;
+    }
+    begin[feature.uniques] = filled;
+    const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
+    for (size_t b = 0; b < feature.bags; ++b) {
+      uint32_t size = 0;
+      for (auto i = static_cast<size_t>(bag_begin[b]); i < static_cast<size_t>(bag_begin[b + 1]);
+           ++i) {
+        if (unique_of[i] == kPaddingSlot) continue;
+        const uint32_t at = csr_next_[unique_of[i] - feature.unique_first]++;
+        plan.csr_occurrences[at] = static_cast<uint32_t>(i);
+        plan.csr_bags[at] = static_cast<uint32_t>(b);
+        ++size;
+      }
+      plan.bag_scale[feature.bag_first + b] = size == 0 ? 0.0f : 1.0f / static_cast<float>(size);
+    }
+  }
+}
+
+Status Planner::reacquire(Plan& plan) {
+  TE_CHECK(plan.state == Plan::State::kRevoked);
+  Acquisition& old = plan.acquired;
+  Acquisition again;
+  begin(again, old.rows.size());
+  for (const UniqueRange& range : old.ranges) {
+    acquire(range.table, range.first, range.count, [&](size_t i) { return old.rows[i]; }, again);
+  }
+  TE_RETURN_IF_ERROR(commit(again));
+  for (size_t u = 0; u < old.rows.size(); ++u) old.slots[u] = again.slots[again.unique_of[u]];
+  old.fills = again.fills;
+  for (size_t i = 0; i < plan.occurrences; ++i) {
+    const uint32_t unique = old.unique_of[i];
+    if (unique != kPaddingSlot) plan.occurrence_slots[i] = old.slots[unique].value;
+  }
+  plan.state = Plan::State::kPlanned;
+  return Status::ok();
+}
+
+void Planner::abandon(Plan& plan) {
+  Acquisition& acquired = plan.acquired;
+  unpin(acquired);
+  for (const Fill& fill : acquired.fills) {
+    LayoutTier& tier = tiers_.layout(fill.layout);
+    tiers_.index().set(fill.row, fill.from.is_none() ? LocationWord::never_written()
+                                                     : LocationWord::block(fill.from));
+    tier.directory.release(fill.slot);
+  }
+  plan.state = Plan::State::kReleased;
+}
+
+void Planner::wait(Plan& plan) {
+  plan.state = Plan::State::kWaiting;
+  waiting_.push_back(&plan);
+}
+
+void Planner::release(Plan& plan) {
+  if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
+  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
+    unpin(plan.acquired);
+  plan.state = Plan::State::kReleased;
+}
+
+}  // namespace te

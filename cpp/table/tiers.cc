@@ -1,0 +1,243 @@
+#include "table/tiers.h"
+
+#include <algorithm>
+#include <bit>
+#include <cstring>
+#include <limits>
+
+#include "base/check.h"
+
+namespace te {
+namespace {
+
+// Slot numbers from here on are provisional: rows that a plan is about to fetch.
+constexpr uint32_t kSlotsMax = 0x60000000u;
+constexpr uint32_t kMetadataVersion = 1;
+constexpr size_t kIoThreads = 8;
+
+uint32_t segment_bytes_for(uint64_t store_bytes) {
+  // About a thousand segments a store (more reclaim better, fewer open faster), within reason.
+  const uint64_t wanted = std::bit_ceil(std::max<uint64_t>(store_bytes / 1024, 1));
+  return static_cast<uint32_t>(std::clamp<uint64_t>(wanted, 64 << 10, 64 << 20));
+}
+
+// Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
+uint32_t block_bytes_for(uint64_t store_bytes) {
+  uint64_t block = 4096;
+  while (store_bytes / block >= LocationWord::kBlocksMax) block *= 2;
+  return static_cast<uint32_t>(block);
+}
+
+template <class T>
+void put(std::string& blob, T value) {
+  blob.append(reinterpret_cast<const char*>(&value), sizeof(T));
+}
+
+template <class T>
+bool get(const std::string& blob, size_t* at, T* value) {
+  if (blob.size() - *at < sizeof(T)) return false;
+  std::memcpy(value, blob.data() + *at, sizeof(T));
+  *at += sizeof(T);
+  return true;
+}
+
+Status invalid(std::string message) {
+  return Status(StatusCode::kInvalidArgument, std::move(message));
+}
+
+}  // namespace
+
+LayoutTier::LayoutTier(const RowLayout& row_layout, uint64_t row_count, uint32_t slots_max)
+    : layout(row_layout),
+      rows(row_count),
+      stride_bytes((row_layout.row_bytes() + 3) / 4 * 4),
+      directory(slots_max),
+      arena(uint64_t{std::max(slots_max, 1u)} * stride_bytes) {}
+
+Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
+  std::unique_ptr<Tiers> tiers(new Tiers(config));
+  TE_RETURN_IF_ERROR(tiers->build_tables());
+  TE_RETURN_IF_ERROR(tiers->build_layouts());
+  if (!config.ssd_path.empty()) TE_RETURN_IF_ERROR(tiers->open_log());
+  return tiers;
+}
+
+Status Tiers::build_tables() {
+  std::vector<RowLayout> row_layouts;
+  for (const TableConfig& config : config_.tables) {
+    if (config.rows > kTableRowsMax)
+      return invalid("table '" + config.name + "': " + std::to_string(config.rows) +
+                     " rows; at most " + std::to_string(kTableRowsMax) + " are possible");
+    if (config.dim == 0 || config.dim > kDimMax)
+      return invalid("table '" + config.name + "': embedding_dim " + std::to_string(config.dim) +
+                     " is not in [1, " + std::to_string(kDimMax) + "]");
+    const RowLayout row_layout{config.dim, config.dtype, config_.optimizer};
+    auto found = std::find(row_layouts.begin(), row_layouts.end(), row_layout);
+    if (found == row_layouts.end()) {
+      if (row_layouts.size() >= std::numeric_limits<uint16_t>::max())
+        return invalid("more than 65,534 different row layouts");
+      found = row_layouts.insert(row_layouts.end(), row_layout);
+      demands_.push_back({0, (row_layout.row_bytes() + 3) / 4 * 4});
+    }
+    const auto layout = static_cast<uint16_t>(found - row_layouts.begin());
+    demands_[layout].rows += config.rows;
+    tables_.push_back({config, LayoutId(layout), RowId(total_rows_),
+                       philox_table_key(config.seed, config.name), 0});
+    total_rows_ += config.rows;
+  }
+  for (size_t i = 0; i < row_layouts.size(); ++i) {
+    uint64_t slots_max = demands_[i].rows;
+    if (config_.dram_bytes != 0)
+      slots_max = std::min(slots_max, config_.dram_bytes / demands_[i].stride_bytes + 1);
+    if (slots_max >= kSlotsMax)
+      return invalid(std::to_string(slots_max) + " rows in dram; at most " +
+                     std::to_string(kSlotsMax - 1) + " of one layout are possible");
+    layouts_.push_back(std::make_unique<LayoutTier>(row_layouts[i], demands_[i].rows,
+                                                    static_cast<uint32_t>(slots_max)));
+  }
+  return Status::ok();
+}
+
+Status Tiers::build_layouts() {
+  const uint64_t all_rows_bytes = dram_bytes_for_all_rows(demands_);
+  const bool all_fit = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
+  if (!all_fit && config_.ssd_path.empty())
+    return Status(StatusCode::kBudgetExceeded,
+                  "the tables need " + std::to_string(all_rows_bytes) +
+                      " bytes of dram, the budget is " + std::to_string(config_.dram_bytes) +
+                      " and there is no ssd tier: raise dram to that, or give ssd=te.SSD(path)");
+  const uint64_t direct_bytes_max = all_fit ? std::numeric_limits<uint64_t>::max()
+                                            : std::max<uint64_t>(config_.dram_bytes / 16, 1 << 20);
+  index_ = std::make_unique<RowIndex>(total_rows_, direct_bytes_max);
+  std::vector<uint32_t> limits;
+  if (!all_fit) limits = slots_within(demands_, config_.dram_bytes, index_->memory_bytes());
+  for (size_t i = 0; i < layouts_.size(); ++i) {
+    LayoutTier& tier = *layouts_[i];
+    if (all_fit) {
+      tier.directory.set_limit(tier.directory.slots_max());
+      continue;
+    }
+    tier.policy = make_eviction_policy(config_.policy, tier.directory, tier.rows);
+    if (tier.policy == nullptr) return invalid("unknown eviction policy '" + config_.policy + "'");
+    const uint32_t limit = std::min(limits[i], tier.directory.slots_max());
+    tier.directory.set_limit(limit);
+    tier.policy->set_limit(limit);
+  }
+  return Status::ok();
+}
+
+Status Tiers::open_log() {
+  LogOptions options;
+  options.path = config_.ssd_path;
+  options.capacity_bytes = config_.ssd_capacity_bytes;
+  options.total_rows = total_rows_;
+  uint64_t store_bytes = 0;
+  for (const auto& tier : layouts_) {
+    options.layout_row_bytes.push_back(tier->layout.row_bytes());
+    store_bytes += tier->rows * tier->layout.row_bytes();
+  }
+  store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
+  options.segment_bytes = segment_bytes_for(store_bytes);
+  options.block_bytes = block_bytes_for(store_bytes);
+  auto io = make_portable_engine(kIoThreads);
+  if (!config_.ssd_resume) {
+    auto log = LogStore::create(options, std::move(io));
+    if (!log) return log.status();
+    log_ = log.take();
+    return log_->checkpoint(*this, checkpoint_metadata());
+  }
+  std::string blob;
+  auto log = LogStore::open(
+      options, std::move(io),
+      [this](LayoutId, RowId row, BlockAddress block) {
+        index_->set(row, LocationWord::block(block));
+      },
+      &blob);
+  if (!log) return log.status();
+  log_ = log.take();
+  return restore_metadata(blob);
+}
+
+std::string app_metadata_of(const std::string& blob) {
+  size_t at = 0;
+  uint32_t version = 0;
+  uint32_t tables = 0;
+  if (!get(blob, &at, &version) || !get(blob, &at, &tables) || version != kMetadataVersion)
+    return {};
+  const uint64_t steps_bytes = uint64_t{tables} * sizeof(Table::step);
+  return blob.size() - at < steps_bytes ? std::string() : blob.substr(at + steps_bytes);
+}
+
+std::string Tiers::checkpoint_metadata() const {
+  std::string blob;
+  put(blob, kMetadataVersion);
+  put(blob, static_cast<uint32_t>(tables_.size()));
+  for (const Table& table : tables_) put(blob, table.step);
+  blob += config_.app_metadata;
+  return blob;
+}
+
+Status Tiers::restore_metadata(const std::string& blob) {
+  size_t at = 0;
+  uint32_t version = 0;
+  uint32_t tables = 0;
+  bool whole = get(blob, &at, &version) && get(blob, &at, &tables);
+  if (whole && version != kMetadataVersion)
+    return invalid(config_.ssd_path + ": metadata version " + std::to_string(version) +
+                   ", this release reads " + std::to_string(kMetadataVersion));
+  if (whole && tables != tables_.size())
+    return invalid(config_.ssd_path + ": the store has " + std::to_string(tables) +
+                   " tables, the model " + std::to_string(tables_.size()));
+  for (Table& table : tables_) whole = whole && get(blob, &at, &table.step);
+  if (!whole) return Status(StatusCode::kCorruption, config_.ssd_path + ": metadata is cut short");
+  return Status::ok();
+}
+
+void Tiers::close() {
+  log_.reset();
+  for (auto& tier : layouts_) tier->arena = ReservedMemory();
+}
+
+const Table& Tiers::table_of(RowId row) const {
+  auto after = std::upper_bound(tables_.begin(), tables_.end(), row,
+                                [](RowId r, const Table& t) { return r < t.first_row; });
+  return *(after - 1);
+}
+
+void Tiers::initialise(const Table& table, RowId row, std::byte* destination) const {
+  const uint64_t in_table = row.value - table.first_row.value;
+  InitSpec init = table.config.init;
+  if (static_cast<int64_t>(in_table) == table.config.zero_row)
+    init = {InitSpec::Kind::kConstant, 0, 0, init.state_value};
+  const LayoutTier& tier = *layouts_[table.layout.value];
+  kernels().initialise(tier.layout, init, table.key, in_table, destination);
+}
+
+bool Tiers::is_live(LayoutId layout, RowId row, BlockAddress block) const {
+  const LocationWord word = index_->get(row);
+  if (word.is_block()) return word.block_address() == block;
+  return word.is_slot() && layouts_[layout.value]->directory[word.slot_index()].home == block;
+}
+
+void Tiers::relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) {
+  const LocationWord word = index_->get(row);
+  if (word.is_block()) {
+    TE_CHECK(word.block_address() == from);
+    index_->set(row, LocationWord::block(to));
+  } else {
+    layouts_[layout.value]->directory[word.slot_index()].home = to;
+  }
+}
+
+void Tiers::visit_rows(RowVisitor f) const {
+  auto table = tables_.begin();
+  index_->visit([&](RowId row, LocationWord word) {
+    while (table + 1 != tables_.end() && row >= (table + 1)->first_row) ++table;
+    const BlockAddress block =
+        word.is_block() ? word.block_address()
+                        : layouts_[table->layout.value]->directory[word.slot_index()].home;
+    if (!block.is_none()) f(table->layout, row, block);
+  });
+}
+
+}  // namespace te

@@ -1,0 +1,110 @@
+// Tiers: where every row is. The location words, and per layout the slots, their bytes and the
+// eviction policy, over the log. The state that planner, mover and executor share; the only place
+// that knows both slots and blocks.
+//
+// Invariants: a row's location word names its slot while it has one; that slot's `home` is its live
+// copy in the log, if any. A row without slot and block has its initial value. During
+// Planner::acquire the words of rows that are being fetched hold provisional slot numbers; nothing
+// else runs then. Thread-safety: none; the engine's mutex guards it. Ownership: owns arenas,
+// directories, policies, log.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "base/aligned_buffer.h"
+#include "base/status.h"
+#include "base/types.h"
+#include "cache/eviction_policy.h"
+#include "cache/slot_directory.h"
+#include "log/log_store.h"
+#include "log/row_index.h"
+#include "rows/kernels.h"
+#include "table/budget.h"
+#include "table/config.h"
+
+namespace te {
+
+struct Table {
+  TableConfig config;
+  LayoutId layout;
+  RowId first_row;
+  PhiloxKey key;
+  uint64_t step = 0;  // updates so far
+};
+
+struct LayoutTier {
+  LayoutTier(const RowLayout& row_layout, uint64_t rows, uint32_t slots_max);
+
+  std::byte* data(SlotIndex s) const { return arena.data() + uint64_t{s.value} * stride_bytes; }
+  ArenaView view() const { return {arena.data(), stride_bytes, layout}; }
+
+  const RowLayout layout;
+  const uint64_t rows;  // of all tables with this layout
+  const uint32_t stride_bytes;
+  SlotDirectory directory;
+  ReservedMemory arena;
+  std::unique_ptr<EvictionPolicy> policy;  // null: every row has room, nothing is ever evicted
+};
+
+// The application's part of a store's metadata blob; empty if the blob is not one of ours.
+std::string app_metadata_of(const std::string& blob);
+
+class Tiers final : public RowOwner {
+ public:
+  // Checks the configuration, builds the tiers, creates or opens the store.
+  static Result<std::unique_ptr<Tiers>> create(const EngineConfig& config);
+
+  std::vector<Table>& tables() { return tables_; }
+  Table& table(TableId t) { return tables_[t.value]; }
+  const Table& table(TableId t) const { return tables_[t.value]; }
+  LayoutTier& layout(LayoutId l) { return *layouts_[l.value]; }
+  LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
+  size_t layouts() const { return layouts_.size(); }
+  RowIndex& index() { return *index_; }
+  LogStore* log() { return log_.get(); }
+  const EngineConfig& config() const { return config_; }
+  std::span<const LayoutDemand> demands() const { return demands_; }
+  // Gives back the store and the memory of the arenas; nothing else may be called afterwards.
+  void close();
+
+  // The table that a row belongs to.
+  const Table& table_of(RowId row) const;
+  // Writes the initial value of a row.
+  void initialise(const Table& table, RowId row, std::byte* destination) const;
+  // The slot's bytes are about to differ from those on ssd.
+  void mark_dirty(LayoutId layout, Slot& slot) {
+    if (slot.dirty != 0 || log_ == nullptr) return;
+    slot.dirty = 1;
+    if (slot.home.is_none()) return;
+    log_->retire(layout, slot.home);
+    slot.home = BlockAddress::none();
+  }
+  // What the store keeps beside rows: update counts and the application's text.
+  std::string checkpoint_metadata() const;
+
+  bool is_live(LayoutId layout, RowId row, BlockAddress block) const override;
+  void relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) override;
+  void visit_rows(RowVisitor f) const override;
+
+ private:
+  explicit Tiers(const EngineConfig& config) : config_(config) {}
+  Status build_tables();
+  Status build_layouts();
+  Status open_log();
+  Status restore_metadata(const std::string& blob);
+
+  const EngineConfig config_;
+  std::vector<Table> tables_;
+  std::vector<std::unique_ptr<LayoutTier>> layouts_;
+  std::vector<LayoutDemand> demands_;
+  uint64_t total_rows_ = 0;
+  std::unique_ptr<RowIndex> index_;
+  std::unique_ptr<LogStore> log_;
+};
+
+}  // namespace te
