@@ -1,0 +1,1 @@
+"""Models to train on top of a tiered table, and what is needed to judge them."""
