@@ -37,7 +37,7 @@ TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PYTHON_HEADER = re.compile(r"^(Python\.h$|pybind11/|nanobind/|numpy/)")
 
 # One implementation a file, of each of these interfaces.
-ONE_A_FILE = ("IoEngine", "EvictionPolicy", "Optimizer")
+ONE_A_FILE = ("IoEngine", "EvictionPolicy", "Optimizer", "RowOptimizer")
 
 CPP_SUFFIXES = frozenset({".h", ".cc"})
 # Names of machines and workplaces, spelled so that this file passes its own check.
