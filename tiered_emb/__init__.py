@@ -1,0 +1,45 @@
+"""tiered_emb: `nn.EmbeddingBag` for tables larger than memory, split over dram and ssd.
+
+    import tiered_emb as te
+    bag = te.TieredEmbedding(1_000_000_000, 64, mode="sum",
+                             tiers=te.Tiers(dram="8GiB", ssd=te.SSD("/nvme/bag")),
+                             optimizer=te.optim.RowwiseAdagrad(lr=0.05))
+    y = bag(ids, offsets)     # y.backward() applies the update
+
+See README.md for a tour, docs/ARCHITECTURE.md for how it works.
+"""
+
+from importlib.metadata import version as _version
+
+import torch as _torch
+
+from tiered_emb import _core, init, optim
+from tiered_emb.collection import Table, TieredEmbeddingCollection
+from tiered_emb.convert import convert
+from tiered_emb.embedding import TieredEmbedding
+from tiered_emb.engine import get_num_threads, set_num_threads
+from tiered_emb.errors import ArgumentError, DtypeError, IdOutOfRangeError, OffsetsError
+from tiered_emb.stats import Stats
+from tiered_emb.tiers import SSD, Tiers
+
+__version__ = _version("tiered-emb")
+
+__all__ = [
+    "SSD",
+    "ArgumentError",
+    "DtypeError",
+    "IdOutOfRangeError",
+    "OffsetsError",
+    "Stats",
+    "Table",
+    "TieredEmbedding",
+    "TieredEmbeddingCollection",
+    "Tiers",
+    "convert",
+    "get_num_threads",
+    "init",
+    "optim",
+    "set_num_threads",
+]
+
+_core.set_num_threads(_torch.get_num_threads())

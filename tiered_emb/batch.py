@@ -1,0 +1,139 @@
+"""One table's part of a batch: checks what the user passed and describes it to the core.
+
+The checks and their order follow `torch.nn.functional.embedding_bag`; ids and offsets themselves are
+checked by the core, before it changes anything.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from tiered_emb.errors import DtypeError
+
+_INDEX_DTYPES = (torch.int64, torch.int32)
+_SMALL_INTS = (torch.int16, torch.int8, torch.uint8)
+
+
+@dataclass(slots=True)
+class Lookup:
+    """How a table is looked up: the arguments of `nn.EmbeddingBag` that a forward needs."""
+
+    name: str
+    table: int
+    dim: int
+    mode: str
+    dtype: torch.dtype
+    include_last_offset: bool = False
+    padding_idx: int = -1
+    max_norm: float = 0.0
+    norm_type: float = 2.0
+    scale_grad_by_freq: bool = False
+
+
+@dataclass(slots=True)
+class Feature:
+    """A checked input of one table. `ids` and `offsets` are kept alive here while the core reads them."""
+
+    lookup: Lookup
+    ids: torch.Tensor
+    offsets: torch.Tensor | None
+    weights: torch.Tensor | None
+    bags: int
+    include_last_offset: bool
+
+    def core(self) -> tuple[int, int, int, bool, int, int, bool, bool, int, int, int]:
+        """The tuple that `_core.Engine.plan` takes."""
+        ids, offsets = self.ids, self.offsets
+        common = (self.lookup.table, ids.data_ptr(), ids.numel(), ids.dtype == torch.int64)
+        if offsets is None:
+            bag_size = ids.numel() // self.bags if self.bags else 0
+            return (*common, 0, 0, True, False, bag_size, self.bags, self.lookup.padding_idx)
+        is64 = offsets.dtype == torch.int64
+        # A tensor without elements has no address; the core takes 0 for "no offsets".
+        address = offsets.data_ptr() or 1
+        return (
+            *common, address, offsets.numel(), is64, self.include_last_offset, 0, 0, self.lookup.padding_idx
+        )  # fmt: skip
+
+
+def _index_tensor(name: str, what: str, tensor: Any) -> torch.Tensor:
+    if not isinstance(tensor, torch.Tensor):
+        raise TypeError(f"table '{name}': {what} must be a Tensor, got {type(tensor).__name__}")
+    if tensor.device.type != "cpu":
+        raise DtypeError(f"table '{name}': {what} must be on the CPU, got device {tensor.device}")
+    if tensor.dtype not in _INDEX_DTYPES:
+        if tensor.dtype not in _SMALL_INTS:
+            raise DtypeError(f"table '{name}': {what} must be int64 or int32, got {tensor.dtype}")
+        tensor = tensor.to(torch.int64)
+    return tensor.contiguous()
+
+
+def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.Tensor | None:
+    if weights is None:
+        return None
+    name = lookup.name
+    if not isinstance(weights, torch.Tensor):
+        raise TypeError(
+            f"table '{name}': per_sample_weights must be a Tensor, got {type(weights).__name__}"
+        )
+    if weights.shape != ids.shape:
+        raise ValueError(
+            f"table '{name}': per_sample_weights must have the shape of the input, "
+            f"{tuple(ids.shape)}, got {tuple(weights.shape)}"
+        )
+    if lookup.mode != "sum":
+        raise NotImplementedError(
+            f"table '{name}': per_sample_weights is only supported for mode='sum', "
+            f"this table has mode={lookup.mode!r}"
+        )
+    if weights.dtype != lookup.dtype or weights.device.type != "cpu":
+        raise DtypeError(
+            f"table '{name}': per_sample_weights must be {lookup.dtype} on the CPU as the table is, "
+            f"got {weights.dtype} on {weights.device}"
+        )
+    return weights.reshape(-1)
+
+
+def make_feature(
+    lookup: Lookup,
+    ids: Any,
+    offsets: Any = None,
+    weights: Any = None,
+    *,
+    last_offset: bool | None = None,
+) -> Feature:
+    """Checks one table's input.
+
+    Args:
+        lookup: the table.
+        ids: int32 or int64, shape [n] with `offsets`, or [bags, ids a bag].
+        offsets: int32 or int64, shape [bags] ([bags + 1] with include_last_offset), for 1-D ids only.
+        weights: per-sample weights, of the ids' shape and the table's dtype; mode "sum" only.
+        last_offset: overrides the table's include_last_offset.
+
+    Raises:
+        ValueError, TypeError, NotImplementedError: as `nn.EmbeddingBag` for the same misuse.
+    """
+    name = lookup.name
+    index = _index_tensor(name, "input", ids)
+    checked_weights = _checked_weights(lookup, index, weights)
+    if index.dim() == 2:
+        if offsets is not None:
+            raise ValueError(
+                f"table '{name}': with 2-D input, offsets has to be None, as each row is a bag; "
+                f"got {type(offsets).__name__}"
+            )
+        return Feature(lookup, index, None, checked_weights, index.shape[0], False)
+    if index.dim() != 1:
+        raise ValueError(f"table '{name}': input has to be 1-D or 2-D, got {index.dim()}-D")
+    if offsets is None:
+        raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor for 1-D input, got None")
+    begin = _index_tensor(name, "offsets", offsets)
+    if begin.dim() != 1:
+        raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor, got {begin.dim()}-D")
+    include_last = lookup.include_last_offset if last_offset is None else last_offset
+    bags = begin.numel() - 1 if include_last else begin.numel()
+    return Feature(lookup, index, begin, checked_weights, max(bags, 0), include_last)

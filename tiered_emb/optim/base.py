@@ -1,0 +1,109 @@
+"""What the optimizers of rows share: they look like `torch.optim.Optimizer` and act inside the engine.
+
+Pass one to a table; it is then the table's `.optimizer`. Hyperparameters are read from `param_groups[0]` at every
+update, so schedulers work. By default an update is *fused*: it happens in `backward`, and `step()` and
+`zero_grad()` have nothing left to do. With `fused=False` the gradients of the touched rows collect in
+`param_groups[0]["params"]`, one parameter a table with a dense `.grad` of shape [touched rows, dim] in ascending
+order of row, and `step()` applies them: gradient accumulation, clipping and `GradScaler` work as usual.
+
+Semantics are those of `torch.optim` on sparse gradients: only touched rows move.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+if TYPE_CHECKING:
+    from tiered_emb.engine import TableEngine
+
+Hyper = tuple[float, float, float, float, float, float]
+
+
+@dataclass
+class _Touched:
+    """Rows whose gradients wait for `step()`, ascending, beside the parameter that holds the gradients."""
+
+    engine: weakref.ref[TableEngine]
+    table: int
+    rows: torch.Tensor
+
+
+def require(condition: bool, what: str) -> None:
+    if not condition:
+        raise ValueError(what)
+
+
+class RowOptimizer(torch.optim.Optimizer):
+    """Base of the optimizers below; use one of them."""
+
+    kind: int = 0
+    """The core's number of the optimizer."""
+
+    def __init__(self, defaults: dict[str, Any], fused: bool, check_finite: bool) -> None:
+        super().__init__([torch.nn.Parameter(torch.empty(0))], defaults)
+        self.param_groups[0]["params"] = []
+        self.fused = fused
+        self.check_finite = check_finite
+        self._touched: dict[torch.nn.Parameter, _Touched] = {}
+
+    def hyper(self) -> Hyper:
+        """(lr, eps, beta1, beta2, lr_decay, weight_decay) at present; 0 where the optimizer has none."""
+        group = self.param_groups[0]
+        beta1, beta2 = group.get("betas", (0.0, 0.0))
+        return (
+            float(group["lr"]),
+            float(group.get("eps", 0.0)),
+            float(beta1),
+            float(beta2),
+            float(group.get("lr_decay", 0.0)),
+            float(group.get("weight_decay", 0.0)),
+        )
+
+    def initial_state(self) -> float:
+        """Value that every element of a new row's state has."""
+        return float(self.defaults.get("initial_accumulator_value", 0.0))
+
+    def add_table(self, engine: TableEngine, table: int, dim: int) -> torch.nn.Parameter | None:
+        """Binds a table. Returns the parameter that will carry its gradients, or None if fused."""
+        if self.fused:
+            return None
+        parameter = torch.nn.Parameter(torch.empty(0, dim))
+        self.param_groups[0]["params"].append(parameter)
+        self._touched[parameter] = _Touched(
+            weakref.ref(engine), table, torch.empty(0, dtype=torch.int64)
+        )
+        return parameter
+
+    def accumulate(
+        self, parameter: torch.nn.Parameter, rows: torch.Tensor, grads: torch.Tensor
+    ) -> None:
+        """Adds gradients [n, dim] of distinct `rows` to those that wait in `parameter.grad`."""
+        touched = self._touched[parameter]
+        if parameter.grad is not None:
+            rows = torch.cat([touched.rows, rows])
+            grads = torch.cat([parameter.grad, grads])
+        # Ascending order, so that a norm over the gradients is summed alike whatever the tiers are.
+        unique, inverse = torch.unique(rows, return_inverse=True)
+        summed = torch.zeros(len(unique), grads.shape[1]).index_add_(0, inverse, grads)
+        touched.rows = unique
+        parameter.grad = None
+        # The parameter stands for rows that live in the engine: it has their shape, and no memory.
+        parameter.data = torch.zeros(1).expand(summed.shape)
+        parameter.grad = summed
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Applies waiting gradients (`fused=False`). Fused updates have already happened in `backward`."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for parameter, touched in self._touched.items():
+            engine = touched.engine()
+            if parameter.grad is not None and engine is not None:
+                engine.apply_gradients(touched.table, touched.rows, parameter.grad)
+        return loss

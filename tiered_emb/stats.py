@@ -1,0 +1,107 @@
+"""Counters of a set of tables, as `stats()` returns them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from tiered_emb.tiers import format_bytes
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Totals since construction; fields that say so describe the present.
+
+    A *lookup* is one id of a batch (padding excluded); it is a *hit* if its row was in dram when the batch
+    was planned. First touches of rows never written count as misses, but read nothing
+    (`rows_filled_initial`).
+    """
+
+    steps: int
+    lookups: int
+    lookup_hits: int
+    unique_rows: int
+    missing_rows: int
+    plans_revoked: int
+    rows_filled_from_ssd: int
+    rows_filled_initial: int
+    rows_spilled_dirty: int
+    rows_spilled_clean: int
+    slots: int
+    """Rows that the dram budget has room for, at present."""
+    resident_rows: int
+    """Rows in dram at present."""
+    dirty_rows: int
+    """Rows in dram that differ from ssd, at present."""
+    total_rows: int
+    total_row_bytes: int
+    """All rows with their optimizer state, wherever they are."""
+    dram_bytes: int
+    """What the budget is charged at present, with every slot in use."""
+    index_bytes: int
+    """Location words at present; part of `dram_bytes`."""
+    ssd_rows_read: int
+    ssd_rows_from_write_buffer: int
+    ssd_blocks_read: int
+    ssd_read_bytes: int
+    ssd_rows_written: int
+    ssd_row_written_bytes: int
+    """Bytes of the rows that were spilled."""
+    ssd_written_bytes: int
+    """Bytes written to segment files, the reclaimer's included."""
+    ssd_checkpoint_written_bytes: int
+    ssd_rows_reclaimed: int
+    ssd_segments_reclaimed: int
+    ssd_segments: int
+    ssd_segments_pinned: int
+    ssd_used_bytes: int
+    ssd_live_bytes: int
+    plan_ns: int
+    move_ns: int
+    forward_ns: int
+    backward_ns: int
+
+    @property
+    def hit_ratio(self) -> float:
+        """Lookups served from dram, of all lookups; 1.0 before the first."""
+        return self.lookup_hits / self.lookups if self.lookups else 1.0
+
+    @property
+    def rows_wanted_per_block(self) -> float:
+        """Rows that one block read brought, on average; it multiplies the drive's IOPS."""
+        from_disk = self.ssd_rows_read - self.ssd_rows_from_write_buffer
+        return from_disk / self.ssd_blocks_read if self.ssd_blocks_read else 0.0
+
+    @property
+    def write_amplification(self) -> float:
+        """Bytes written to segments for each byte of spilled rows."""
+        return (
+            self.ssd_written_bytes / self.ssd_row_written_bytes
+            if self.ssd_row_written_bytes
+            else 0.0
+        )
+
+    @property
+    def space_amplification(self) -> float:
+        """Bytes of segments in use for each live byte, at present."""
+        return self.ssd_used_bytes / self.ssd_live_bytes if self.ssd_live_bytes else 0.0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Counters and ratios, for JSON."""
+        ratios = {
+            name: getattr(self, name)
+            for name in (
+                "hit_ratio",
+                "rows_wanted_per_block",
+                "write_amplification",
+                "space_amplification",
+            )
+        }
+        return {**asdict(self), **ratios}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.lookups:,} lookups in {self.steps:,} steps, {self.hit_ratio:.1%} hits; dram "
+            f"{self.resident_rows:,} of {self.slots:,} slots ({format_bytes(self.dram_bytes)}); ssd read "
+            f"{format_bytes(self.ssd_read_bytes)}, written {format_bytes(self.ssd_written_bytes)}"
+        )

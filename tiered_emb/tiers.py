@@ -1,0 +1,114 @@
+"""Tier sizes: how much of a table may live in dram and where its ssd store is. Frozen values."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass, field
+
+_UNITS = {"": 1, "B": 1}
+for _power, _letter in enumerate("KMGTP", start=1):
+    _UNITS[_letter + "iB"] = 1024**_power
+    _UNITS[_letter + "B"] = 1000**_power
+
+Size = int | str
+
+
+def parse_bytes(size: Size) -> int:
+    """Bytes of `size`: an int, or a number with a unit such as ``"8GiB"``, ``"512 MB"`` or ``"1.5TiB"``.
+
+    Raises `ValueError` for anything else and for sizes below one byte.
+
+    >>> parse_bytes("1.5KiB")
+    1536
+    """
+    if isinstance(size, bool) or not isinstance(size, (int, str)):
+        raise TypeError(f"size must be an int of bytes or a string like '8GiB', got {size!r}")
+    if isinstance(size, str):
+        match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+)\s*([A-Za-z]*)\s*", size)
+        if match is None or match.group(2) not in _UNITS:
+            raise ValueError(
+                f"size {size!r} is not a number with one of the units {sorted(_UNITS)[1:]}"
+            )
+        size = int(float(match.group(1)) * _UNITS[match.group(2)])
+    if size < 1:
+        raise ValueError(f"size must be at least one byte, got {size}")
+    return size
+
+
+def format_bytes(size: int) -> str:
+    """`size` with three digits and a binary unit.
+
+    >>> format_bytes(1536)
+    '1.5 KiB'
+    """
+    value = float(size)
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
+        if value < 1024:
+            return f"{value:.3g} {unit}"
+        value /= 1024
+    return f"{value:.3g} PiB"
+
+
+@dataclass(frozen=True)
+class SSD:
+    """The ssd tier: a store in the directory `path`.
+
+    Args:
+        path: directory; created if absent. One that already holds a store is never overwritten: opening
+            it without `resume` raises `FileExistsError`.
+        capacity: most bytes of segment files, as int or ``"1TiB"``; None: the disk's free space.
+        resume: open the store that is there, as of its last flush or close.
+    """
+
+    path: str
+    capacity: Size | None = None
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", os.fspath(self.path))
+        if self.path == "":
+            raise ValueError("SSD(path): the path is empty")
+        if self.capacity is not None:
+            object.__setattr__(self, "capacity", parse_bytes(self.capacity))
+
+
+@dataclass(frozen=True)
+class Tiers:
+    """Budgets of the tiers.
+
+    Args:
+        hbm: reserved for the device tier, which this release does not have: anything but None raises.
+        dram: bytes for rows and what belongs to them (docs/ARCHITECTURE.md, "Budget"), as int or ``"64GiB"``;
+            None: as much as all rows take.
+        ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
+        policy: which unused row leaves dram first: ``"lfu"`` (aged LFU) or ``"lru"``. Changes time, never
+            results.
+
+    >>> Tiers(dram="64GiB", ssd=SSD("/nvme/bag", "1TiB")).dram
+    68719476736
+    """
+
+    hbm: None = None
+    dram: Size | None = None
+    ssd: SSD | str | None = None
+    policy: str = field(default="lfu", kw_only=True)
+
+    def __post_init__(self) -> None:
+        if self.hbm is not None:
+            raise ValueError(
+                "Tiers(hbm=...): this release has the dram and ssd tiers only; leave hbm out"
+            )
+        if self.dram is not None:
+            object.__setattr__(self, "dram", parse_bytes(self.dram))
+        if self.ssd is not None and not isinstance(self.ssd, SSD):
+            object.__setattr__(self, "ssd", SSD(self.ssd))
+        if self.policy not in ("lfu", "lru"):
+            raise ValueError(f"Tiers(policy=...): must be 'lfu' or 'lru', got {self.policy!r}")
+
+    def __str__(self) -> str:
+        dram = "all rows" if self.dram is None else format_bytes(int(self.dram))
+        if not isinstance(self.ssd, SSD):
+            return f"dram={dram}"
+        limit = "" if self.ssd.capacity is None else f", {format_bytes(int(self.ssd.capacity))}"
+        return f"dram={dram}, ssd={self.ssd.path!r}{limit}"
