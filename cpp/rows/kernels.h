@@ -69,16 +69,17 @@ struct GradArgs {
   const uint32_t* argmax = nullptr;            // [bags, dim], mode max
 };
 
-// Numbers of one optimizer update. Semantics: torch.optim.SGD, Adagrad, SparseAdam on sparse
-// gradients; RowwiseAdagrad as FBGEMM's exact rowwise Adagrad (mean of squares over dim).
+// Numbers of one optimizer update, in double as the user gave them: 1 - beta2 would lose five
+// digits in float. Semantics: torch.optim.SGD, Adagrad, SparseAdam on sparse gradients;
+// RowwiseAdagrad as FBGEMM's exact rowwise Adagrad (mean of squares over dim).
 struct OptimizerParams {
-  float lr = 0;  // Adagrad: already divided by (1 + (step - 1) * lr_decay)
-  float eps = 0;
-  float beta1 = 0;  // Adam
-  float beta2 = 0;
-  float bias_correction1 = 1;  // Adam: 1 - beta1^step
-  float bias_correction2 = 1;
-  float weight_decay = 0;  // RowwiseAdagrad: L2, added to the gradient
+  double lr = 0;  // Adagrad: already divided by (1 + (step - 1) * lr_decay)
+  double eps = 0;
+  double beta1 = 0;  // Adam
+  double beta2 = 0;
+  double bias_correction1 = 1;  // Adam: 1 - beta1^step
+  double bias_correction2 = 1;
+  double weight_decay = 0;  // RowwiseAdagrad: L2, added to the gradient
 };
 
 // Update of unique rows in their slots. fp16/bf16 weights are computed in float32 and rounded
