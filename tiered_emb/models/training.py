@@ -1,8 +1,8 @@
 """The training loop, and predictions: the same code for a tiered model and for its plain peer.
 
-A model whose embedding part updates itself in backward (a fused optimizer) needs no step of its own;
-a peer brings the torch optimizer of its bags. The order of samples, and so every number that comes
-out, depends on the options alone.
+A model whose embedding part updates itself in backward (a fused optimizer) needs no step of its
+own; a peer brings the torch optimizer of its bags. The order of samples, and so every number that
+comes out, depends on the options alone.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from tiered_emb.data.dataset import Batch, Samples
 from tiered_emb.models.dlrm import DLRM
 from tiered_emb.models.metrics import auc, logloss
 
+Order = Literal["shuffled", "time"]
 Progress = Callable[[Iterable[Batch], int, str], Iterable[Batch]]
 _LOSS_EVERY_STEPS = 50
 
@@ -42,7 +43,7 @@ class TrainOptions:
     batch_size: int = 512
     epochs: int = 1
     steps_max: int | None = None
-    order: Literal["shuffled", "time"] = "shuffled"
+    order: Order = "shuffled"
     dense_lr: float = 1e-3
     seed: int = 0
 
@@ -85,16 +86,18 @@ def train_and_test(
     embedding_optimizer: torch.optim.Optimizer | None = None,
     progress: Progress | None = None,
     caption: str = "training",
+    on_trained: Callable[[], None] | None = None,
 ) -> Outcome:
     """Trains a model and judges it on the test samples.
 
     Args:
         embedding_optimizer: of a peer's bags; None where backward updates the rows itself.
         progress: wraps the batches, given their number and a caption; for a progress bar.
+        on_trained: called between training and testing, e.g. to read counters.
     """
     watch: Progress = progress if progress is not None else (lambda batches, _steps, _: batches)
     dense_optimizer = torch.optim.Adam(model.dense_parameters(), lr=options.dense_lr)
-    optimizers = [dense_optimizer]
+    optimizers: list[torch.optim.Optimizer] = [dense_optimizer]
     if embedding_optimizer is not None:
         optimizers.append(embedding_optimizer)
     steps = options.steps(len(samples.train))
@@ -112,7 +115,9 @@ def train_and_test(
         if step % _LOSS_EVERY_STEPS == 0 and not torch.isfinite(loss):
             raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower --lr")
     seconds = time.perf_counter() - start
-    logits = predict(model, samples, samples.test, progress)
+    if on_trained is not None:
+        on_trained()
+    logits = predict(model, samples, samples.test, options.batch_size, progress)
     labels = samples.dataset.labels[samples.test]
     return Outcome(
         steps=steps,
@@ -129,8 +134,8 @@ def predict(
     model: DLRM,
     samples: Samples,
     which: npt.NDArray[np.int64],
+    batch_size: int,
     progress: Progress | None = None,
-    batch_size: int = 1024,
 ) -> npt.NDArray[np.float32]:
     """Logits of the given samples, in order; changes no weight."""
     batches: Iterable[Batch] = samples.batches(which, batch_size)
@@ -149,9 +154,7 @@ def _batches(samples: Samples, options: TrainOptions) -> Iterator[Batch]:
         yield from samples.batches(samples.train, options.batch_size, shuffle)
 
 
-def _step(
-    model: DLRM, batch: Batch, optimizers: Iterable[torch.optim.Optimizer]
-) -> torch.Tensor:
+def _step(model: DLRM, batch: Batch, optimizers: Iterable[torch.optim.Optimizer]) -> torch.Tensor:
     for optimizer in optimizers:
         optimizer.zero_grad()
     loss = F.binary_cross_entropy_with_logits(model(batch.dense, batch.sparse), batch.labels)

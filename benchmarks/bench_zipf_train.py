@@ -1,0 +1,315 @@
+"""Trains a DLRM on synthetic Zipf clicks whose table is far larger than its DRAM budget.
+
+The default is 50 M rows x 32 over 26 tables, rowwise Adagrad (6.6 GB), 512 MB of DRAM, 2,000 steps.
+Every step draws a batch anew, so the stream never repeats; each table's ids follow Zipf's law and
+are scattered over its rows by a fixed bijection, so that hot rows do not share pages.
+
+    python benchmarks/bench_zipf_train.py --out benchmarks/results/zipf_train.json
+    python benchmarks/bench_zipf_train.py --smoke
+
+Figures: samples/s, step time by percentile and over time, hit ratio, bytes read and written, space
+amplification, peak RSS. Drawing samples is not part of the step time and is reported apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import platform
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from tqdm import tqdm
+
+import tiered_emb as te
+from tiered_emb.data.hashing import mix64, number_keys, text_key
+from tiered_emb.models.dlrm import DLRM
+from tiered_emb.stats import Stats
+
+Ids = npt.NDArray[np.int64]
+
+# Relative sizes of the 26 tables: cardinalities of the Criteo Kaggle data set.
+TABLE_SHARES = (
+    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
+    27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
+)  # fmt: skip
+WINDOWS = 20
+
+
+class Zipf:
+    """Draws ranks 1..n with probability proportional to rank ** -exponent, many at a time.
+
+    Exact; about one draw in twenty is repeated. Source: Hörmann and Derflinger,
+    "Rejection-inversion to generate variates from monotone discrete distributions", ACM TOMACS
+    6(3), 1996.
+    """
+
+    def __init__(self, n: int, exponent: float) -> None:
+        if n < 1 or exponent <= 0 or exponent == 1:
+            raise ValueError(f"Zipf needs n >= 1 and an exponent above 0, not 1: {n}, {exponent}")
+        self._n = n
+        self._s = exponent
+        self._low = self._integral(np.array(1.5)) - 1.0
+        self._high = self._integral(np.array(n + 0.5))
+        self._certain = 2.0 - self._inverse(
+            self._integral(np.array(2.5)) - np.array(2.0) ** -exponent
+        )
+
+    def _integral(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return (x ** (1.0 - self._s) - 1.0) / (1.0 - self._s)
+
+    def _inverse(self, y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        return np.maximum(1.0 + y * (1.0 - self._s), 1e-300) ** (1.0 / (1.0 - self._s))
+
+    def draw(self, rng: np.random.Generator, count: int) -> Ids:
+        """`count` ranks, at least 1 and at most n."""
+        ranks = np.empty(count, dtype=np.int64)
+        left = np.arange(count)
+        while len(left):
+            u = self._high + rng.random(len(left)) * (self._low - self._high)
+            x = self._inverse(u)
+            k = np.clip(np.rint(x), 1, self._n)
+            taken = (k - x <= self._certain) | (u >= self._integral(k + 0.5) - k**-self._s)
+            ranks[left[taken]] = k[taken]
+            left = left[~taken]
+        return ranks
+
+
+class Scatter:
+    """A fixed bijection of 0..rows-1 that keeps no neighbours: multiply, add, modulo."""
+
+    def __init__(self, rows: int, salt: str) -> None:
+        self._rows = rows
+        self._add = text_key(salt) % rows
+        factor = max(1, int(rows * 0.6180339887498949))
+        while math.gcd(factor, rows) != 1:
+            factor += 1
+        self._factor = factor
+
+    def __call__(self, values: Ids) -> Ids:
+        return (values * self._factor + self._add) % self._rows
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One step's samples."""
+
+    dense: torch.Tensor
+    sparse: dict[str, torch.Tensor]
+    labels: torch.Tensor
+
+
+class Clicks:
+    """An endless stream of samples. Labels follow a hidden logistic model of the ids."""
+
+    def __init__(self, tables: dict[str, int], dense: int, exponent: float, seed: int) -> None:
+        self._rng = np.random.default_rng(seed)
+        self._dense = dense
+        self._tables = {n: (Zipf(r, exponent), Scatter(r, n)) for n, r in tables.items()}
+
+    def draw(self, batch: int) -> Draw:
+        dense = self._rng.normal(size=(batch, self._dense)).astype(np.float32)
+        score = dense[:, 0] - 1.0
+        sparse = {}
+        for name, (zipf, scatter) in self._tables.items():
+            ids = scatter(zipf.draw(self._rng, batch) - 1)
+            hidden = (mix64(number_keys(ids)) >> np.uint64(40)).astype(np.float64) / 2**24
+            score = score + (hidden - 0.5)
+            sparse[name] = torch.from_numpy(ids)
+        clicked = self._rng.random(batch) < 1.0 / (1.0 + np.exp(-score))
+        return Draw(torch.from_numpy(dense), sparse, torch.from_numpy(clicked.astype(np.float32)))
+
+
+def table_rows(total: int) -> dict[str, int]:
+    """Rows of the 26 tables, in Criteo's proportions, summing to `total`."""
+    shares = np.array(TABLE_SHARES, dtype=np.float64)
+    rows = np.maximum(1, np.floor(shares / shares.sum() * total)).astype(np.int64)
+    rows[int(shares.argmax())] += total - int(rows.sum())
+    if rows.min() < 1:
+        raise SystemExit(f"--rows {total}: too few for {len(rows)} tables")
+    return {f"C{i + 1}": int(n) for i, n in enumerate(rows)}
+
+
+def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Train a DLRM on Zipf clicks with a table larger than DRAM.",
+        epilog="example: python benchmarks/bench_zipf_train.py --dram 512MB --out result.json",
+    )
+    add = parser.add_argument
+    add("--rows", type=int, default=50_000_000, help="over all 26 tables (50,000,000)")
+    add("--dim", type=int, default=32, help="embedding dimension (32)")
+    add("--dram", default="512MB", help="DRAM budget (512MB)")
+    add("--ssd", metavar="DIR", help="directory of the store (default: temporary, removed)")
+    add("--steps", type=int, default=2000, help="(2,000)")
+    add("--batch-size", type=int, default=2048, help="samples a step (2,048)")
+    add("--exponent", type=float, default=1.05, help="of Zipf's law (1.05)")
+    add("--seed", type=int, default=0, help="(0)")
+    add("--threads", type=int, help="CPU threads of torch (default: all)")
+    add("--smoke", action="store_true", help="a few seconds: 200,000 rows, 2 MB, 40 steps")
+    add("--out", metavar="FILE.json", type=Path, help="where the figures go")
+    args = parser.parse_args(argv)
+    if args.smoke:
+        args.rows, args.dram, args.steps, args.batch_size = 200_000, "4MB", 40, 256
+    return args
+
+
+def train(
+    model: DLRM, collection: te.TieredEmbeddingCollection, clicks: Clicks, args: argparse.Namespace
+) -> tuple[dict[str, object], Stats]:
+    """Runs all steps; gives the figures, and the counters at the end."""
+    optimizer = torch.optim.Adam(model.dense_parameters(), lr=1e-3)
+    step_ms = np.zeros(args.steps)
+    losses = np.zeros(args.steps)
+    windows: list[dict[str, float]] = []
+    every = max(1, args.steps // WINDOWS)
+    draw_seconds = 0.0
+    before = collection.stats()
+    for step in tqdm(range(args.steps), desc="training", unit=" steps", disable=None):
+        start = time.perf_counter()
+        samples = clicks.draw(args.batch_size)
+        drawn = time.perf_counter()
+        draw_seconds += drawn - start
+        optimizer.zero_grad()
+        logits = model(samples.dense, samples.sparse)
+        loss = F.binary_cross_entropy_with_logits(logits, samples.labels)
+        loss.backward()
+        optimizer.step()
+        losses[step] = loss.item()
+        step_ms[step] = (time.perf_counter() - drawn) * 1e3
+        if (step + 1) % every == 0:
+            now = collection.stats()
+            windows.append(window(step + 1, step_ms[step + 1 - every : step + 1], before, now))
+            before = now
+    figures: dict[str, object] = {
+        "samples_per_second": args.steps * args.batch_size / (step_ms.sum() / 1e3),
+        "step_ms": percentiles(step_ms),
+        "step_ms_after_warm_up": percentiles(step_ms[args.steps // 10 :]),
+        "draw_ms_mean": draw_seconds * 1e3 / args.steps,
+        "loss_first": float(losses[:every].mean()),
+        "loss_last": float(losses[-every:].mean()),
+        "windows": windows,
+    }
+    return figures, collection.stats()
+
+
+def window(
+    last_step: int, step_ms: npt.NDArray[np.float64], a: Stats, b: Stats
+) -> dict[str, float]:
+    """Figures of the steps between two readings of the counters."""
+    lookups = max(b.lookups - a.lookups, 1)
+    return {
+        "last_step": last_step,
+        **{f"step_ms_{name}": value for name, value in percentiles(step_ms).items()},
+        "hit_ratio": (b.lookup_hits - a.lookup_hits) / lookups,
+        "ssd_read_bytes": b.ssd_read_bytes - a.ssd_read_bytes,
+        "ssd_written_bytes": b.ssd_written_bytes - a.ssd_written_bytes,
+        "ssd_blocks_read_per_1000_lookups": (b.ssd_blocks_read - a.ssd_blocks_read) * 1e3 / lookups,
+        "space_amplification": b.space_amplification,
+    }
+
+
+def percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
+    p50, p95, p99 = np.percentile(values, [50, 95, 99])
+    return {"p50": p50, "p95": p95, "p99": p99, "max": float(values.max())}
+
+
+def provenance(argv: list[str]) -> dict[str, object]:
+    """Machine, versions, commit, date and command: what the figures depend on."""
+    cpu = platform.processor()
+    with open("/proc/cpuinfo", encoding="utf-8") as file:
+        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
+    git = ["git", "-C", str(Path(__file__).parent)]
+    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+    changed = subprocess.run(
+        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
+    )
+    return {
+        "machine": {
+            "cpu": names[0] if names else cpu,
+            "cores": os.cpu_count(),
+            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
+            "kernel": platform.release(),
+        },
+        "versions": {
+            "python": platform.python_version(),
+            **{name: version(name) for name in ("torch", "numpy")},
+            "tiered-emb": te.__version__,
+        },
+        "commit": commit.stdout.strip() or None,
+        "commit_changed": bool(changed.stdout.strip()),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "command": " ".join(["python", "benchmarks/bench_zipf_train.py", *argv]),
+    }
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parse_arguments(argv)
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    tables = table_rows(args.rows)
+    directory = args.ssd or tempfile.mkdtemp(prefix="tiered-emb-zipf-")
+    collection = te.TieredEmbeddingCollection(
+        [te.Table(n, r, args.dim, init=te.init.Uniform(-0.05, 0.05)) for n, r in tables.items()],
+        tiers=te.Tiers(dram=args.dram, ssd=te.SSD(directory)),
+        optimizer=te.optim.RowwiseAdagrad(lr=0.05),
+        seed=args.seed,
+    )
+    try:
+        with collection:
+            torch.manual_seed(args.seed)
+            model = DLRM(collection, list(tables), args.dim, 13, (512, 256), (512, 256))
+            figures, stats = train(
+                model, collection, Clicks(tables, 13, args.exponent, args.seed), args
+            )
+    finally:
+        if args.ssd is None:
+            shutil.rmtree(directory, ignore_errors=True)
+    report = {
+        "benchmark": "zipf_train",
+        **provenance(sys.argv[1:] if argv is None else argv),
+        "options": {k: v for k, v in vars(args).items() if k not in ("out", "ssd")},
+        "table_bytes": stats.total_row_bytes,
+        "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        **figures,
+        "tiers": stats.as_dict(),
+    }
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    print(summary(report, stats))
+    return 0
+
+
+def summary(report: dict[str, object], stats: Stats) -> str:
+    step = report["step_ms"]
+    assert isinstance(step, dict)
+    read, written = stats.ssd_read_bytes / 1e9, stats.ssd_written_bytes / 1e9
+    lines = [
+        f"{stats.total_rows:,} rows, {stats.total_row_bytes / 1e9:.2f} GB with state",
+        f"budget {stats.dram_bytes / 1e6:.0f} MB, peak RSS {report['peak_rss_bytes'] / 1e6:.0f} MB",
+        f"{report['samples_per_second']:,.0f} samples/s",
+        f"step {step['p50']:.1f} / {step['p95']:.1f} / {step['p99']:.1f} ms (p50/p95/p99)",
+        f"loss {report['loss_first']:.4f} -> {report['loss_last']:.4f}",
+        f"hit ratio {stats.hit_ratio:.1%}",
+        f"ssd read {read:.2f} GB, written {written:.2f} GB",
+        f"space amplification {stats.space_amplification:.2f}",
+    ]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
