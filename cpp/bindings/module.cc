@@ -7,6 +7,7 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
+#include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <cerrno>
@@ -299,6 +300,8 @@ nb::bytes store_metadata(const std::string& path) {
 
 NB_MODULE(_core, m) {
   using namespace te;  // NOLINT: names of the core only
+  // A graph that is alive when the interpreter exits holds a plan; that is no leak of ours.
+  nb::set_leak_warnings(false);
   nb::class_<PlanHandle>(m, "Plan")
       .def("release", &PlanHandle::release)
       .def_prop_ro("is_released", &PlanHandle::is_released)
