@@ -86,6 +86,11 @@ def tiered(workload: Workload, optimizer: str, share: float, train: bool) -> Ite
             te.TieredEmbeddingCollection(tables, tiers=tiers, optimizer=opt)
         )
         grad = torch.randn(workload.batch, workload.dim)
+        with torch.no_grad():  # torch's tables hold their initial values from the start; so shall ours
+            for first in range(0, workload.rows, 4096):
+                ids = torch.arange(first, min(first + 4096, workload.rows))
+                for name in workload.names:
+                    collection({name: ids})
 
         def step(batch: Batch) -> None:
             outs = list(collection(batch).values())

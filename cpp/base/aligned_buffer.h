@@ -38,7 +38,8 @@ class AlignedBuffer {
 class ReservedMemory {
  public:
   ReservedMemory() = default;
-  // Reserves `bytes` of zeroed address space; aborts when the address space itself is exhausted.
+  // Reserves `bytes` of zeroed address space, in huge pages where the system grants them; aborts
+  // when the address space itself is exhausted.
   explicit ReservedMemory(size_t bytes);
   ~ReservedMemory();
   ReservedMemory(ReservedMemory&& other) noexcept { swap(other); }

@@ -126,6 +126,13 @@ FeatureInput to_input(const FeatureTuple& f) {
   return input;
 }
 
+std::vector<FeatureInput> to_inputs(const std::vector<FeatureTuple>& features) {
+  std::vector<FeatureInput> inputs;
+  inputs.reserve(features.size());
+  for (const FeatureTuple& feature : features) inputs.push_back(to_input(feature));
+  return inputs;
+}
+
 TableConfig to_table(const TableTuple& t) {
   TableConfig config;
   config.name = std::get<0>(t);
@@ -166,9 +173,7 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
 std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple>& features,
                                  bool will_update) {
   auto& engine = nb::cast<Engine&>(self);
-  std::vector<FeatureInput> inputs;
-  inputs.reserve(features.size());
-  for (const FeatureTuple& feature : features) inputs.push_back(to_input(feature));
+  const std::vector<FeatureInput> inputs = to_inputs(features);
   Plan* planned = nullptr;
   run([&] {
     auto result = engine.plan(inputs, will_update);
@@ -179,11 +184,23 @@ std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple
   return std::make_unique<PlanHandle>(nb::borrow(self), engine, *planned);
 }
 
-void forward(Engine& engine, PlanHandle& handle, const std::vector<ForwardTuple>& features) {
+std::vector<FeatureForward> to_forwards(const std::vector<ForwardTuple>& features) {
   std::vector<FeatureForward> forwards;
   forwards.reserve(features.size());
   for (const auto& [weights, out, max_norm, norm_type] : features)
     forwards.push_back({at<void>(weights), at<void>(out), max_norm, norm_type});
+  return forwards;
+}
+
+void lookup(Engine& engine, const std::vector<FeatureTuple>& features,
+            const std::vector<ForwardTuple>& tensors) {
+  const std::vector<FeatureInput> inputs = to_inputs(features);
+  const std::vector<FeatureForward> forwards = to_forwards(tensors);
+  run([&] { return engine.lookup(inputs, forwards); });
+}
+
+void forward(Engine& engine, PlanHandle& handle, const std::vector<ForwardTuple>& features) {
+  const std::vector<FeatureForward> forwards = to_forwards(features);
   Plan& plan = handle.plan();
   run([&] { return engine.forward(plan, forwards); });
 }
@@ -308,6 +325,7 @@ NB_MODULE(_core, m) {
       .def("unique_counts", &unique_counts)
       .def("unique_rows", &unique_rows);
   nb::class_<Engine>(m, "Engine")
+      .def("lookup", &lookup)
       .def("plan", &plan)
       .def("forward", &forward)
       .def("backward", &backward)

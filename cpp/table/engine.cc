@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "table/batch_check.h"
 #include "table/threads.h"
 
 namespace te {
@@ -85,7 +86,7 @@ Status Engine::keep_house() {
 
 Status Engine::bring(Plan& plan, bool overwrite) {
   Timer timer(times_.move_ns);
-  Status filled = mover_.fill(plan.acquired.fills, overwrite);
+  Status filled = mover_.fill(plan.acquired.fills, overwrite, thread_pool());
   if (!filled) {
     planner_.abandon(plan);
     return filled;
@@ -102,6 +103,37 @@ Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_upd
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan));
   }
   return bring(plan, overwrite);
+}
+
+Status Engine::lookup(std::span<const FeatureInput> inputs,
+                      std::span<const FeatureForward> features) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  Plan& plan = take_plan();
+  Status done = lookup_locked(inputs, features, plan);
+  free_plans_.push_back(&plan);
+  return done;
+}
+
+Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
+                             std::span<const FeatureForward> features, Plan& plan) {
+  bool nothing_moves = true;
+  for (const FeatureInput& input : inputs)
+    nothing_moves &= tiers_->layout_of(input.table).policy == nullptr;
+  for (const FeatureForward& feature : features) nothing_moves &= feature.max_norm <= 0;
+  if (nothing_moves) {
+    TE_RETURN_IF_ERROR(check_batch(inputs, *tiers_, plan));
+    Timer timer(times_.forward_ns);
+    if (executor_.forward_resident(inputs, plan, features, thread_pool())) {
+      planner_.count_resident(plan.occurrences);
+      return Status::ok();
+    }
+  }
+  TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
+  Timer timer(times_.forward_ns);
+  executor_.forward(plan, features, thread_pool());
+  planner_.release(plan);
+  return Status::ok();
 }
 
 Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_update) {

@@ -46,6 +46,8 @@ class Engine {
   static Result<std::unique_ptr<Engine>> create(const EngineConfig& config);
   ~Engine();
 
+  // Pools a batch that no backward follows. Rows are brought as `plan` does, unless all are there.
+  Status lookup(std::span<const FeatureInput> inputs, std::span<const FeatureForward> features);
   // Plans a batch and brings its rows into slots. `will_update`: a backward may follow.
   Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update);
   Status forward(Plan& plan, std::span<const FeatureForward> features);
@@ -76,6 +78,8 @@ class Engine {
   Status check_open() const;
   Status plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                      bool overwrite);
+  Status lookup_locked(std::span<const FeatureInput> inputs,
+                       std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
   Status keep_house();
   Status flush_locked();

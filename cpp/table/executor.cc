@@ -1,6 +1,7 @@
 #include "table/executor.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <string>
 
@@ -10,6 +11,8 @@ namespace te {
 namespace {
 
 constexpr size_t kChunkOccurrencesMin = 256;
+// How many ids ahead their location words are prefetched.
+constexpr size_t kWordAhead = 32;
 
 size_t chunk_target(size_t occurrences, size_t threads) {
   return std::max(kChunkOccurrencesMin, occurrences / (threads * 4) + 1);
@@ -99,15 +102,65 @@ void Executor::forward(Plan& plan, std::span<const FeatureForward> features, Thr
     plan.argmax[f].resize(keep_argmax ? feature.bags * config.dim : 0);
   }
   cut_bags(plan, threads.threads());
+  threads.run(chunks_.size(),
+              [&](size_t c) { pool_chunk(plan, chunks_[c], features[chunks_[c].feature]); });
+}
+
+void Executor::pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const {
+  PoolArgs args = pool_args(plan, chunk.feature);
+  args.sample_weights = feature.sample_weights;
+  args.out = feature.out;
+  Scratch<uint32_t>& argmax = plan.argmax[chunk.feature];
+  args.argmax = argmax.size() != 0 ? argmax.data() : nullptr;
+  kernels().pool(args, chunk.begin, chunk.end);
+}
+
+template <class Id>
+bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin,
+                          size_t end, uint32_t* slots) {
+  const Id* ids = static_cast<const Id*>(input.ids);
+  const uint64_t base = tiers_.table(feature.table).first_row.value;
+  const RowIndex& index = tiers_.index();
+  bool all = true;
+  for (size_t i = begin; i < end; ++i) {
+    if (i + kWordAhead < end) {
+      index.prefetch(RowId(base + static_cast<uint64_t>(ids[i + kWordAhead])));
+    }
+    if (int64_t{ids[i]} == input.padding_id) {
+      slots[i] = kPaddingSlot;
+      continue;
+    }
+    const LocationWord word = index.get(RowId(base + static_cast<uint64_t>(ids[i])));
+    all &= word.is_slot();
+    slots[i] = word.slot_index().value;
+  }
+  return all;
+}
+
+bool Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
+                                std::span<const FeatureForward> features, ThreadPool& threads) {
+  plan.occurrence_slots.resize(plan.occurrences);
+  plan.argmax.resize(features.size());
+  for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
+  cut_bags(plan, threads.threads());
+  std::atomic<bool> all_resident{true};
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
-    PoolArgs args = pool_args(plan, chunk.feature);
-    args.sample_weights = features[chunk.feature].sample_weights;
-    args.out = features[chunk.feature].out;
-    args.argmax =
-        plan.argmax[chunk.feature].size() != 0 ? plan.argmax[chunk.feature].data() : nullptr;
-    kernels().pool(args, chunk.begin, chunk.end);
+    const FeaturePlan& feature = plan.features[chunk.feature];
+    const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
+    const auto begin = static_cast<size_t>(bag_begin[chunk.begin]);
+    const auto end = static_cast<size_t>(bag_begin[chunk.end]);
+    uint32_t* slots = plan.occurrence_slots.data() + feature.occurrence_first;
+    const FeatureInput& input = inputs[chunk.feature];
+    const bool found = input.ids_are_64 ? find_slots<int64_t>(input, feature, begin, end, slots)
+                                        : find_slots<int32_t>(input, feature, begin, end, slots);
+    if (found) {
+      pool_chunk(plan, chunk, features[chunk.feature]);
+    } else {
+      all_resident.store(false);
+    }
   });
+  return all_resident.load();
 }
 
 void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {
@@ -165,7 +218,7 @@ void Executor::mark_dirty(const Acquisition& acquired, const UniqueRange& range)
 void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
                         const Hyperparameters& hyper, ThreadPool& threads) {
   for (size_t f = 0; f < features.size(); ++f) {
-    if (features[f].sample_weights_grad == nullptr) continue;
+    if (features[f].grad == nullptr || features[f].sample_weights_grad == nullptr) continue;
     kernels().sample_weight_gradients(pool_args(plan, f), features[f].grad,
                                       features[f].sample_weights_grad, 0, plan.features[f].bags);
   }
@@ -189,6 +242,7 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
     float* row_grad = features[chunk.feature].row_grad;
+    if (features[chunk.feature].grad == nullptr) return;
     if (row_grad != nullptr) {
       kernels().sum_gradients(grads_[chunk.feature], row_grad, chunk.begin, chunk.end);
     } else if (tiers_.config().optimizer != OptimizerKind::kNone) {
@@ -218,6 +272,7 @@ Status Executor::check_finite(const Plan& plan, std::span<const FeatureBackward>
     const FeaturePlan& feature = plan.features[f];
     const TableConfig& config = tiers_.table(feature.table).config;
     size_t at = 0;
+    if (features[f].grad == nullptr) continue;
     if (kernels().all_finite(features[f].grad, config.dtype, 0, feature.bags * config.dim, &at))
       continue;
     return Status(StatusCode::kInvalidArgument, "table '" + config.name + "': gradient of bag " +

@@ -50,6 +50,11 @@ class Executor {
   explicit Executor(Tiers& tiers) : tiers_(tiers) {}
 
   void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
+  // Pools a checked batch without a plan if every row has a slot; false, with `out` undefined, if
+  // one has not. For lookups without a backward where nothing is ever evicted: no row needs a pin
+  // then.
+  bool forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
+                        std::span<const FeatureForward> features, ThreadPool& threads);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
@@ -71,6 +76,10 @@ class Executor {
   void cut_bags(const Plan& plan, size_t threads);
   void cut_uniques(const Plan& plan, size_t threads);
   PoolArgs pool_args(const Plan& plan, size_t f) const;
+  void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
+  template <class Id>
+  bool find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin, size_t end,
+                  uint32_t* slots);
   GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
   void renormalise(Plan& plan, std::span<const FeatureForward> features);

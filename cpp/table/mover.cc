@@ -6,6 +6,12 @@
 #include "base/check.h"
 
 namespace te {
+namespace {
+
+// Initial values are computed in parallel, this many rows a task.
+constexpr size_t kFreshRowsPerTask = 128;
+
+}  // namespace
 
 Status Mover::append_dirty(LayoutId layout, std::span<const SlotIndex> dirty) {
   if (dirty.empty()) return Status::ok();
@@ -50,21 +56,31 @@ Status Mover::spill(LayoutId layout, std::span<const SlotIndex> victims) {
   return Status::ok();
 }
 
-Status Mover::fill(std::span<const Fill> fills, bool overwrite) {
+Status Mover::fill(std::span<const Fill> fills, bool overwrite, ThreadPool& threads) {
+  fresh_.clear();
   reads_.resize(tiers_.layouts());
   for (auto& reads : reads_) reads.clear();
   for (const Fill& fill : fills) {
-    std::byte* destination = tiers_.layout(fill.layout).data(fill.slot);
     if (fill.from.is_none()) {
-      tiers_.initialise(tiers_.table(fill.table), fill.row, destination);
-      ++stats_.fills_initialised;
+      fresh_.push_back(&fill);
     } else if (!overwrite) {
+      std::byte* destination = tiers_.layout(fill.layout).data(fill.slot);
       reads_[fill.layout.value].push_back({fill.row, fill.from, destination});
-      ++stats_.fills_read;
     }
   }
+  stats_.fills_initialised += fresh_.size();
+  const size_t tasks = (fresh_.size() + kFreshRowsPerTask - 1) / kFreshRowsPerTask;
+  threads.run(tasks, [&](size_t task) {
+    const size_t last = std::min((task + 1) * kFreshRowsPerTask, fresh_.size());
+    for (size_t i = task * kFreshRowsPerTask; i < last; ++i) {
+      const Fill& fill = *fresh_[i];
+      tiers_.initialise(tiers_.table(fill.table), fill.row,
+                        tiers_.layout(fill.layout).data(fill.slot));
+    }
+  });
   for (size_t l = 0; l < reads_.size(); ++l) {
     if (reads_[l].empty()) continue;
+    stats_.fills_read += reads_[l].size();
     TE_RETURN_IF_ERROR(tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_[l]));
   }
   return Status::ok();

@@ -32,7 +32,7 @@ class Mover {
   Status spill(LayoutId layout, std::span<const SlotIndex> victims);
   // Brings the rows of `fills` into their slots. `overwrite`: the caller will write every byte, so
   // that nothing needs to be read.
-  Status fill(std::span<const Fill> fills, bool overwrite);
+  Status fill(std::span<const Fill> fills, bool overwrite, ThreadPool& threads);
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
   // Writes every dirty row to the log, in order of row number; they stay in their slots, clean.
@@ -47,13 +47,13 @@ class Mover {
 
  private:
   Status append_dirty(LayoutId layout, std::span<const SlotIndex> dirty);
-  Status read_to(LayoutId layout, std::vector<RowRead>& reads);
   void compact_below(LayoutTier& tier, uint32_t limit);
 
   Tiers& tiers_;
   MoverStats stats_;
   // Scratch of one call each.
   std::vector<std::vector<RowRead>> reads_;
+  std::vector<const Fill*> fresh_;
   std::vector<SlotIndex> dirty_;
   std::vector<SlotIndex> victims_;
   std::vector<RowId> rows_;

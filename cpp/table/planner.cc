@@ -340,6 +340,12 @@ void Planner::abandon(Plan& plan) {
   plan.state = Plan::State::kReleased;
 }
 
+void Planner::count_resident(uint64_t lookups) {
+  ++stats_.plans;
+  stats_.lookups += lookups;
+  stats_.lookup_hits += lookups;
+}
+
 void Planner::wait(Plan& plan) {
   plan.state = Plan::State::kWaiting;
   waiting_.push_back(&plan);

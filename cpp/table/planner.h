@@ -46,6 +46,9 @@ class Planner {
   // The plan is pooled and may wait for its backward; under pressure it loses its slots.
   void wait(Plan& plan);
 
+  // A batch was pooled without a plan: all `lookups` of it were hits.
+  void count_resident(uint64_t lookups);
+
   const PlannerStats& stats() const { return stats_; }
 
  private:
