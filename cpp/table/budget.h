@@ -15,6 +15,12 @@ namespace te {
 
 inline constexpr uint64_t kFreeOverheadBytes = 8 << 20;
 
+// The index grows with the rows written; this much of its growth is charged ahead, so that limits
+// are kept between two looks at it.
+constexpr uint64_t index_headroom_bytes(uint64_t dram_bytes) {
+  return dram_bytes / 128 > (1 << 16) ? dram_bytes / 128 : 1 << 16;
+}
+
 struct LayoutDemand {
   uint64_t rows = 0;          // of all tables of the layout
   uint64_t stride_bytes = 0;  // a row in its slot

@@ -12,8 +12,6 @@ namespace {
 
 // One update of a huge input runs in batches of at most this many rows.
 constexpr size_t kBatchRowsMax = 65536;
-// The slot limits follow the growth of the index in steps of this size.
-constexpr uint64_t kIndexGrowthBytes = 1 << 20;
 constexpr uint32_t kSegmentsPerStep = 2;
 
 class Timer {
@@ -39,7 +37,7 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
 
 Engine::Engine(std::unique_ptr<Tiers> tiers)
     : tiers_(std::move(tiers)), mover_(*tiers_), planner_(*tiers_, mover_), executor_(*tiers_) {
-  index_bytes_charged_ = tiers_->index().memory_bytes();
+  index_bytes_charged_ = tiers_->index_bytes_charged();
 }
 
 Engine::~Engine() = default;
@@ -68,15 +66,17 @@ Status Engine::keep_house() {
     return reclaimed;  // without space the step may still succeed; the spill that cannot says so
   const uint64_t index_bytes = tiers_->index().memory_bytes();
   const uint64_t budget = tiers_->config().dram_bytes;
-  if (budget == 0 || index_bytes < index_bytes_charged_ + kIndexGrowthBytes) return Status::ok();
-  index_bytes_charged_ = index_bytes;
+  if (budget == 0 || index_bytes <= index_bytes_charged_) return Status::ok();
+  index_bytes_charged_ = index_bytes + index_headroom_bytes(budget);
   std::vector<uint32_t> limits;
   for (size_t l = 0; l < tiers_->layouts(); ++l)
     limits.push_back(tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
   const bool evicting = tiers_->layout(LayoutId(0)).policy != nullptr;
-  if (!evicting || dram_bytes_for_slots(tiers_->demands(), limits, index_bytes, true) <= budget)
+  if (!evicting ||
+      dram_bytes_for_slots(tiers_->demands(), limits, index_bytes_charged_, true) <= budget)
     return Status::ok();
-  const std::vector<uint32_t> wanted = slots_within(tiers_->demands(), budget, index_bytes);
+  const std::vector<uint32_t> wanted =
+      slots_within(tiers_->demands(), budget, index_bytes_charged_);
   for (size_t l = 0; l < tiers_->layouts(); ++l) {
     if (wanted[l] < limits[l])
       TE_RETURN_IF_ERROR(mover_.set_limit(LayoutId(static_cast<uint16_t>(l)), wanted[l]));

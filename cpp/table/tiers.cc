@@ -57,8 +57,9 @@ LayoutTier::LayoutTier(const RowLayout& row_layout, uint64_t row_count, uint32_t
 Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
   std::unique_ptr<Tiers> tiers(new Tiers(config));
   TE_RETURN_IF_ERROR(tiers->build_tables());
-  TE_RETURN_IF_ERROR(tiers->build_layouts());
+  TE_RETURN_IF_ERROR(tiers->build_index());
   if (!config.ssd_path.empty()) TE_RETURN_IF_ERROR(tiers->open_log());
+  tiers->set_limits();
   return tiers;
 }
 
@@ -98,7 +99,8 @@ Status Tiers::build_tables() {
   return Status::ok();
 }
 
-Status Tiers::build_layouts() {
+// The index, and a policy for each layout where rows may have to leave.
+Status Tiers::build_index() {
   const uint64_t all_rows_bytes = dram_bytes_for_all_rows(demands_);
   const bool all_fit = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
   if (!all_fit && config_.ssd_path.empty())
@@ -109,21 +111,28 @@ Status Tiers::build_layouts() {
   const uint64_t direct_bytes_max = all_fit ? std::numeric_limits<uint64_t>::max()
                                             : std::max<uint64_t>(config_.dram_bytes / 16, 1 << 20);
   index_ = std::make_unique<RowIndex>(total_rows_, direct_bytes_max);
+  if (all_fit) return Status::ok();
+  for (auto& tier : layouts_) {
+    tier->policy = make_eviction_policy(config_.policy, tier->directory, tier->rows);
+    if (tier->policy == nullptr) return invalid("unknown eviction policy '" + config_.policy + "'");
+  }
+  return Status::ok();
+}
+
+// After the store is open: its rows' location words are part of the budget.
+void Tiers::set_limits() {
   std::vector<uint32_t> limits;
-  if (!all_fit) limits = slots_within(demands_, config_.dram_bytes, index_->memory_bytes());
   for (size_t i = 0; i < layouts_.size(); ++i) {
     LayoutTier& tier = *layouts_[i];
-    if (all_fit) {
+    if (tier.policy == nullptr) {
       tier.directory.set_limit(tier.directory.slots_max());
       continue;
     }
-    tier.policy = make_eviction_policy(config_.policy, tier.directory, tier.rows);
-    if (tier.policy == nullptr) return invalid("unknown eviction policy '" + config_.policy + "'");
+    if (limits.empty()) limits = slots_within(demands_, config_.dram_bytes, index_bytes_charged());
     const uint32_t limit = std::min(limits[i], tier.directory.slots_max());
     tier.directory.set_limit(limit);
     tier.policy->set_limit(limit);
   }
-  return Status::ok();
 }
 
 Status Tiers::open_log() {

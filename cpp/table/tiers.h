@@ -66,6 +66,11 @@ class Tiers final : public RowOwner {
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
   RowIndex& index() { return *index_; }
+  // What the slot limits were derived from: a growing index is charged a little ahead.
+  uint64_t index_bytes_charged() const {
+    const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(config_.dram_bytes);
+    return index_->memory_bytes() + headroom;
+  }
   LogStore* log() { return log_.get(); }
   const EngineConfig& config() const { return config_; }
   std::span<const LayoutDemand> demands() const { return demands_; }
@@ -94,7 +99,8 @@ class Tiers final : public RowOwner {
  private:
   explicit Tiers(const EngineConfig& config) : config_(config) {}
   Status build_tables();
-  Status build_layouts();
+  Status build_index();
+  void set_limits();
   Status open_log();
   Status restore_metadata(const std::string& blob);
 
