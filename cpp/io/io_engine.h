@@ -35,9 +35,10 @@ class IoFile {
   int fd() const { return fd_; }
   bool is_direct() const { return direct_; }
   const std::string& path() const { return path_; }
-  Status allocate(
-      uint64_t bytes);  // reserves the space now (fallocate), so that a full disk shows here
-  Status sync();        // fdatasync
+  // Reserves the space now (fallocate), so that a full disk shows here: kNoSpace names the path and
+  // the bytes needed and free.
+  Status allocate(uint64_t bytes);
+  Status sync();  // fdatasync
 
  private:
   IoFile(int fd, bool direct, std::string path)
@@ -61,12 +62,16 @@ class IoEngine {
   virtual ~IoEngine() = default;
   virtual const char* name() const = 0;
   // Runs all requests, in any order and in parallel. `on_done(i)` is called on the calling thread
-  // once request i has fully succeeded, in order of completion. A read past the end of a file is an
-  // error. The first failure is returned after every started request has ended; its message names
-  // the path, the offset and the system's reason.
+  // once request i has fully succeeded, in order of completion. A read past the end of a file is
+  // kCorruption, a full disk kNoSpace, the rest kIo. The first failure is returned after every
+  // started request has ended; its message names the path, the offset and the system's reason.
   virtual Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) = 0;
+  // Makes what was written to the file durable. Virtual so that an engine that simulates a crash
+  // knows which writes survive it.
+  virtual Status sync(IoFile& file) { return file.sync(); }
 };
 
+// `threads` help the calling thread; 0 runs every batch on it.
 std::unique_ptr<IoEngine> make_portable_engine(size_t threads);
 
 }  // namespace te

@@ -67,6 +67,7 @@ struct LogStats {
   uint64_t segments_reclaimed = 0;
   uint64_t segments_now = 0;         // files in use, pinned ones included
   uint64_t segments_pinned_now = 0;  // reclaimed, kept for the last manifest
+  uint64_t segments_spare_now = 0;   // files beyond those: reserved space, not written yet
   uint64_t used_bytes_now = 0;       // segment files in use, pinned ones excluded
   uint64_t live_bytes_now = 0;       // rows that count, in bytes of their share of a block
 };

@@ -1,0 +1,78 @@
+// The index snapshot: where every row was at a checkpoint, in one file.
+//
+// A file is a header and sections. A section covers rows of one layout within one region of 65,536
+// rows, dense or sparse, whichever is smaller, with a checksum of its own. Thread-safety: none.
+// Cost: a few nanoseconds a row; memory is a few MiB, whatever the number of rows. The bytes that
+// the reader reads are hostile.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "base/status.h"
+#include "base/types.h"
+#include "io/io_engine.h"
+#include "log/aligned_writer.h"
+#include "log/format.h"
+#include "log/log_store.h"
+
+namespace te {
+
+// What the manifest keeps of an index file.
+struct IndexSummary {
+  uint64_t bytes = 0;
+  uint64_t rows = 0;
+  uint32_t crc32c = 0;
+};
+
+// Which store and checkpoint an index belongs to.
+struct IndexIdentity {
+  uint64_t store_id = 0;
+  uint64_t checkpoint = 0;
+  uint64_t total_rows = 0;
+};
+
+class IndexWriter {
+ public:
+  IndexWriter(IoEngine& io, std::string path);
+  ~IndexWriter();
+  Status start(const IndexIdentity& identity);
+  // Rows in ascending order. An error is kept for `finish`, since visitors cannot fail.
+  void add(LayoutId layout, RowId row, BlockAddress block) {
+    if (section_.row_count > 0 &&
+        (row.value >> kRegionBits != region_ || layout.value != section_.layout)) {
+      end_section();
+    }
+    if (section_.row_count == 0) begin_section(layout, row);
+    TE_CHECK(row > last_row_ || last_row_.is_none());
+    last_row_ = row;
+    offsets_[section_.row_count] = static_cast<uint16_t>(row.value - section_.first_row);
+    words_[section_.row_count++] = LocationWord::block(block).bits();
+  }
+  Result<IndexSummary> finish();
+
+  static constexpr int kRegionBits = 16;
+  static constexpr uint32_t kRegionRows = 1u << kRegionBits;
+
+ private:
+  void begin_section(LayoutId layout, RowId row);
+  void end_section();
+
+  AlignedWriter file_;
+  Status status_;
+  SectionHeader section_{};
+  uint64_t region_ = 0;
+  RowId last_row_;
+  uint64_t rows_ = 0;
+  std::vector<uint16_t> offsets_;
+  std::vector<uint32_t> words_;
+  std::vector<uint32_t> dense_;
+};
+
+// Streams the rows of an index file, ascending. `f` sees no row of a damaged section.
+Status read_index(IoEngine& io, const std::string& path, const IndexIdentity& identity,
+                  const IndexSummary& summary, size_t layouts, RowOwner::RowVisitor f);
+
+}  // namespace te

@@ -1,0 +1,170 @@
+#include "log/log_store.h"
+
+#include <array>
+#include <random>
+#include <utility>
+
+#include "base/check.h"
+#include "log/checkpointer.h"
+#include "log/directory.h"
+#include "log/log_options.h"
+#include "log/manifest.h"
+#include "log/reader.h"
+#include "log/reclaimer.h"
+#include "log/segment_files.h"
+#include "log/segment_table.h"
+#include "log/store_context.h"
+#include "log/writer.h"
+
+namespace te {
+namespace {
+
+// Tells this store's blocks from those of every other store.
+uint64_t random_store_id() {
+  std::random_device device;
+  return uint64_t{device()} << 32 | device();
+}
+
+Result<Manifest> read_manifest(const StoreDirectory& directory) {
+  const std::string path = directory.manifest();
+  Result<std::vector<std::byte>> bytes = StoreDirectory::read_file(path);
+  if (!bytes) {
+    if (bytes.status().code() != StatusCode::kNotFound) return bytes.status();
+    return Status(StatusCode::kNotFound, directory.path() + ": there is no store (no MANIFEST)");
+  }
+  return decode_manifest(bytes.value(), path);
+}
+
+// The owner of no rows, whose checkpoint makes an empty store.
+class NoRows final : public RowOwner {
+ public:
+  bool is_live(LayoutId, RowId, BlockAddress) const override { return false; }
+  void relocated(LayoutId, RowId, BlockAddress, BlockAddress) override {}
+  void visit_rows(RowVisitor) const override {}
+};
+
+}  // namespace
+
+// The parts of one store, in the order of their dependencies.
+class LogStore::Impl {
+ public:
+  Impl(StoreDirectory d, const LogOptions& options, std::unique_ptr<IoEngine> io)
+      : directory(std::move(d)),
+        context(options, std::move(io)),
+        files(directory, *context.io),
+        table(context, files),
+        outside(context, table, files, SegmentWriter::Source::kOutside),
+        survivors(context, table, files, SegmentWriter::Source::kSurvivors),
+        reader(context, table, files, std::array<const SegmentWriter*, 2>{&outside, &survivors}),
+        reclaimer(context, table, files, survivors),
+        checkpointer(context, directory, table, outside, survivors) {}
+
+  StoreDirectory directory;
+  StoreContext context;
+  SegmentFiles files;
+  SegmentTable table;
+  SegmentWriter outside;
+  SegmentWriter survivors;
+  BlockReader reader;
+  Reclaimer reclaimer;
+  Checkpointer checkpointer;
+};
+
+LogStore::LogStore(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+LogStore::~LogStore() = default;
+
+bool LogStore::exists(const std::string& path) {
+  return StoreDirectory::file_bytes(StoreDirectory(path).manifest()).is_ok();
+}
+
+Result<std::unique_ptr<LogStore>> LogStore::create(const LogOptions& options,
+                                                   std::unique_ptr<IoEngine> io) {
+  TE_RETURN_IF_ERROR(check_options(options));
+  const Status occupied(StatusCode::kAlreadyExists, options.path + ": there is a store already");
+  if (exists(options.path)) return occupied;
+  StoreDirectory directory(options.path);
+  TE_RETURN_IF_ERROR(directory.make());
+  TE_RETURN_IF_ERROR(directory.lock());
+  if (exists(options.path)) return occupied;  // somebody was faster
+  auto impl = std::make_unique<Impl>(std::move(directory), options, std::move(io));
+  impl->context.store_id = random_store_id();
+  TE_RETURN_IF_ERROR(impl->checkpointer.clear_directory());
+  TE_RETURN_IF_ERROR(impl->checkpointer.write(NoRows(), ""));
+  return std::unique_ptr<LogStore>(new LogStore(std::move(impl)));
+}
+
+Result<std::unique_ptr<LogStore>> LogStore::open(const LogOptions& options,
+                                                 std::unique_ptr<IoEngine> io,
+                                                 RowOwner::RowVisitor on_row,
+                                                 std::string* metadata) {
+  StoreDirectory directory(options.path);
+  if (!exists(options.path)) return read_manifest(directory).status();
+  TE_RETURN_IF_ERROR(directory.lock());
+  Result<Manifest> read = read_manifest(directory);
+  if (!read) return read.status();
+  Manifest manifest = read.take();
+  TE_RETURN_IF_ERROR(check_same_rows(options, manifest));
+  // Block and segment size belong to the store; the options only choose them for a new one.
+  LogOptions actual = options;
+  actual.block_bytes = manifest.block_bytes;
+  actual.segment_bytes = manifest.segment_bytes;
+  TE_RETURN_IF_ERROR(check_options(actual));
+  auto impl = std::make_unique<Impl>(std::move(directory), actual, std::move(io));
+  TE_RETURN_IF_ERROR(impl->checkpointer.restore(manifest, on_row));
+  if (metadata != nullptr) *metadata = std::move(manifest.metadata);
+  return std::unique_ptr<LogStore>(new LogStore(std::move(impl)));
+}
+
+Result<std::string> LogStore::read_metadata(const std::string& path) {
+  Result<Manifest> manifest = read_manifest(StoreDirectory(path));
+  if (!manifest) return manifest.status();
+  return std::move(manifest.value().metadata);
+}
+
+Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
+                          std::span<const std::byte* const> data,
+                          std::span<BlockAddress> out_blocks) {
+  TE_CHECK(rows.size() == data.size() && rows.size() == out_blocks.size());
+  TE_CHECK(layout.value < impl_->context.shapes.size());
+  for (RowId row : rows) TE_CHECK(row.value < impl_->context.options.total_rows);
+  TE_RETURN_IF_ERROR(impl_->outside.prepare(layout, rows.size()));
+  size_t appended = 0;
+  Status status = impl_->outside.append(layout, {rows, data}, out_blocks, &appended);
+  if (!status) {
+    for (size_t i = 0; i < appended; ++i) retire(layout, out_blocks[i]);
+    return status;
+  }
+  const RunShape& shape = impl_->context.shape(layout);
+  impl_->context.stats.rows_written += rows.size();
+  impl_->context.stats.row_written_bytes += uint64_t{shape.row_bytes} * rows.size();
+  return Status::ok();
+}
+
+Status LogStore::get_many(LayoutId layout, std::span<const RowRead> reads) {
+  TE_CHECK(layout.value < impl_->context.shapes.size());
+  return impl_->reader.get_many(layout, reads);
+}
+
+void LogStore::retire(LayoutId layout, BlockAddress block) {
+  impl_->table.remove_live(block, impl_->context.shape(layout).share_bytes);
+}
+
+Status LogStore::reclaim(RowOwner& owner, uint32_t segments_max) {
+  return impl_->reclaimer.reclaim(owner, segments_max);
+}
+
+Status LogStore::checkpoint(const RowOwner& owner, const std::string& metadata) {
+  return impl_->checkpointer.write(owner, metadata);
+}
+
+const LogOptions& LogStore::options() const { return impl_->context.options; }
+
+const IoEngine& LogStore::io() const { return *impl_->context.io; }
+
+LogStats LogStore::stats() const {
+  LogStats stats = impl_->context.stats;
+  impl_->table.fill(stats);
+  return stats;
+}
+
+}  // namespace te

@@ -1,0 +1,80 @@
+#include "log/segment_files.h"
+
+#include <sys/resource.h>
+
+#include <algorithm>
+#include <utility>
+
+namespace te {
+namespace {
+
+// A quarter of what the process may open, within reason: others need files too.
+size_t choose_open_max() {
+  constexpr size_t kOpenMin = 16;
+  constexpr size_t kOpenMax = 4096;
+  struct rlimit limit;
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return kOpenMin;
+  return std::clamp<size_t>(limit.rlim_cur / 4, kOpenMin, kOpenMax);
+}
+
+}  // namespace
+
+SegmentFiles::SegmentFiles(StoreDirectory& directory, IoEngine& io)
+    : directory_(directory), io_(io), open_max_(choose_open_max()) {}
+
+SegmentFiles::Iterator* SegmentFiles::find(SegmentId id) {
+  if (id.value >= places_.size()) places_.resize(id.value + 1, recent_.end());
+  return &places_[id.value];
+}
+
+Status SegmentFiles::insert(SegmentId id, IoFile file) {
+  if (recent_.size() >= open_max_) {
+    Entry& oldest = recent_.back();
+    if (!oldest.file.is_direct()) TE_RETURN_IF_ERROR(io_.sync(oldest.file));
+    places_[oldest.id.value] = recent_.end();
+    recent_.pop_back();
+  }
+  recent_.push_front({id, std::move(file)});
+  *find(id) = recent_.begin();
+  return Status::ok();
+}
+
+Status SegmentFiles::create(SegmentId id, uint64_t bytes) {
+  // A crash may have left a file under this name; it is nobody's now.
+  TE_RETURN_IF_ERROR(remove(id));
+  Result<IoFile> file = IoFile::open(path(id), IoFile::Mode::kCreate);
+  if (!file) return file.status();
+  Status status = file.value().allocate(bytes);
+  if (status) status = insert(id, file.take());
+  if (!status) (void)remove(id);  // the first error is the one to tell
+  return status;
+}
+
+Result<IoFile*> SegmentFiles::acquire(SegmentId id) {
+  Iterator* place = find(id);
+  if (*place != recent_.end()) {
+    recent_.splice(recent_.begin(), recent_, *place);
+    return &recent_.front().file;
+  }
+  Result<IoFile> file = IoFile::open(path(id), IoFile::Mode::kReadWrite);
+  if (!file) return file.status();
+  TE_RETURN_IF_ERROR(insert(id, file.take()));
+  return &recent_.front().file;
+}
+
+Status SegmentFiles::sync(SegmentId id) {
+  Result<IoFile*> file = acquire(id);
+  if (!file) return file.status();
+  return io_.sync(*file.value());
+}
+
+Status SegmentFiles::remove(SegmentId id) {
+  Iterator* place = find(id);
+  if (*place != recent_.end()) {
+    recent_.erase(*place);
+    *place = recent_.end();
+  }
+  return directory_.remove(path(id));
+}
+
+}  // namespace te

@@ -1,0 +1,49 @@
+// SegmentFiles: the open files of segments, at most so many at once.
+//
+// A store has more segments than a process may have open files; the least recently acquired one is
+// closed. A file that was written through the page cache is synced before it is closed, so that no
+// write-back error is lost between. Thread-safety: none. Ownership: owns the open files. Invariant:
+// an acquired file stays open until `open_max() - 1` others have been acquired. Cost: an open()
+// where the file is not open yet.
+#pragma once
+
+#include <list>
+#include <vector>
+
+#include "base/status.h"
+#include "base/types.h"
+#include "io/io_engine.h"
+#include "log/directory.h"
+
+namespace te {
+
+class SegmentFiles {
+ public:
+  SegmentFiles(StoreDirectory& directory, IoEngine& io);
+
+  size_t open_max() const { return open_max_; }
+  std::string path(SegmentId id) const { return directory_.segment(id); }
+  // A new file with `bytes` reserved on the disk; nothing is left behind on failure.
+  Status create(SegmentId id, uint64_t bytes);
+  Result<IoFile*> acquire(SegmentId id);
+  Status sync(SegmentId id);
+  Status remove(SegmentId id);
+
+ private:
+  struct Entry {
+    SegmentId id;
+    IoFile file;
+  };
+  using Iterator = std::list<Entry>::iterator;
+
+  Iterator* find(SegmentId id);
+  Status insert(SegmentId id, IoFile file);
+
+  StoreDirectory& directory_;
+  IoEngine& io_;
+  const size_t open_max_;
+  std::list<Entry> recent_;       // most recently acquired first
+  std::vector<Iterator> places_;  // of each segment; recent_.end() where its file is not open
+};
+
+}  // namespace te

@@ -1,0 +1,286 @@
+#include "log/segment_table.h"
+
+#include <algorithm>
+#include <bit>
+#include <limits>
+
+#include "base/check.h"
+
+namespace te {
+namespace {
+
+bool is_used(SegmentTable::State state) {
+  return state == SegmentTable::State::kOpen || state == SegmentTable::State::kSealed;
+}
+
+}  // namespace
+
+SegmentTable::SegmentTable(StoreContext& context, SegmentFiles& files)
+    : context_(context),
+      files_(files),
+      blocks_per_segment_(context.blocks_per_segment),
+      shift_(std::has_single_bit(blocks_per_segment_) ? std::countr_zero(blocks_per_segment_) : -1),
+      ids_max_(LocationWord::kBlocksMax / blocks_per_segment_),
+      files_max_(context.options.capacity_bytes == 0
+                     ? std::numeric_limits<uint64_t>::max()
+                     : context.options.capacity_bytes / context.options.segment_bytes) {}
+
+bool SegmentTable::holds_run(BlockAddress block, uint32_t span) const {
+  const SegmentId id = segment_of(block);
+  return id.value < segments_.size() && is_used(states_[id.value]) &&
+         uint64_t{block_in_segment(block)} + span <= segments_[id.value].blocks_used;
+}
+
+// --- files
+
+SegmentId SegmentTable::take_id() {
+  if (!free_ids_.empty()) {
+    const SegmentId id = free_ids_.back();
+    free_ids_.pop_back();
+    return id;
+  }
+  const SegmentId id(static_cast<uint32_t>(segments_.size()));
+  segments_.emplace_back();
+  states_.push_back(State::kFree);
+  live_bytes_.push_back(0);
+  return id;
+}
+
+Status SegmentTable::no_space(uint64_t count) const {
+  const LogOptions& options = context_.options;
+  const uint64_t held = file_count_ * options.segment_bytes;
+  const uint64_t free = options.capacity_bytes - std::min(options.capacity_bytes, held);
+  const uint64_t needed = count * options.segment_bytes;
+  return Status(StatusCode::kNoSpace,
+                options.path + ": the ssd capacity is used up: " + std::to_string(needed) +
+                    " bytes of segments needed, " + std::to_string(free) + " of " +
+                    std::to_string(options.capacity_bytes) + " bytes free (" +
+                    std::to_string(pinned_.size() * uint64_t{options.segment_bytes}) +
+                    " bytes wait for the next checkpoint)");
+}
+
+Result<SegmentId> SegmentTable::create_file() {
+  if (file_count_ >= files_max_) return no_space(1);
+  if (free_ids_.empty() && segments_.size() >= ids_max_) {
+    return Status(StatusCode::kNoSpace,
+                  context_.options.path + ": all " + std::to_string(ids_max_) +
+                      " segment numbers are in use; a store for so much needs larger blocks");
+  }
+  const SegmentId id = take_id();
+  if (Status status = files_.create(id, context_.options.segment_bytes); !status) {
+    free_ids_.push_back(id);
+    return status;
+  }
+  set_state(id, State::kSpare);
+  return id;
+}
+
+Status SegmentTable::allocate(uint32_t count, std::vector<SegmentId>& spares) {
+  const uint64_t missing = kReserveSegments - reserve_.size() + count;
+  if (file_count_ + missing > files_max_) {
+    shortage_ = static_cast<uint32_t>(file_count_ + missing - files_max_);
+    return no_space(missing);
+  }
+  const size_t before = spares.size();
+  for (uint64_t left = missing; left > 0; --left) {
+    Result<SegmentId> id = create_file();
+    if (!id) {
+      for (; spares.size() > before; spares.pop_back()) return_spare(spares.back());
+      if (id.status().code() == StatusCode::kNoSpace) shortage_ = static_cast<uint32_t>(missing);
+      return id.status();
+    }
+    if (reserve_.size() < kReserveSegments) {
+      reserve_.push_back(id.value());
+    } else {
+      spares.push_back(id.value());
+    }
+  }
+  shortage_ = 0;
+  return Status::ok();
+}
+
+Result<SegmentId> SegmentTable::allocate_for_survivors() {
+  // While rows from outside wait for space, what is free is theirs: the reserve is for this.
+  Result<SegmentId> id = shortage_ > 0 && !reserve_.empty() ? no_space(1) : create_file();
+  if (id.is_ok() || id.status().code() != StatusCode::kNoSpace || reserve_.empty()) return id;
+  const SegmentId reserved = reserve_.back();
+  reserve_.pop_back();
+  if (shortage_ > 0) ++shortage_;  // the reserve has to be made up for
+  return reserved;
+}
+
+void SegmentTable::begin(SegmentId spare) {
+  TE_CHECK(states_[spare.value] == State::kSpare);
+  segments_[spare.value] = Segment{};
+  segments_[spare.value].sequence = context_.sequence_next++;
+  live_bytes_[spare.value] = 0;
+  set_state(spare, State::kOpen);
+}
+
+void SegmentTable::return_spare(SegmentId spare) {
+  TE_CHECK(states_[spare.value] == State::kSpare);
+  (void)delete_file(spare);  // a file that stays behind is replaced when its id is used again
+}
+
+Status SegmentTable::delete_file(SegmentId id) {
+  Status status = files_.remove(id);
+  set_state(id, State::kFree);
+  free_ids_.push_back(id);
+  if (shortage_ > 0) --shortage_;
+  return status;
+}
+
+Status SegmentTable::drop(SegmentId id) {
+  TE_CHECK(states_[id.value] == State::kSealed && live_bytes_[id.value] == 0);
+  if (!segments_[id.value].in_manifest) return delete_file(id);
+  set_state(id, State::kPinned);
+  pinned_.push_back(id);
+  return Status::ok();
+}
+
+void SegmentTable::set_state(SegmentId id, State state) {
+  State& now = states_[id.value];
+  segments_used_ += is_used(state);
+  segments_used_ -= is_used(now);
+  file_count_ += state != State::kFree;
+  file_count_ -= now != State::kFree;
+  now = state;
+}
+
+// --- the life of an open segment
+
+void SegmentTable::run_opened(SegmentId id, uint32_t blocks_used) {
+  segments_[id.value].blocks_used = blocks_used;
+  ++segments_[id.value].open_runs;
+}
+
+void SegmentTable::run_closed(SegmentId id) {
+  TE_CHECK(segments_[id.value].open_runs > 0);
+  --segments_[id.value].open_runs;
+  seal_if_complete(id);
+}
+
+void SegmentTable::leave(SegmentId id) {
+  segments_[id.value].left = true;
+  seal_if_complete(id);
+}
+
+void SegmentTable::seal_if_complete(SegmentId id) {
+  const Segment& segment = segments_[id.value];
+  if (segment.left && segment.open_runs == 0) set_state(id, State::kSealed);
+}
+
+void SegmentTable::mark_unsynced(SegmentId id) {
+  Segment& segment = segments_[id.value];
+  if (segment.unsynced) return;
+  segment.unsynced = true;
+  unsynced_.push_back(id);
+}
+
+Status SegmentTable::sync_written() {
+  while (!unsynced_.empty()) {
+    const SegmentId id = unsynced_.back();
+    // Dropped since, or dropped and begun anew, in which case it is in the list once more.
+    if (is_used(states_[id.value]) && segments_[id.value].unsynced) {
+      TE_RETURN_IF_ERROR(files_.sync(id));
+      segments_[id.value].unsynced = false;
+    }
+    unsynced_.pop_back();
+  }
+  return Status::ok();
+}
+
+// --- live bytes
+
+void SegmentTable::remove_live(BlockAddress block, uint64_t bytes) {
+  const SegmentId id = segment_of(block);
+  TE_CHECK(id.value < live_bytes_.size() && live_bytes_[id.value] >= bytes);
+  live_bytes_[id.value] -= static_cast<uint32_t>(bytes);
+  live_bytes_total_ -= bytes;
+}
+
+SegmentId SegmentTable::emptiest(bool may_be_pinned) const {
+  SegmentId best = SegmentId::none();
+  uint32_t best_bytes = std::numeric_limits<uint32_t>::max();
+  for (uint32_t i = 0; i < states_.size(); ++i) {
+    if (states_[i] != State::kSealed || live_bytes_[i] >= best_bytes) continue;
+    if (!may_be_pinned && segments_[i].in_manifest) continue;
+    best = SegmentId(i);
+    best_bytes = live_bytes_[i];
+  }
+  return best;
+}
+
+// --- checkpoints
+
+std::vector<SegmentRecord> SegmentTable::records() const {
+  std::vector<SegmentRecord> records;
+  for (uint32_t i = 0; i < segments_.size(); ++i) {
+    if (!is_used(states_[i]) || live_bytes_[i] == 0) continue;
+    records.push_back({i, segments_[i].blocks_used, segments_[i].sequence});
+  }
+  return records;
+}
+
+void SegmentTable::protect(std::span<const SegmentRecord> records) {
+  for (const SegmentRecord& record : records) segments_[record.segment].in_manifest = true;
+}
+
+Status SegmentTable::settle(std::span<const SegmentRecord> records) {
+  for (Segment& segment : segments_) segment.in_manifest = false;
+  protect(records);
+  Status result;
+  for (SegmentId id : pinned_) {
+    if (Status status = delete_file(id); !status && result) result = status;
+  }
+  pinned_.clear();
+  // Sealed segments without live rows are in no manifest now: nothing keeps their files.
+  for (uint32_t i = 0; i < segments_.size(); ++i) {
+    if (states_[i] != State::kSealed || live_bytes_[i] != 0) continue;
+    if (Status status = delete_file(SegmentId(i)); !status && result) result = status;
+  }
+  return result;
+}
+
+bool SegmentTable::restore(const SegmentRecord& record) {
+  if (record.segment >= ids_max_ || record.blocks_used == 0 ||
+      record.blocks_used > blocks_per_segment_ ||
+      record.segment_sequence >= context_.sequence_next) {
+    return false;
+  }
+  if (record.segment >= segments_.size()) {
+    segments_.resize(record.segment + 1);
+    states_.resize(record.segment + 1, State::kFree);
+    live_bytes_.resize(record.segment + 1, 0);
+  }
+  const SegmentId id(record.segment);
+  if (states_[id.value] != State::kFree) return false;
+  Segment& segment = segments_[id.value];
+  segment.sequence = record.segment_sequence;
+  segment.blocks_used = record.blocks_used;
+  segment.left = true;
+  segment.in_manifest = true;
+  set_state(id, State::kSealed);
+  return true;
+}
+
+void SegmentTable::finish_restore() {
+  for (uint32_t i = static_cast<uint32_t>(states_.size()); i-- > 0;) {
+    if (states_[i] == State::kFree) free_ids_.push_back(SegmentId(i));
+  }
+}
+
+void SegmentTable::fill(LogStats& stats) const {
+  stats.segments_now = segments_used_ + pinned_.size();
+  stats.segments_pinned_now = pinned_.size();
+  stats.segments_spare_now = file_count_ - stats.segments_now;
+  stats.used_bytes_now = used_bytes();
+  stats.live_bytes_now = live_bytes_total_;
+}
+
+std::string SegmentTable::describe(BlockAddress block) const {
+  return files_.path(segment_of(block)) + ": block " + std::to_string(block_in_segment(block)) +
+         " (address " + std::to_string(block.value) + ")";
+}
+
+}  // namespace te
