@@ -37,7 +37,9 @@ Status check_offsets(const Table& table, const FeatureInput& feature, const Offs
       return fail(i, "is larger than the number of ids, " + std::to_string(ids_count));
     bag_begin[i] = offsets[i];
   }
-  if (!feature.include_last_offset) bag_begin[feature.offsets_count] = ids_count;
+  // Without any bag the ids belong to none.
+  if (!feature.include_last_offset)
+    bag_begin[feature.offsets_count] = feature.offsets_count == 0 ? 0 : ids_count;
   return Status::ok();
 }
 

@@ -47,6 +47,11 @@ Status Engine::check_open() const {
   return Status(StatusCode::kInvalidArgument, "the table is closed");
 }
 
+bool Engine::is_closed() const {
+  std::lock_guard lock(mutex_);
+  return closed_;
+}
+
 Plan& Engine::take_plan() {
   if (free_plans_.empty()) {
     plans_.push_back(std::make_unique<Plan>());
@@ -61,26 +66,26 @@ Plan& Engine::take_plan() {
 // budget.
 Status Engine::keep_house() {
   if (tiers_->log() == nullptr) return Status::ok();
-  if (Status reclaimed = tiers_->log()->reclaim(*tiers_, kSegmentsPerStep);
-      !reclaimed && reclaimed.code() != StatusCode::kNoSpace)
-    return reclaimed;  // without space the step may still succeed; the spill that cannot says so
+  // Without space on the disk the step may still succeed; the spill that cannot says so.
+  const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
+  if (Status s = tiers_->log()->reclaim(*tiers_, kSegmentsPerStep); matters(s)) return s;
   const uint64_t index_bytes = tiers_->index().memory_bytes();
   const uint64_t budget = tiers_->config().dram_bytes;
   if (budget == 0 || index_bytes <= index_bytes_charged_) return Status::ok();
-  index_bytes_charged_ = index_bytes + index_headroom_bytes(budget);
+  const uint64_t charged = index_bytes + index_headroom_bytes(budget);
   std::vector<uint32_t> limits;
   for (size_t l = 0; l < tiers_->layouts(); ++l)
     limits.push_back(tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
   const bool evicting = tiers_->layout(LayoutId(0)).policy != nullptr;
-  if (!evicting ||
-      dram_bytes_for_slots(tiers_->demands(), limits, index_bytes_charged_, true) <= budget)
-    return Status::ok();
-  const std::vector<uint32_t> wanted =
-      slots_within(tiers_->demands(), budget, index_bytes_charged_);
-  for (size_t l = 0; l < tiers_->layouts(); ++l) {
-    if (wanted[l] < limits[l])
-      TE_RETURN_IF_ERROR(mover_.set_limit(LayoutId(static_cast<uint16_t>(l)), wanted[l]));
+  if (evicting && dram_bytes_for_slots(tiers_->demands(), limits, charged, true) > budget) {
+    const std::vector<uint32_t> wanted = slots_within(tiers_->demands(), budget, charged);
+    for (size_t l = 0; l < tiers_->layouts(); ++l) {
+      if (wanted[l] >= limits[l]) continue;
+      if (Status s = mover_.set_limit(LayoutId(static_cast<uint16_t>(l)), wanted[l]); !s)
+        return matters(s) ? s : Status::ok();
+    }
   }
+  index_bytes_charged_ = charged;
   return Status::ok();
 }
 
@@ -124,8 +129,9 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(check_batch(inputs, *tiers_, plan));
     Timer timer(times_.forward_ns);
-    if (executor_.forward_resident(inputs, plan, features, thread_pool())) {
-      planner_.count_resident(plan.occurrences);
+    size_t lookups = 0;
+    if (executor_.forward_resident(inputs, plan, features, thread_pool(), &lookups)) {
+      planner_.count_resident(lookups);
       return Status::ok();
     }
   }

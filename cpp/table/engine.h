@@ -67,7 +67,7 @@ class Engine {
                          const Hyperparameters& hyper);
   Status flush();
   Status close();  // flush, then give everything back; closing twice is fine
-  bool is_closed() const { return closed_; }
+  bool is_closed() const;
   EngineStats stats();
   // Updates of a table so far (the optimizer's step).
   uint64_t step(TableId table) const;

@@ -117,7 +117,7 @@ void Executor::pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& 
 
 template <class Id>
 bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin,
-                          size_t end, uint32_t* slots) {
+                          size_t end, uint32_t* slots, size_t* padding) {
   const Id* ids = static_cast<const Id*>(input.ids);
   const uint64_t base = tiers_.table(feature.table).first_row.value;
   const RowIndex& index = tiers_.index();
@@ -128,6 +128,7 @@ bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature,
     }
     if (int64_t{ids[i]} == input.padding_id) {
       slots[i] = kPaddingSlot;
+      ++*padding;
       continue;
     }
     const LocationWord word = index.get(RowId(base + static_cast<uint64_t>(ids[i])));
@@ -138,12 +139,14 @@ bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature,
 }
 
 bool Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
-                                std::span<const FeatureForward> features, ThreadPool& threads) {
+                                std::span<const FeatureForward> features, ThreadPool& threads,
+                                size_t* lookups_out) {
   plan.occurrence_slots.resize(plan.occurrences);
   plan.argmax.resize(features.size());
   for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
   cut_bags(plan, threads.threads());
   std::atomic<bool> all_resident{true};
+  std::atomic<size_t> lookups{0};
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
     const FeaturePlan& feature = plan.features[chunk.feature];
@@ -152,14 +155,18 @@ bool Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan
     const auto end = static_cast<size_t>(bag_begin[chunk.end]);
     uint32_t* slots = plan.occurrence_slots.data() + feature.occurrence_first;
     const FeatureInput& input = inputs[chunk.feature];
-    const bool found = input.ids_are_64 ? find_slots<int64_t>(input, feature, begin, end, slots)
-                                        : find_slots<int32_t>(input, feature, begin, end, slots);
+    size_t padding = 0;
+    const bool found = input.ids_are_64
+                           ? find_slots<int64_t>(input, feature, begin, end, slots, &padding)
+                           : find_slots<int32_t>(input, feature, begin, end, slots, &padding);
+    lookups.fetch_add(end - begin - padding);
     if (found) {
       pool_chunk(plan, chunk, features[chunk.feature]);
     } else {
       all_resident.store(false);
     }
   });
+  *lookups_out = lookups.load();
   return all_resident.load();
 }
 

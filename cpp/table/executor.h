@@ -54,7 +54,8 @@ class Executor {
   // one has not. For lookups without a backward where nothing is ever evicted: no row needs a pin
   // then.
   bool forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
-                        std::span<const FeatureForward> features, ThreadPool& threads);
+                        std::span<const FeatureForward> features, ThreadPool& threads,
+                        size_t* lookups);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
@@ -79,7 +80,7 @@ class Executor {
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
   template <class Id>
   bool find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin, size_t end,
-                  uint32_t* slots);
+                  uint32_t* slots, size_t* padding);
   GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
   void renormalise(Plan& plan, std::span<const FeatureForward> features);

@@ -14,6 +14,9 @@ constexpr uint32_t kProvisionalSlot = 0x60000000u;
 constexpr size_t kWordAhead = 32;
 constexpr size_t kSlotAhead = 16;
 
+// Outputs that are kept without a backward must not pin slots for ever (pins count to 65,535).
+constexpr size_t kWaitingPlansMax = 4096;
+
 template <class Id>
 auto ids_of(const FeatureInput& input, const Table& table, size_t first) {
   const Id* ids = static_cast<const Id*>(input.ids);
@@ -349,6 +352,7 @@ void Planner::count_resident(uint64_t lookups) {
 void Planner::wait(Plan& plan) {
   plan.state = Plan::State::kWaiting;
   waiting_.push_back(&plan);
+  if (waiting_.size() > kWaitingPlansMax) revoke_oldest();
 }
 
 void Planner::release(Plan& plan) {
