@@ -136,6 +136,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
     }
   }
   TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
+  planner_.count(plan);
   Timer timer(times_.forward_ns);
   executor_.forward(plan, features, thread_pool());
   planner_.release(plan);
@@ -150,6 +151,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
     free_plans_.push_back(&plan);
     return planned;
   }
+  planner_.count(plan);
   return &plan;
 }
 

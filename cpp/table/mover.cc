@@ -177,39 +177,39 @@ Status Mover::set_limit(LayoutId layout, uint32_t limit) {
   return Status::ok();
 }
 
-Result<bool> Mover::make_room(LayoutId layout, uint32_t slots) {
-  LayoutTier& tier = tiers_.layout(layout);
-  slots = std::min(slots, tier.directory.slots_max());
-  if (tier.policy == nullptr || slots <= tier.directory.limit())
-    return slots <= tier.directory.limit();
+Result<bool> Mover::make_room(std::span<const uint32_t> needed) {
   std::vector<uint32_t> limits;
-  for (size_t l = 0; l < tiers_.layouts(); ++l)
-    limits.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
+  bool enough = true;
+  for (size_t l = 0; l < needed.size(); ++l) {
+    const SlotDirectory& directory = tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory;
+    if (needed[l] > directory.slots_max()) return false;
+    enough &= needed[l] <= directory.limit();
+    limits.push_back(std::max(needed[l], directory.limit()));
+  }
+  if (enough) return true;
   const uint64_t index_bytes = tiers_.index().memory_bytes();
-  limits[layout.value] = slots;
   const auto over_bytes = [&] {
     const uint64_t wanted = dram_bytes_for_slots(tiers_.demands(), limits, index_bytes, true);
     const uint64_t budget = tiers_.config().dram_bytes;
     return wanted > budget ? wanted - budget : 0;
   };
-  for (size_t l = 0; l < tiers_.layouts() && over_bytes() > 0; ++l) {
-    if (l == layout.value) continue;
-    const LayoutTier& donor = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
-    const uint32_t floor = std::max(donor.directory.pinned(), 1u);
-    const uint64_t wanted = over_bytes() / donor.stride_bytes + 1;
-    limits[l] -=
-        static_cast<uint32_t>(std::min<uint64_t>(wanted, limits[l] - std::min(floor, limits[l])));
+  for (size_t l = 0; l < limits.size(); ++l) {
+    const uint64_t over = over_bytes();
+    if (over == 0) break;
+    const uint32_t to_give = limits[l] - std::max(needed[l], 1u);
+    limits[l] -= std::min<uint64_t>(over / tiers_.demands()[l].stride_bytes + 1, to_give);
   }
   if (over_bytes() > 0) return false;
-  for (size_t l = 0; l < tiers_.layouts(); ++l) {
-    const LayoutId id(static_cast<uint16_t>(l));
-    if (l != layout.value && limits[l] < tiers_.layout(id).directory.limit()) {
-      TE_RETURN_IF_ERROR(set_limit(id, limits[l]));
-      limits[l] = tiers_.layout(id).directory.limit();  // pinned slots may have stopped it
+  for (const bool growing : {false, true}) {  // first what shrinks, then what grows
+    for (size_t l = 0; l < limits.size(); ++l) {
+      const LayoutId layout(static_cast<uint16_t>(l));
+      const uint32_t limit = tiers_.layout(layout).directory.limit();
+      if (growing ? limits[l] <= limit : limits[l] >= limit) continue;
+      TE_RETURN_IF_ERROR(set_limit(layout, limits[l]));
+      if (!growing) limits[l] = tiers_.layout(layout).directory.limit();
     }
+    if (over_bytes() > 0) return false;  // pinned slots kept a limit up
   }
-  if (over_bytes() > 0) return false;
-  TE_RETURN_IF_ERROR(set_limit(layout, slots));
   return true;
 }
 

@@ -39,9 +39,9 @@ class Mover {
   Status clean();
   // Changes the slot limit of a layout; shrinking evicts and moves rows. It stops at pinned slots.
   Status set_limit(LayoutId layout, uint32_t limit);
-  // Grows the limit of `layout` to `slots` by taking the bytes from the others, as far as unpinned
-  // slots allow; false if that is not enough.
-  Result<bool> make_room(LayoutId layout, uint32_t slots);
+  // Moves budget between layouts until each may use as many slots as `needed` says, taking it from
+  // those that need less; false if the budget, or slots that are pinned, do not allow it.
+  Result<bool> make_room(std::span<const uint32_t> needed);
 
   const MoverStats& stats() const { return stats_; }
 

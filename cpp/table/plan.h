@@ -89,6 +89,7 @@ struct Plan {
   Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
   std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
   size_t occurrences = 0;
+  size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;
 };
 

@@ -141,32 +141,42 @@ bool Planner::revoke_oldest() {
   return true;
 }
 
-Status Planner::reserve(LayoutId layout, size_t missing, const Acquisition& acquired) {
-  const SlotDirectory& directory = tiers_.layout(layout).directory;
+Status Planner::too_large(const Acquisition& acquired) const {
+  const UniqueRange* largest = nullptr;
+  std::vector<uint32_t> slots(tiers_.layouts(), 0);
+  for (const UniqueRange& range : acquired.ranges) {
+    slots[range.layout.value] += static_cast<uint32_t>(range.count);
+    if (largest == nullptr || range.count > largest->count) largest = &range;
+  }
+  const uint64_t bytes =
+      dram_bytes_for_slots(tiers_.demands(), slots, tiers_.index().memory_bytes(), true);
+  return Status(StatusCode::kBudgetExceeded,
+                "table '" + tiers_.table(largest->table).config.name + "': this batch needs " +
+                    std::to_string(largest->count) + " rows of it at once; all " +
+                    std::to_string(acquired.rows.size()) + " rows of the batch take " +
+                    std::to_string(bytes) + " bytes of dram, the budget is " +
+                    std::to_string(tiers_.config().dram_bytes) +
+                    ": raise dram or use a smaller batch");
+}
+
+// Makes sure that every layout has free or unpinned slots for its missing rows.
+Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& acquired) {
+  std::vector<uint32_t> needed(missing.size());
   for (;;) {
-    const uint64_t needed = directory.pinned() + uint64_t{missing};
-    if (needed <= directory.limit()) return Status::ok();
-    if (needed <= directory.slots_max()) {
-      auto room = mover_.make_room(layout, static_cast<uint32_t>(needed));
+    uint64_t most = 0;
+    for (size_t l = 0; l < missing.size(); ++l) {
+      const uint64_t slots =
+          uint64_t{tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned()} +
+          missing[l];
+      most = std::max(most, slots);
+      needed[l] = static_cast<uint32_t>(slots);
+    }
+    if (most < kProvisionalSlot) {
+      auto room = mover_.make_room(needed);
       if (!room) return room.status();
       if (room.value()) return Status::ok();
     }
-    if (revoke_oldest()) continue;
-    const UniqueRange* largest = nullptr;
-    std::vector<uint32_t> slots(tiers_.layouts(), 0);
-    for (const UniqueRange& range : acquired.ranges) {
-      slots[range.layout.value] += static_cast<uint32_t>(range.count);
-      if (range.layout == layout && (largest == nullptr || range.count > largest->count))
-        largest = &range;
-    }
-    const uint64_t bytes =
-        dram_bytes_for_slots(tiers_.demands(), slots, tiers_.index().memory_bytes(), true);
-    return Status(
-        StatusCode::kBudgetExceeded,
-        "table '" + tiers_.table(largest->table).config.name + "': this batch needs " +
-            std::to_string(largest->count) + " rows of it at once; all rows of the batch take " +
-            std::to_string(bytes) + " bytes of dram, the budget is " +
-            std::to_string(tiers_.config().dram_bytes) + ": raise dram or use a smaller batch");
+    if (!revoke_oldest()) return too_large(acquired);
   }
 }
 
@@ -183,17 +193,14 @@ Status Planner::take_victims(LayoutId layout, size_t missing) {
 }
 
 Status Planner::commit(Acquisition& acquired) {
-  std::vector<size_t> missing(tiers_.layouts(), 0);
+  std::vector<uint32_t> missing(tiers_.layouts(), 0);
   for (const Fill& fill : acquired.fills) ++missing[fill.layout.value];
-  for (size_t l = 0; l < missing.size(); ++l) {
-    if (missing[l] == 0) continue;
-    const LayoutId layout(static_cast<uint16_t>(l));
-    Status status = reserve(layout, missing[l], acquired);
-    if (status) status = take_victims(layout, missing[l]);
-    if (!status) {
-      unpin(acquired);
-      return status;
-    }
+  Status status = acquired.fills.empty() ? Status::ok() : reserve(missing, acquired);
+  for (size_t l = 0; l < missing.size() && status.is_ok(); ++l)
+    status = take_victims(LayoutId(static_cast<uint16_t>(l)), missing[l]);
+  if (!status) {
+    unpin(acquired);
+    return status;
   }
   // Nothing below can fail. Blocks are looked up again: the reclaimer may have moved them
   // meanwhile.
@@ -252,23 +259,26 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   plan.will_update = will_update;
   finish_occurrences(plan);
   if (will_update) build_csr(plan);
+  return Status::ok();
+}
+
+void Planner::count(const Plan& plan) {
   ++stats_.plans;
+  stats_.lookups += plan.lookups;
+  stats_.lookup_hits += plan.acquired.hits;
   stats_.unique_rows += plan.acquired.rows.size();
   stats_.missing_rows += plan.acquired.fills.size();
-  stats_.lookup_hits += plan.acquired.hits;
-  return Status::ok();
 }
 
 void Planner::finish_occurrences(Plan& plan) {
   plan.occurrence_slots.resize(plan.occurrences);
-  uint64_t lookups = 0;
+  plan.lookups = 0;
   for (size_t i = 0; i < plan.occurrences; ++i) {
     const uint32_t unique = plan.acquired.unique_of[i];
-    lookups += unique != kPaddingSlot;
+    plan.lookups += unique != kPaddingSlot;
     plan.occurrence_slots[i] =
         unique == kPaddingSlot ? kPaddingSlot : plan.acquired.slots[unique].value;
   }
-  stats_.lookups += lookups;
 }
 
 void Planner::build_csr(Plan& plan) {

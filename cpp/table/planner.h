@@ -46,6 +46,8 @@ class Planner {
   // The plan is pooled and may wait for its backward; under pressure it loses its slots.
   void wait(Plan& plan);
 
+  // Adds a user's batch to the counters; plans that only serve writes are not counted.
+  void count(const Plan& plan);
   // A batch was pooled without a plan: all `lookups` of it were hits.
   void count_resident(uint64_t lookups);
 
@@ -59,7 +61,8 @@ class Planner {
   void acquire(TableId table, size_t first, size_t count, RowAt row_at, Acquisition& acquired);
   void dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at, Acquisition& acquired);
   Status commit(Acquisition& acquired);
-  Status reserve(LayoutId layout, size_t missing, const Acquisition& acquired);
+  Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired);
+  Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
   void unpin(Acquisition& acquired);
   bool revoke_oldest();
