@@ -1,10 +1,21 @@
 """tiered_emb: `nn.EmbeddingBag` for tables larger than memory, split over dram and ssd.
 
-    import tiered_emb as te
-    bag = te.TieredEmbedding(1_000_000_000, 64, mode="sum",
-                             tiers=te.Tiers(dram="8GiB", ssd=te.SSD("/nvme/bag")),
-                             optimizer=te.optim.RowwiseAdagrad(lr=0.05))
-    y = bag(ids, offsets)     # y.backward() applies the update
+>>> import tempfile, torch
+>>> import tiered_emb as te
+>>> store = tempfile.TemporaryDirectory()  # rather a directory on an NVMe drive
+>>> bag = te.TieredEmbedding(
+...     1_000_000,
+...     64,
+...     mode="sum",
+...     tiers=te.Tiers(dram="64MiB", ssd=te.SSD(store.name)),
+...     optimizer=te.optim.RowwiseAdagrad(lr=0.05),
+... )
+>>> y = bag(torch.tensor([7, 999_999, 7]), torch.tensor([0, 2]))  # two bags
+>>> y.shape
+torch.Size([2, 64])
+>>> y.sum().backward()  # applies the update
+>>> bag.close()
+>>> store.cleanup()
 
 See README.md for a tour, docs/ARCHITECTURE.md for how it works.
 """
@@ -17,9 +28,9 @@ from tiered_emb import _core, init, optim
 from tiered_emb.collection import Table, TieredEmbeddingCollection
 from tiered_emb.convert import convert
 from tiered_emb.embedding import TieredEmbedding
-from tiered_emb.engine import get_num_threads, set_num_threads
 from tiered_emb.errors import ArgumentError, DtypeError, IdOutOfRangeError, OffsetsError
 from tiered_emb.stats import Stats
+from tiered_emb.threads import get_num_threads, set_num_threads
 from tiered_emb.tiers import SSD, Tiers
 
 __version__ = _version("tiered-emb")

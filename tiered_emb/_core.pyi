@@ -1,4 +1,7 @@
-"""Types of the C++ module (cpp/bindings/module.cc). Internal: addresses of tensors and plain tuples."""
+"""Types of the C++ module (cpp/bindings/module.cc), which says what the tuples hold.
+
+Internal: tensors are passed by their addresses.
+"""
 
 FeatureTuple = tuple[int, int, int, bool, int, int, bool, bool, int, int, int]
 ForwardTuple = tuple[int, int, float, float]
@@ -16,6 +19,7 @@ class Plan:
 class Engine:
     @property
     def is_closed(self) -> bool: ...
+    def lookup(self, features: list[FeatureTuple], tensors: list[ForwardTuple]) -> None: ...
     def plan(self, features: list[FeatureTuple], will_update: bool) -> Plan: ...
     def forward(self, plan: Plan, features: list[ForwardTuple]) -> None: ...
     def backward(

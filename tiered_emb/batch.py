@@ -1,7 +1,7 @@
 """One table's part of a batch: checks what the user passed and describes it to the core.
 
-The checks and their order follow `torch.nn.functional.embedding_bag`; ids and offsets themselves are
-checked by the core, before it changes anything.
+The checks and their order follow `torch.nn.functional.embedding_bag`; ids and offsets themselves
+are checked by the core, before it changes anything.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class Lookup:
 
 @dataclass(slots=True)
 class Feature:
-    """A checked input of one table. `ids` and `offsets` are kept alive here while the core reads them."""
+    """A checked input of one table; keeps the tensors alive that the core reads.
+
+    All are contiguous; `weights` is 1-D, one number for each of `ids`.
+    """
 
     lookup: Lookup
     ids: torch.Tensor
@@ -54,14 +57,14 @@ class Feature:
         is64 = offsets.dtype == torch.int64
         # A tensor without elements has no address; the core takes 0 for "no offsets".
         address = offsets.data_ptr() or 1
-        return (
-            *common, address, offsets.numel(), is64, self.include_last_offset, 0, 0, self.lookup.padding_idx
-        )  # fmt: skip
+        ends = (address, offsets.numel(), is64, self.include_last_offset)
+        return (*common, *ends, 0, 0, self.lookup.padding_idx)
 
 
-def _index_tensor(name: str, what: str, tensor: Any) -> torch.Tensor:
-    if not isinstance(tensor, torch.Tensor):
-        raise TypeError(f"table '{name}': {what} must be a Tensor, got {type(tensor).__name__}")
+def _index_tensor(name: str, what: str, value: Any) -> torch.Tensor:
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"table '{name}': {what} must be a Tensor, got {type(value).__name__}")
+    tensor: torch.Tensor = value
     if tensor.device.type != "cpu":
         raise DtypeError(f"table '{name}': {what} must be on the CPU, got device {tensor.device}")
     if tensor.dtype not in _INDEX_DTYPES:
@@ -91,10 +94,10 @@ def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.T
         )
     if weights.dtype != lookup.dtype or weights.device.type != "cpu":
         raise DtypeError(
-            f"table '{name}': per_sample_weights must be {lookup.dtype} on the CPU as the table is, "
-            f"got {weights.dtype} on {weights.device}"
+            f"table '{name}': per_sample_weights must be {lookup.dtype} on the CPU as the table "
+            f"is, got {weights.dtype} on {weights.device}"
         )
-    return weights.reshape(-1)
+    return weights.reshape(-1).contiguous()
 
 
 def make_feature(
@@ -110,7 +113,8 @@ def make_feature(
     Args:
         lookup: the table.
         ids: int32 or int64, shape [n] with `offsets`, or [bags, ids a bag].
-        offsets: int32 or int64, shape [bags] ([bags + 1] with include_last_offset), for 1-D ids only.
+        offsets: int32 or int64, shape [bags] ([bags + 1] with include_last_offset), for 1-D ids
+            only.
         weights: per-sample weights, of the ids' shape and the table's dtype; mode "sum" only.
         last_offset: overrides the table's include_last_offset.
 

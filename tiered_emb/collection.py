@@ -11,17 +11,11 @@ from torch import nn
 
 from tiered_emb.batch import Feature, Lookup, make_feature
 from tiered_emb.embedding import load_table
-from tiered_emb.engine import (
-    TableEngine,
-    TableSpec,
-    check_device,
-    default_dtype,
-    default_init,
-    lookup_of,
-)
+from tiered_emb.engine import TableEngine
 from tiered_emb.init import Initializer
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
+from tiered_emb.table_spec import TableSpec, check_device, default_dtype, default_init
 from tiered_emb.tiers import Tiers, format_bytes
 
 
@@ -58,6 +52,7 @@ class TieredEmbeddingCollection(nn.Module):
         seed: of initial values and of stochastic rounding.
         device: may only be the CPU.
 
+    >>> import torch
     >>> coll = TieredEmbeddingCollection([Table("user", 10, 4), Table("item", 20, 4)])
     >>> out = coll(
     ...     {"user": torch.tensor([1, 2]), "item": (torch.tensor([3, 4, 5]), torch.tensor([0, 1]))}
@@ -86,7 +81,8 @@ class TieredEmbeddingCollection(nn.Module):
             padding = table.padding_idx
             if padding is not None and not 0 <= padding < table.num_embeddings:
                 raise ValueError(
-                    f"table '{table.name}': padding_idx must be in [0, {table.num_embeddings}), got {padding}"
+                    f"table '{table.name}': padding_idx must be in [0, {table.num_embeddings}), "
+                    f"got {padding}"
                 )
             specs.append(
                 TableSpec(
@@ -101,19 +97,18 @@ class TieredEmbeddingCollection(nn.Module):
             )
         self.tables = tuple(tables)
         self._engine = TableEngine(specs, tiers, optimizer, seed)
-        self._lookups = {spec.name: lookup_of(spec, t) for t, spec in enumerate(specs)}
-        for t, spec in enumerate(specs):
+        self._lookups = {spec.name: spec.lookup(t) for t, spec in enumerate(specs)}
+        for t in range(len(specs)):
             # A parameter's name may not hold a dot; the table's number is unique.
             self.register_parameter(f"touched_rows_{t}", self._engine.grad_parameter(t))
-            assert spec.name in self._lookups
 
     def forward(self, batch: Any) -> dict[str, torch.Tensor]:
         """Pooled bags of every table in `batch`: name -> [bags, dim].
 
         Args:
-            batch: a mapping from table name to ids, (ids, offsets) or (ids, offsets, weights); or a
-                KeyedJaggedTensor whose keys are table names. Ids alone: [bags, ids a bag], or [bags]
-                for one id a bag. Offsets: [bags]. Tables may be absent.
+            batch: a mapping from table name to ids, (ids, offsets) or (ids, offsets, weights); or
+                a KeyedJaggedTensor whose keys are table names. Ids alone: [bags, ids a bag], or
+                [bags] for one id a bag. Offsets: [bags]. Tables may be absent.
 
         Raises:
             KeyError: a name that is no table. Otherwise as `TieredEmbedding.forward`.
@@ -131,7 +126,8 @@ class TieredEmbeddingCollection(nn.Module):
             return make_feature(lookup, value.values(), value.offsets(), weights, last_offset=True)
         if not isinstance(value, (tuple, list)) or len(value) not in (2, 3):
             raise TypeError(
-                f"table '{name}': expected ids, (ids, offsets) or (ids, offsets, weights), got {type(value).__name__}"
+                f"table '{name}': expected ids, (ids, offsets) or (ids, offsets, weights), "
+                f"got {type(value).__name__}"
             )
         return make_feature(lookup, *value)
 
@@ -191,6 +187,7 @@ class TieredEmbeddingCollection(nn.Module):
         self.close()
 
     def extra_repr(self) -> str:
+        """A line for each table, then optimizer, size and tiers, for `repr`."""
         lines = [
             f"{t.name}: {t.num_embeddings} x {t.embedding_dim}, mode={t.mode!r}"
             for t in self.tables
@@ -229,5 +226,6 @@ def _items(batch: Any) -> list[tuple[str, Any]]:
     if hasattr(batch, "to_dict"):  # torchrec.KeyedJaggedTensor
         return list(batch.to_dict().items())
     raise TypeError(
-        f"a batch is a mapping from table name to ids, or a KeyedJaggedTensor; got {type(batch).__name__}"
+        "a batch is a mapping from table name to ids, or a KeyedJaggedTensor; "
+        f"got {type(batch).__name__}"
     )

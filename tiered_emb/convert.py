@@ -7,9 +7,10 @@ from typing import TypeVar
 from torch import nn
 
 from tiered_emb.embedding import TieredEmbedding
-from tiered_emb.engine import TableEngine, TableSpec
+from tiered_emb.engine import TableEngine
 from tiered_emb.init import Zeros
 from tiered_emb.optim import RowOptimizer
+from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import Tiers
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -22,10 +23,11 @@ def convert(
     optimizer: RowOptimizer | None = None,
     seed: int = 0,
 ) -> Model | TieredEmbedding:
-    """Replaces every `nn.EmbeddingBag` in `model`, in place, by a `TieredEmbedding` with its arguments and weights.
+    """Replaces every `nn.EmbeddingBag` in `model`, in place, by a `TieredEmbedding`.
 
-    All tables share one engine: one budget, one optimizer, one store. A table's name is its path in the
-    model, so a converted model can be resumed from its store. A bag that the model refers to twice stays one.
+    Each table takes its bag's arguments and weights. All tables share one engine: one budget, one
+    optimizer, one store. A table's name is its path in the model, so a converted model can be
+    resumed from its store. A bag that the model refers to twice stays one.
 
     Args:
         model: any module; if it is itself a bag, the result is the table.
@@ -37,8 +39,13 @@ def convert(
         `model`, or the table if `model` is a bag.
 
     Raises:
-        ValueError: no `nn.EmbeddingBag` in the model, a dtype that tables do not have, or a budget too small.
-            The model is unchanged then.
+        ValueError: no `nn.EmbeddingBag` in the model, a dtype that tables do not have, or a budget
+            too small. The model is unchanged then.
+
+    >>> model = nn.Sequential(nn.EmbeddingBag(100, 4), nn.Linear(4, 1))
+    >>> model = convert(model)
+    >>> type(model[0]).__name__
+    'TieredEmbedding'
     """
     bags = {
         path: module

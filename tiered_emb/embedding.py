@@ -8,18 +8,12 @@ import torch
 from torch import nn
 
 from tiered_emb.batch import make_feature
-from tiered_emb.engine import (
-    TableEngine,
-    TableSpec,
-    check_device,
-    default_dtype,
-    default_init,
-    lookup_of,
-)
+from tiered_emb.engine import TableEngine
 from tiered_emb.errors import ArgumentError
 from tiered_emb.init import Initializer
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
+from tiered_emb.table_spec import TableSpec, check_device, default_dtype, default_init
 from tiered_emb.tiers import Tiers, format_bytes
 
 
@@ -36,21 +30,25 @@ def _padding(num_embeddings: int, padding_idx: int | None) -> int | None:
 class TieredEmbedding(nn.Module):
     """A drop-in for `torch.nn.EmbeddingBag` whose rows live in dram and on ssd.
 
-    The positional arguments are those of `nn.EmbeddingBag`, in its order, with its meaning. `sparse` is
-    accepted and means nothing: only touched rows are ever updated. `device` may only be the CPU.
+    The positional arguments are those of `nn.EmbeddingBag`, in its order, with its meaning.
+    `sparse` is accepted and means nothing: only touched rows are ever updated. `device` may only be
+    the CPU.
 
     Args:
         tiers: budgets, a `te.Tiers`; None: all rows in dram.
-        optimizer: one of `te.optim.*`, applied in `backward` unless `fused=False`; None: rows are frozen.
+        optimizer: one of `te.optim.*`, applied in `backward` unless `fused=False`; None: rows are
+            frozen.
         init: one of `te.init.*`; None: standard normal, as `nn.EmbeddingBag`.
         seed: of initial values and of stochastic rounding (fp16 and bf16 rows).
         name: of the table, in messages and in the store; also part of the seed.
         dtype: float32, float16 or bfloat16; optimizer state is float32.
 
     Raises:
-        ValueError: a budget that cannot hold the table without an ssd tier, naming the bytes needed.
+        ValueError: a budget that cannot hold the table without an ssd tier, naming the bytes
+            needed.
         FileExistsError: the ssd directory already holds a store and `resume` is not set.
 
+    >>> import torch
     >>> from tiered_emb import optim
     >>> bag = TieredEmbedding(1000, 4, mode="sum", optimizer=optim.SGD(lr=0.1))
     >>> y = bag(torch.tensor([1, 2, 4]), torch.tensor([0, 2]))
@@ -85,8 +83,8 @@ class TieredEmbedding(nn.Module):
             dtype = _weight.dtype
         if _weight is not None and tuple(_weight.shape) != (num_embeddings, embedding_dim):
             raise ArgumentError(
-                f"Shape of weight, {tuple(_weight.shape)}, does not match num_embeddings and embedding_dim, "
-                f"{(num_embeddings, embedding_dim)}"
+                f"Shape of weight, {tuple(_weight.shape)}, does not match num_embeddings and "
+                f"embedding_dim, {(num_embeddings, embedding_dim)}"
             )
         spec = TableSpec(
             name="embedding" if name is None else name,
@@ -125,8 +123,7 @@ class TieredEmbedding(nn.Module):
         self.scale_grad_by_freq: bool = options["scale_grad_by_freq"]
         self.sparse: bool = options["sparse"]
         self.include_last_offset: bool = options["include_last_offset"]
-        self._lookup = lookup_of(
-            spec,
+        self._lookup = spec.lookup(
             table,
             include_last_offset=self.include_last_offset,
             max_norm=0.0 if self.max_norm is None else float(self.max_norm),
@@ -162,9 +159,10 @@ class TieredEmbedding(nn.Module):
         seed: int = 0,
         name: str | None = None,
     ) -> TieredEmbedding:
-        """A table that starts as `embeddings` [num_embeddings, dim], as `nn.EmbeddingBag.from_pretrained`.
+        """A table that starts as `embeddings`, [num_embeddings, dim].
 
-        Rows are frozen unless `freeze=False`, which needs an `optimizer`; `ValueError` if the two disagree.
+        As `nn.EmbeddingBag.from_pretrained`, but rows are trained only with `freeze=False` and an
+        `optimizer`. Raises `ValueError` for `freeze=True` with an optimizer.
         """
         if embeddings.dim() != 2:
             raise ArgumentError("Embeddings parameter is expected to be 2-dimensional")
@@ -173,7 +171,8 @@ class TieredEmbedding(nn.Module):
         rows, dim = embeddings.shape
         return cls(
             rows, dim, max_norm, norm_type, scale_grad_by_freq, mode, sparse, embeddings,
-            include_last_offset, padding_idx, tiers=tiers, optimizer=optimizer, seed=seed, name=name,
+            include_last_offset, padding_idx,
+            tiers=tiers, optimizer=optimizer, seed=seed, name=name,
         )  # fmt: skip
 
     @classmethod
@@ -188,8 +187,9 @@ class TieredEmbedding(nn.Module):
     ) -> TieredEmbedding:
         """A table with the arguments and the weights of an existing `nn.EmbeddingBag`."""
         return cls(
-            bag.num_embeddings, bag.embedding_dim, bag.max_norm, bag.norm_type, bag.scale_grad_by_freq,
-            bag.mode, bag.sparse, bag.weight.detach(), bag.include_last_offset, bag.padding_idx,
+            bag.num_embeddings, bag.embedding_dim, bag.max_norm, bag.norm_type,
+            bag.scale_grad_by_freq, bag.mode, bag.sparse, bag.weight.detach(),
+            bag.include_last_offset, bag.padding_idx,
             tiers=tiers, optimizer=optimizer, seed=seed, name=name,
         )  # fmt: skip
 
@@ -203,12 +203,14 @@ class TieredEmbedding(nn.Module):
 
         Args:
             input: ids, int32 or int64; [bags, ids a bag], or [n] with `offsets`.
-            offsets: [bags], or [bags + 1] with `include_last_offset`: where each bag begins in `input`.
+            offsets: [bags], or [bags + 1] with `include_last_offset`: where each bag begins in
+                `input`.
             per_sample_weights: of `input`'s shape and the table's dtype; mode "sum" only.
 
         Raises:
-            IndexError, ValueError, TypeError: a bad id, offset, shape or dtype, with table, position and value;
-                or a batch whose rows do not fit in dram, with the bytes needed. Nothing has changed then.
+            IndexError, ValueError, TypeError: a bad id, offset, shape or dtype, with table,
+                position and value; or a batch whose rows do not fit in dram, with the bytes needed.
+                Nothing has changed then.
         """
         feature = make_feature(self._lookup, input, offsets, per_sample_weights)
         return self._engine.lookup([feature])[0]
@@ -228,17 +230,26 @@ class TieredEmbedding(nn.Module):
         return self._engine.rows(self._table, ids)
 
     def state_rows(self, ids: Any) -> dict[str, torch.Tensor]:
-        """Present optimizer state of `ids`: name -> float32 [n, dim], or [n] (RowwiseAdagrad's "sum")."""
+        """Present optimizer state of `ids`: name -> float32 [n, dim].
+
+        `RowwiseAdagrad` has one number a row: its "sum" is [n].
+        """
         return self._engine.state_rows(self._table, ids)
 
     def write_rows(
         self, ids: Any, weight: torch.Tensor | None, state: dict[str, torch.Tensor] | None = None
     ) -> None:
-        """Replaces rows. `state=None` keeps their optimizer state; the last of duplicate ids wins."""
+        """Replaces weights [n, dim] of `ids` [n] and optimizer state, shaped as in `state_rows`.
+
+        None keeps what is there; the last of duplicate ids wins.
+        """
         self._engine.write_rows(self._table, ids, weight, state)
 
     def to_dense(self) -> torch.Tensor:
-        """All weights, [num_embeddings, embedding_dim]; `ValueError` naming the bytes if memory is short."""
+        """All weights, [num_embeddings, embedding_dim].
+
+        Raises `ValueError` naming the bytes if memory is short.
+        """
         return self._engine.to_dense(self._table)
 
     def stats(self) -> Stats:
@@ -260,6 +271,7 @@ class TieredEmbedding(nn.Module):
         self.close()
 
     def extra_repr(self) -> str:
+        """Arguments, optimizer, size and tiers, for `repr`."""
         parts = [f"{self.num_embeddings}, {self.embedding_dim}, mode={self.mode!r}"]
         if self.max_norm is not None:
             parts.append(f"max_norm={self.max_norm}")
@@ -274,7 +286,8 @@ class TieredEmbedding(nn.Module):
     def __getattr__(self, name: str) -> Any:
         if name == "weight":
             raise AttributeError(
-                "a tiered table has no `weight` tensor: use rows(ids), write_rows(ids, weight) or to_dense()"
+                "a tiered table has no `weight` tensor: use rows(ids), write_rows(ids, weight) or "
+                "to_dense()"
             )
         return super().__getattr__(name)
 
@@ -303,14 +316,18 @@ def load_table(
     missing: list[str],
     errors: list[str],
 ) -> None:
-    """Writes the rows under `key` of a state dict, as `nn.Module.load_state_dict` reports problems."""
+    """Writes the rows under `key` of a state dict into a table.
+
+    Problems are added to `missing` and `errors`, for `nn.Module.load_state_dict` to report.
+    """
     spec = engine.tables[table]
     shape = (spec.num_embeddings, spec.embedding_dim)
     if key not in state_dict:
         missing.append(key)
     elif tuple(state_dict[key].shape) != shape:
         errors.append(
-            f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the state dict, table has {shape}"
+            f"size mismatch for {key}: {tuple(state_dict[key].shape)} in the state dict, "
+            f"table has {shape}"
         )
     else:
         engine.load_dense(table, state_dict[key])

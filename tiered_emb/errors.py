@@ -1,7 +1,7 @@
 """Exceptions for a user's mistakes.
 
-Where `nn.EmbeddingBag` raises a `RuntimeError` or `AssertionError`, Python has a type that says more. These
-classes are both, so code that handles either keeps working.
+Where `nn.EmbeddingBag` raises a `RuntimeError` or `AssertionError`, Python has a type that says
+more. These classes are both, so code that handles either keeps working.
 """
 
 from __future__ import annotations

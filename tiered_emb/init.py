@@ -1,7 +1,7 @@
 """Initial values of rows.
 
-The value of a row that was never written is a pure function of (seed, table name, row): it does not depend on
-the order of access, on tier sizes or on threads, and it takes no space.
+The value of a row that was never written is a pure function of (seed, table name, row): it does not
+depend on the order of access, on tier sizes or on threads, and it takes no space.
 """
 
 from __future__ import annotations
@@ -32,6 +32,7 @@ class Uniform(Initializer):
             raise ValueError(f"Uniform(low={self.low}, high={self.high}): low must not exceed high")
 
     def spec(self) -> tuple[int, float, float]:
+        """(kind, a, b) as the core takes it."""
         return _UNIFORM, self.low, self.high
 
 
@@ -47,6 +48,7 @@ class Normal(Initializer):
             raise ValueError(f"Normal(std={self.std}): std must not be negative")
 
     def spec(self) -> tuple[int, float, float]:
+        """(kind, a, b) as the core takes it."""
         return _NORMAL, self.mean, self.std
 
 
@@ -57,6 +59,7 @@ class Constant(Initializer):
     value: float = 0.0
 
     def spec(self) -> tuple[int, float, float]:
+        """(kind, a, b) as the core takes it."""
         return _CONSTANT, self.value, 0.0
 
 
@@ -65,4 +68,5 @@ class Zeros(Initializer):
     """Every weight is 0."""
 
     def spec(self) -> tuple[int, float, float]:
+        """(kind, a, b) as the core takes it."""
         return _CONSTANT, 0.0, 0.0

@@ -12,8 +12,8 @@ from tiered_emb.tiers import format_bytes
 class Stats:
     """Totals since construction; fields that say so describe the present.
 
-    A *lookup* is one id of a batch (padding excluded); it is a *hit* if its row was in dram when the batch
-    was planned. First touches of rows never written count as misses, but read nothing
+    A *lookup* is one id of a batch (padding excluded); it is a *hit* if its row was in dram when
+    the batch was planned. First touches of rows never written count as misses, but read nothing
     (`rows_filled_initial`).
     """
 
@@ -101,7 +101,8 @@ class Stats:
 
     def __str__(self) -> str:
         return (
-            f"{self.lookups:,} lookups in {self.steps:,} steps, {self.hit_ratio:.1%} hits; dram "
-            f"{self.resident_rows:,} of {self.slots:,} slots ({format_bytes(self.dram_bytes)}); ssd read "
-            f"{format_bytes(self.ssd_read_bytes)}, written {format_bytes(self.ssd_written_bytes)}"
+            f"{self.lookups:,} lookups in {self.steps:,} steps, {self.hit_ratio:.1%} hits; "
+            f"dram {self.resident_rows:,} of {self.slots:,} slots "
+            f"({format_bytes(self.dram_bytes)}); ssd read {format_bytes(self.ssd_read_bytes)}, "
+            f"written {format_bytes(self.ssd_written_bytes)}"
         )

@@ -15,9 +15,9 @@ Size = int | str
 
 
 def parse_bytes(size: Size) -> int:
-    """Bytes of `size`: an int, or a number with a unit such as ``"8GiB"``, ``"512 MB"`` or ``"1.5TiB"``.
+    """Bytes of `size`: an int, or a number with a unit, as ``"8GiB"``, ``"512 MB"``, ``"1.5TiB"``.
 
-    Raises `ValueError` for anything else and for sizes below one byte.
+    Raises `ValueError` for other strings and for sizes below one byte, `TypeError` for other types.
 
     >>> parse_bytes("1.5KiB")
     1536
@@ -55,8 +55,8 @@ class SSD:
     """The ssd tier: a store in the directory `path`.
 
     Args:
-        path: directory; created if absent. One that already holds a store is never overwritten: opening
-            it without `resume` raises `FileExistsError`.
+        path: directory; created if absent. One that already holds a store is never overwritten:
+            opening it without `resume` raises `FileExistsError`.
         capacity: most bytes of segment files, as int or ``"1TiB"``; None: the disk's free space.
         resume: open the store that is there, as of its last flush or close.
     """
@@ -78,12 +78,13 @@ class Tiers:
     """Budgets of the tiers.
 
     Args:
-        hbm: reserved for the device tier, which this release does not have: anything but None raises.
-        dram: bytes for rows and what belongs to them (docs/ARCHITECTURE.md, "Budget"), as int or ``"64GiB"``;
-            None: as much as all rows take.
+        hbm: reserved for the device tier, which this release does not have: anything but None
+            raises `ValueError`.
+        dram: bytes for rows and what belongs to them (docs/ARCHITECTURE.md, "Budget"), as int or
+            ``"64GiB"``; None: as much as all rows take.
         ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
-        policy: which unused row leaves dram first: ``"lfu"`` (aged LFU) or ``"lru"``. Changes time, never
-            results.
+        policy: which unused row leaves dram first: ``"lfu"`` (aged LFU) or ``"lru"``. Changes time,
+            never results.
 
     >>> Tiers(dram="64GiB", ssd=SSD("/nvme/bag", "1TiB")).dram
     68719476736

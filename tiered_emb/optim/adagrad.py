@@ -33,7 +33,8 @@ class Adagrad(RowOptimizer):
         require(eps >= 0, f"Adagrad: eps must not be negative, got {eps}")
         require(
             initial_accumulator_value >= 0,
-            f"Adagrad: initial_accumulator_value must not be negative, got {initial_accumulator_value}",
+            f"Adagrad: initial_accumulator_value must not be negative, "
+            f"got {initial_accumulator_value}",
         )
         defaults = {
             "lr": lr,

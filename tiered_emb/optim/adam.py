@@ -6,7 +6,9 @@ from tiered_emb.optim.base import RowOptimizer, require
 
 
 class Adam(RowOptimizer):
-    """`torch.optim.SparseAdam`: moments of touched rows only. State ``exp_avg``, ``exp_avg_sq``: [dim] each.
+    """`torch.optim.SparseAdam`: moments of touched rows only.
+
+    State ``exp_avg`` and ``exp_avg_sq``: [dim] float32 a row each.
 
     Args:
         lr: learning rate.

@@ -1,10 +1,11 @@
-"""What the optimizers of rows share: they look like `torch.optim.Optimizer` and act inside the engine.
+"""What the optimizers of rows share: a `torch.optim.Optimizer` outside, the engine's inside.
 
-Pass one to a table; it is then the table's `.optimizer`. Hyperparameters are read from `param_groups[0]` at every
-update, so schedulers work. By default an update is *fused*: it happens in `backward`, and `step()` and
-`zero_grad()` have nothing left to do. With `fused=False` the gradients of the touched rows collect in
-`param_groups[0]["params"]`, one parameter a table with a dense `.grad` of shape [touched rows, dim] in ascending
-order of row, and `step()` applies them: gradient accumulation, clipping and `GradScaler` work as usual.
+Pass one to a table; it is then the table's `.optimizer`. Hyperparameters are read from
+`param_groups[0]` at every update, so schedulers work. By default an update is *fused*: it happens
+in `backward`, and `step()` and `zero_grad()` have nothing left to do. With `fused=False` the
+gradients of the touched rows collect in `param_groups[0]["params"]`, one parameter a table with a
+dense `.grad` of shape [touched rows, dim] in ascending order of row, and `step()` applies them:
+gradient accumulation, clipping and `GradScaler` work as usual.
 
 Semantics are those of `torch.optim` on sparse gradients: only touched rows move.
 """
@@ -26,7 +27,7 @@ Hyper = tuple[float, float, float, float, float, float]
 
 @dataclass
 class _Touched:
-    """Rows whose gradients wait for `step()`, ascending, beside the parameter that holds the gradients."""
+    """Rows, ascending, whose gradients wait for `step()` in the parameter that this belongs to."""
 
     engine: weakref.ref[TableEngine]
     table: int
@@ -34,6 +35,7 @@ class _Touched:
 
 
 def require(condition: bool, what: str) -> None:
+    """Raises `ValueError(what)` unless `condition` holds."""
     if not condition:
         raise ValueError(what)
 
@@ -52,7 +54,7 @@ class RowOptimizer(torch.optim.Optimizer):
         self._touched: dict[torch.nn.Parameter, _Touched] = {}
 
     def hyper(self) -> Hyper:
-        """(lr, eps, beta1, beta2, lr_decay, weight_decay) at present; 0 where the optimizer has none."""
+        """(lr, eps, beta1, beta2, lr_decay, weight_decay) at present; 0 for what it has not."""
         group = self.param_groups[0]
         beta1, beta2 = group.get("betas", (0.0, 0.0))
         return (
@@ -96,8 +98,8 @@ class RowOptimizer(torch.optim.Optimizer):
         parameter.data = torch.zeros(1).expand(summed.shape)
         parameter.grad = summed
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
-        """Applies waiting gradients (`fused=False`). Fused updates have already happened in `backward`."""
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Applies waiting gradients (`fused=False`); fused updates happened in `backward`."""
         loss = None
         if closure is not None:
             with torch.enable_grad():

@@ -38,7 +38,8 @@ class RowwiseAdagrad(RowOptimizer):
         )
         require(
             initial_accumulator_value >= 0,
-            f"RowwiseAdagrad: initial_accumulator_value must not be negative, got {initial_accumulator_value}",
+            f"RowwiseAdagrad: initial_accumulator_value must not be negative, "
+            f"got {initial_accumulator_value}",
         )
         defaults = {
             "lr": lr,

@@ -11,7 +11,8 @@ class SGD(RowOptimizer):
     Args:
         lr: learning rate.
         fused: update in `backward` (default), or collect gradients for `step()`.
-        check_finite: raise `ValueError` in `backward`, before any row changes, if a gradient is not finite.
+        check_finite: raise `ValueError` in `backward`, before any row changes, if a gradient is not
+            finite.
     """
 
     kind = 1

@@ -1,0 +1,190 @@
+"""Lookups through autograd: pooled rows forward; their update, or their gradients, backward.
+
+A forward that may be followed by a backward leaves its plan waiting in the graph; the backward ends
+it. This is the step path: the tensors made here are the results and nothing else, save copies of
+gradients that are not contiguous or not of the table's dtype. Thread-safe as the core is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from tiered_emb import _core
+from tiered_emb.batch import Feature
+from tiered_emb.errors import IdOutOfRangeError, OffsetsError
+from tiered_emb.optim import RowOptimizer
+
+_NO_HYPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class Pooling:
+    """Looks batches up in the tables of one core engine, and trains them with one optimizer.
+
+    `grad_parameters` holds, for each table, the parameter that carries its gradients with
+    `fused=False`, otherwise None.
+    """
+
+    def __init__(
+        self,
+        core: _core.Engine,
+        optimizer: RowOptimizer | None,
+        grad_parameters: Sequence[torch.nn.Parameter | None],
+    ) -> None:
+        self._core = core
+        self._optimizer = optimizer
+        self._grad_parameters = grad_parameters
+        # Autograd runs a backward only if an input requires a gradient; the tables are no tensors.
+        self._anchor = torch.zeros((), requires_grad=True)
+
+    def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
+        """Pooled rows of each feature, [bags, dim] each, differentiable."""
+        weights = [f.weights for f in features]
+        wants_grad = torch.is_grad_enabled() and (
+            self._optimizer is not None or any(w is not None and w.requires_grad for w in weights)
+        )
+        if not wants_grad:
+            outs, plan = self.forward(features, will_update=False)
+            plan.release()
+            return outs
+        outs_with_graph: tuple[torch.Tensor, ...] = _Lookup.apply(  # type: ignore[no-untyped-call]
+            self, features, self._anchor, *weights
+        )
+        return list(outs_with_graph)
+
+    def forward(
+        self, features: list[Feature], will_update: bool
+    ) -> tuple[list[torch.Tensor], _core.Plan]:
+        """Plans the batch, brings its rows and pools them."""
+        for f in features:
+            if f.lookup.max_norm > 0:
+                self._renormalise_padding(f)
+        try:
+            plan = self._core.plan([f.core() for f in features], will_update)
+        except IndexError as error:
+            raise IdOutOfRangeError(*error.args) from None
+        except ValueError as error:
+            if ": offset " in str(error) or "include_last_offset" in str(error):
+                raise OffsetsError(*error.args) from None
+            raise
+        outs = [torch.empty((f.bags, f.lookup.dim), dtype=f.lookup.dtype) for f in features]
+        calls = [
+            (_address(f.weights), out.data_ptr(), f.lookup.max_norm, f.lookup.norm_type)
+            for f, out in zip(features, outs, strict=True)
+        ]
+        self._core.forward(plan, calls)
+        return outs, plan
+
+    def backward(
+        self,
+        plan: _core.Plan,
+        features: list[Feature],
+        grads: Sequence[torch.Tensor | None],
+        wants_weights_grad: Sequence[bool],
+    ) -> list[torch.Tensor | None]:
+        """Updates the rows, or collects their gradients, and ends the plan.
+
+        Args:
+            plan: of the forward.
+            features: the batch.
+            grads: of each feature's output, [bags, dim]; None leaves the feature's rows alone.
+            wants_weights_grad: which features want the gradient of their per-sample weights.
+
+        Returns:
+            Gradients of the per-sample weights, None where not wanted.
+        """
+        optimizer = self._optimizer
+        collects = optimizer is not None and not optimizer.fused
+        counts = plan.unique_counts() if collects else []
+        dense: list[torch.Tensor | None] = []
+        weights_grads: list[torch.Tensor | None] = []
+        row_grads: list[torch.Tensor | None] = []
+        calls: list[_core.BackwardTuple] = []
+        for i, (f, grad) in enumerate(zip(features, grads, strict=True)):
+            weights_grad = row_grad = None
+            if grad is not None:
+                grad = grad.to(f.lookup.dtype).contiguous()
+                if f.weights is not None and wants_weights_grad[i]:
+                    weights_grad = torch.zeros_like(f.weights)
+                if collects:
+                    row_grad = torch.empty((counts[i], f.lookup.dim))
+            calls.append(
+                (
+                    _address(grad),
+                    _address(f.weights),
+                    _address(weights_grad),
+                    _address(row_grad),
+                    f.lookup.scale_grad_by_freq,
+                )
+            )
+            dense.append(grad)  # alive until the core has read it
+            weights_grads.append(weights_grad)
+            row_grads.append(row_grad)
+        if optimizer is None:
+            self._core.backward(plan, calls, _NO_HYPER, False)
+        else:
+            self._core.backward(plan, calls, optimizer.hyper(), optimizer.check_finite)
+            if collects:
+                self._collect(optimizer, plan, features, row_grads)
+        plan.release()
+        return weights_grads
+
+    def _collect(
+        self,
+        optimizer: RowOptimizer,
+        plan: _core.Plan,
+        features: list[Feature],
+        row_grads: Sequence[torch.Tensor | None],
+    ) -> None:
+        """Gives the summed gradients of the plan's rows to the optimizer, for its `step()`."""
+        for i, (f, grads) in enumerate(zip(features, row_grads, strict=True)):
+            parameter = self._grad_parameters[f.lookup.table]
+            if grads is not None and parameter is not None:
+                rows = torch.empty(len(grads), dtype=torch.int64)
+                plan.unique_rows(i, rows.data_ptr())
+                optimizer.accumulate(parameter, rows, grads)
+
+    def _renormalise_padding(self, feature: Feature) -> None:
+        """As torch, `max_norm` also bounds the padding row, although it is not pooled."""
+        lookup = feature.lookup
+        padding = lookup.padding_idx
+        if padding < 0 or not bool((feature.ids == padding).any()):
+            return
+        ids = torch.tensor([padding])
+        call = (lookup.table, ids.data_ptr(), 1, True, 0, 0, True, False, 1, 1, -1)
+        plan = self._core.plan([call], False)
+        out = torch.empty((1, lookup.dim), dtype=lookup.dtype)
+        self._core.forward(plan, [(0, out.data_ptr(), lookup.max_norm, lookup.norm_type)])
+        plan.release()
+
+
+class _Lookup(torch.autograd.Function):
+    """The graph's node of one `Pooling.lookup`."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, pooling: Pooling, features: list[Feature], anchor: torch.Tensor, *weights: Any
+    ) -> tuple[torch.Tensor, ...]:
+        outs, plan = pooling.forward(features, will_update=True)
+        ctx.pooling, ctx.features, ctx.plan = pooling, features, plan
+        ctx.save_for_backward(*[w for w in weights if w is not None])  # torch checks their version
+        ctx.set_materialize_grads(False)
+        return tuple(outs)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor | None) -> tuple[Any, ...]:
+        pooling: Pooling = ctx.pooling
+        _ = ctx.saved_tensors
+        plan = ctx.plan
+        if plan.is_released:  # a second backward over a retained graph
+            _, plan = pooling.forward(ctx.features, will_update=True)
+        weights_grads = pooling.backward(plan, ctx.features, grads, ctx.needs_input_grad[3:])
+        return (None, None, None, *weights_grads)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    """0 for None, which the core takes for "none"; a tensor without elements has no address: 1."""
+    return 0 if tensor is None else tensor.data_ptr() or 1
