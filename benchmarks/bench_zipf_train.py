@@ -16,23 +16,19 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import platform
 import resource
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
-from datetime import datetime, timezone
-from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from provenance import provenance
 from tqdm import tqdm
 
 import tiered_emb as te
@@ -48,6 +44,7 @@ TABLE_SHARES = (
     27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
 )  # fmt: skip
 WINDOWS = 20
+MLP = (128, 64)  # hidden sizes, below and above the tables; small, for the tables are the subject
 
 
 class Zipf:
@@ -159,11 +156,11 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--exponent", type=float, default=1.05, help="of Zipf's law (1.05)")
     add("--seed", type=int, default=0, help="(0)")
     add("--threads", type=int, help="CPU threads of torch (default: all)")
-    add("--smoke", action="store_true", help="a few seconds: 200,000 rows, 2 MB, 40 steps")
+    add("--smoke", action="store_true", help="a few seconds: 200,000 rows, 1.5 MB, 40 steps")
     add("--out", metavar="FILE.json", type=Path, help="where the figures go")
     args = parser.parse_args(argv)
     if args.smoke:
-        args.rows, args.dram, args.steps, args.batch_size = 200_000, "4MB", 40, 256
+        args.rows, args.dram, args.steps, args.batch_size = 200_000, "1500KB", 40, 256
     return args
 
 
@@ -227,35 +224,6 @@ def percentiles(values: npt.NDArray[np.float64]) -> dict[str, float]:
     return {"p50": p50, "p95": p95, "p99": p99, "max": float(values.max())}
 
 
-def provenance(argv: list[str]) -> dict[str, object]:
-    """Machine, versions, commit, date and command: what the figures depend on."""
-    cpu = platform.processor()
-    with open("/proc/cpuinfo", encoding="utf-8") as file:
-        names = [line.split(":", 1)[1].strip() for line in file if line.startswith("model name")]
-    git = ["git", "-C", str(Path(__file__).parent)]
-    commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-    changed = subprocess.run(
-        [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
-    )
-    return {
-        "machine": {
-            "cpu": names[0] if names else cpu,
-            "cores": os.cpu_count(),
-            "memory_bytes": os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"),
-            "kernel": platform.release(),
-        },
-        "versions": {
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("torch", "numpy")},
-            "tiered-emb": te.__version__,
-        },
-        "commit": commit.stdout.strip() or None,
-        "commit_changed": bool(changed.stdout.strip()),
-        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "command": " ".join(["python", "benchmarks/bench_zipf_train.py", *argv]),
-    }
-
-
 def main(argv: list[str] | None = None) -> int:
     args = parse_arguments(argv)
     if args.threads:
@@ -271,7 +239,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         with collection:
             torch.manual_seed(args.seed)
-            model = DLRM(collection, list(tables), args.dim, 13, (512, 256), (512, 256))
+            model = DLRM(collection, list(tables), args.dim, 13, MLP, MLP)
             figures, stats = train(
                 model, collection, Clicks(tables, 13, args.exponent, args.seed), args
             )
@@ -280,7 +248,7 @@ def main(argv: list[str] | None = None) -> int:
             shutil.rmtree(directory, ignore_errors=True)
     report = {
         "benchmark": "zipf_train",
-        **provenance(sys.argv[1:] if argv is None else argv),
+        **provenance(__file__, argv),
         "options": {k: v for k, v in vars(args).items() if k not in ("out", "ssd")},
         "table_bytes": stats.total_row_bytes,
         "peak_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,

@@ -464,12 +464,14 @@ def test_large_arrays_go_to_a_file_and_read_the_same(monkeypatch: pytest.MonkeyP
 # ---- Named data sets
 
 
-def test_movielens_is_read_without_importing_recbole() -> None:
+def test_movielens_is_read_without_importing_recbole(tmp_path: Path) -> None:
     code = (
         "import sys; from tiered_emb.data import open_data; s, _ = open_data('movielens-100k');"
         "assert 'recbole' not in sys.modules; print(len(s.frame['label']))"
     )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+    )
     if "pip install --no-deps recbole==1.2.1" in result.stderr:
         pytest.skip("recbole is not installed: pip install --no-deps recbole==1.2.1")
     assert result.stdout.strip() == "100000", result.stderr

