@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import subprocess
 import sys
 from pathlib import Path
@@ -23,14 +22,10 @@ from tiered_emb.data import (
     parse_cross,
     split_samples,
 )
-from tiered_emb.data import criteo as criteo_module
 from tiered_emb.data import dataset as dataset_module
-from tiered_emb.data.criteo import CriteoSource
 from tiered_emb.data.frame import Column, Kind, MemorySource, Source
 from tiered_emb.data.hashing import cross_keys, hashed_rows, number_keys, text_keys
 from tiered_emb.models.metrics import auc, logloss
-
-GOOD = ["1", *[str(i - 3) for i in range(13)], *[f"{i * 77777:08x}" for i in range(26)]]
 
 
 def ints(values: object, valid: object = None) -> Column:
@@ -42,25 +37,6 @@ def lists(values: list[list[int]]) -> Column:
     offsets = np.cumsum([0, *[len(v) for v in values]])
     flat = np.array([x for v in values for x in v], dtype=np.int64)
     return Column(Kind.INTEGER, flat, None, offsets)
-
-
-def write_lines(path: Path, lines: list[str]) -> Path:
-    path.write_text("\n".join(lines) + "\n")
-    return path
-
-
-def read_criteo(source: CriteoSource) -> dict[str, Column]:
-    frames = list(source.chunks(criteo_module.COLUMNS))
-    return {
-        name: Column(
-            Kind.INTEGER,
-            np.concatenate([f[name].values for f in frames]),
-            None
-            if frames[0][name].valid is None
-            else np.concatenate([np.asarray(f[name].valid) for f in frames]),
-        )
-        for name in criteo_module.COLUMNS
-    }
 
 
 # ---- Metrics
@@ -124,91 +100,6 @@ def test_hashed_rows_spread_evenly_and_differ_between_tables() -> None:
     assert (rows != hashed_rows(keys, "u", 100)).mean() > 0.9
     # Neighbours do not stay neighbours.
     assert (np.abs(np.diff(hashed_rows(keys, "t", 1_000_000))) < 32).mean() < 0.001
-
-
-# ---- Criteo
-
-
-def test_criteo_values_and_missing_values(tmp_path: Path) -> None:
-    empty = ["0", *[""] * 39]
-    odd = ["0", "-7", "", "123456789012", *["5"] * 10, "DEADBEEF", "", "f", *["0a"] * 23]
-    path = write_lines(tmp_path / "day", ["\t".join(line) for line in (GOOD, empty, odd)])
-    columns = read_criteo(CriteoSource(path))
-    assert columns["label"].values.tolist() == [1, 0, 0]
-    assert columns["I1"].values[[0, 2]].tolist() == [-3, -7]
-    assert columns["I1"].valid is not None
-    assert columns["I1"].valid.tolist() == [True, False, True]
-    assert columns["I3"].values[2] == 123456789012
-    assert columns["C1"].values[2] == 0xDEADBEEF
-    assert columns["C3"].values[2] == 0xF
-    assert columns["C26"].values[0] == 25 * 77777
-    assert np.isnan(columns["I2"].numbers("I2")[1:]).all()
-
-
-@pytest.mark.parametrize("block_bytes", [64, 300, 1 << 20])
-def test_criteo_gz_and_plain_agree_whatever_the_block(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block_bytes: int
-) -> None:
-    monkeypatch.setattr(criteo_module, "_BLOCK_BYTES", block_bytes)
-    rng = np.random.default_rng(1)
-    lines = []
-    for _ in range(50):
-        dense = [str(v) if v >= -2 else "" for v in rng.integers(-4, 1000, 13)]
-        cats = [f"{v:08x}" if v % 5 else "" for v in rng.integers(0, 2**32, 26)]
-        lines.append("\t".join([str(rng.integers(0, 2)), *dense, *cats]))
-    text = "\n".join(lines)  # no newline at the end
-    (tmp_path / "a.tsv").write_text(text)
-    (tmp_path / "b").write_bytes(gzip.compress(text.replace("\n", "\r\n").encode()))
-    plain = read_criteo(CriteoSource(tmp_path / "a.tsv"))
-    zipped = read_criteo(CriteoSource(tmp_path / "b"))
-    assert len(plain["label"]) == 50
-    for name, column in plain.items():
-        assert (column.keys() == zipped[name].keys()).all()
-    fields = [line.split("\t") for line in lines]
-    assert plain["C26"].values.tolist() == [int(f[39] or "0", 16) for f in fields]
-    assert plain["I13"].values.tolist() == [int(f[13] or "0") for f in fields]
-
-
-@pytest.mark.parametrize(
-    ("line", "reason"),
-    [
-        ("\t".join(GOOD[:-1]), "39 fields; expected 40"),
-        ("\t".join([*GOOD, ""]), "41 fields; expected 40"),
-        ("", "1 fields; expected 40"),
-        ("\t".join(["2", *GOOD[1:]]), "label is '2'; expected 0 or 1"),
-        ("\t".join(["", *GOOD[1:]]), "label is ''; expected 0 or 1"),
-        ("\t".join(["-0", *GOOD[1:]]), "label is '-0'; expected 0 or 1"),
-        ("\t".join(["1", "1.5", *GOOD[2:]]), "I1 is '1.5'; expected an integer"),
-        ("\t".join([*GOOD[:13], "-", *GOOD[14:]]), "I13 is '-'; expected an integer"),
-        ("\t".join([*GOOD[:14], "xyz", *GOOD[15:]]), "C1 is 'xyz'; expected hexadecimal"),
-        ("\t".join([*GOOD[:39], "0" * 17]), "C26 is '00000000000000000'; expected hexadecimal"),
-    ],
-)
-def test_criteo_bad_line_names_file_and_line(tmp_path: Path, line: str, reason: str) -> None:
-    good = "\t".join(GOOD)
-    path = write_lines(tmp_path / "bad.tsv", [good, good, line, good, "nonsense"])
-    with pytest.raises(DataError) as caught:
-        read_criteo(CriteoSource(path))
-    assert str(caught.value).startswith(f"{path}:3: {reason}")
-    lenient = CriteoSource(path, skip_bad_lines=True)
-    assert len(read_criteo(lenient)["label"]) == 3
-    assert lenient.bad_lines == 2
-
-
-def test_criteo_bad_line_number_counts_over_blocks(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(criteo_module, "_BLOCK_BYTES", 700)
-    path = write_lines(tmp_path / "bad.tsv", ["\t".join(GOOD)] * 40 + ["1\t2"])
-    with pytest.raises(DataError, match=r"bad\.tsv:41: 2 fields"):
-        read_criteo(CriteoSource(path))
-
-
-def test_criteo_damaged_gzip_is_a_data_error(tmp_path: Path) -> None:
-    data = gzip.compress(("\t".join(GOOD) + "\n").encode() * 100)
-    (tmp_path / "cut.gz").write_bytes(data[: len(data) // 2])
-    with pytest.raises(DataError, match=r"cut\.gz: cannot read near line"):
-        read_criteo(CriteoSource(tmp_path / "cut.gz"))
 
 
 # ---- Parquet and features

@@ -274,7 +274,8 @@ def _run_peer(job: Job, peer: BagCollection, samples: Samples, progress: Progres
     optimizer = peer_optimizer(job.optimizer, peer.parameters(), job.lr)
     title = "nn.EmbeddingBag"
     # Torch warns once unless told whether to check the sparse gradients that its own bags make.
-    with torch.sparse.check_sparse_tensor_invariants(enable=False):
+    unchecked: Any = torch.sparse.check_sparse_tensor_invariants
+    with unchecked(enable=False):
         outcome = train_and_test(model, samples, job.training, optimizer, progress, title)
     return Run(title, outcome, None)
 

@@ -57,7 +57,8 @@ class Spool:
 
     def _spill(self) -> None:
         if self._file is None:
-            self._file = tempfile.TemporaryFile(prefix="tiered-emb-")  # noqa: SIM115, closed in array()
+            # Closed by array().
+            self._file = tempfile.TemporaryFile(prefix="tiered-emb-")  # noqa: SIM115
         for part in self._parts:
             self._file.write(part.data if part.size else b"")
         self._file.flush()
