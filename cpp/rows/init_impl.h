@@ -18,19 +18,30 @@ constexpr uint32_t kUnitColumns = kGroups * 4;  // columns of one call of random
 TE_INLINE void uniform_values(const InitSpec& spec, const RandomWords& words, float* out) {
   const float range = spec.b - spec.a;
   for (uint32_t i = 0; i < kUnitColumns; ++i) {
-    out[i] = spec.a + static_cast<float>(words.word[i] >> 8) * 0x1p-24f * range;
+    out[i] =
+        spec.a + static_cast<float>(static_cast<int32_t>(words.word[i] >> 8)) * 0x1p-24f * range;
   }
 }
 
 TE_INLINE void normal_values(const InitSpec& spec, const RandomWords& words, float* out) {
   const double mean = spec.a;
   const double deviation = spec.b;
-  for (uint32_t i = 0; i < kUnitColumns; i += 2) {
+  constexpr uint32_t kPairs = kUnitColumns / 2;
+  double squared_radius[kPairs];
+  double cosine[kPairs];
+  double sine[kPairs];
+  for (uint32_t i = 0; i < kPairs; ++i) {
+    const NormalPolar polar = normal_polar(words.word[2 * i], words.word[2 * i + 1]);
+    squared_radius[i] = polar.squared_radius;
+    cosine[i] = polar.cosine;
+    sine[i] = polar.sine;
+  }
+  for (uint32_t i = 0; i < kPairs; ++i) {
     double first;
     double second;
-    normal_pair(words.word[i], words.word[i + 1], &first, &second);
-    out[i] = static_cast<float>(mean + deviation * first);
-    out[i + 1] = static_cast<float>(mean + deviation * second);
+    normal_pair({squared_radius[i], cosine[i], sine[i]}, &first, &second);
+    out[2 * i] = static_cast<float>(mean + deviation * first);
+    out[2 * i + 1] = static_cast<float>(mean + deviation * second);
   }
 }
 

@@ -118,9 +118,8 @@ template <DType kType>
 TE_INLINE NativeHalves narrow(NativeFloats v) {
   if constexpr (kType == DType::kF16) return native_to_half(v);
   const auto bits = (NativeWords)v;
-  const NativeWords rounded = (bits + 0x7fff + (bits >> 16 & 1)) >> 16;
-  const auto is_nan = (NativeInts)(bits & 0x7fffffff) > 0x7f800000;
-  return native_narrow(is_nan ? (bits >> 16 | 0x40) : rounded);
+  const NativeWords rounded = bits + 0x7fff + (bits >> 16 & 1);
+  return native_narrow((v != v ? bits | 0x400000 : rounded) >> 16);
 }
 
 TE_INLINE uint32_t columns_of_part(uint32_t columns, uint32_t part) {
@@ -201,9 +200,8 @@ TE_INLINE NativeHalves narrow_stochastic(NativeFloats v, NativeWords random) {
   const auto bits = (NativeWords)v;
   const auto magnitude = (NativeInts)(bits & 0x7fffffff);
   if constexpr (kType == DType::kBF16) {
-    const NativeWords rounded = (bits + random) >> 16;
-    const NativeWords special = (NativeWords)native_widen(narrow<kType>(v));
-    return native_narrow(magnitude >= 0x7f800000 ? special : rounded);
+    const NativeWords quiet = v != v ? NativeWords{} + 0x400000 : NativeWords{};
+    return native_narrow((magnitude < 0x7f800000 ? bits + random : bits | quiet) >> 16);
   }
   const auto addend = (NativeInts)random;
   const NativeInts normal = ((magnitude + (addend >> 3)) >> 13) - (112 << 10);

@@ -35,10 +35,10 @@ TE_INLINE NativeLongs native_multiply_low(NativeLongs a, NativeLongs b) {
 }
 
 TE_INLINE NativeWords native_widen(NativeHalves v) {
-  return __builtin_convertvector(v, NativeWords);
+  return (NativeWords)_mm512_maskz_cvtepu16_epi32(kAll, (__m256i)v);
 }
 TE_INLINE NativeHalves native_narrow(NativeWords v) {
-  return __builtin_convertvector(v, NativeHalves);
+  return (NativeHalves)_mm512_maskz_cvtepi32_epi16(kAll, (__m512i)v);
 }
 
 TE_INLINE NativeFloats native_from_half(NativeHalves v) {

@@ -62,10 +62,13 @@ struct SumPass {
     constexpr DType kType = Terms::kType;
     Floats sum[kBlocks];
     const size_t count = sum_terms<kBlocks, kTail>(terms, begin, end, column, columns, sum);
-    const Floats divisor = splat(static_cast<float>(count));
+    if (count == 0) {
+      for (Floats& v : sum) v = splat(0);
+    } else if (mean && count > 1) {
+      const Floats divisor = splat(static_cast<float>(count));
+      for (Floats& v : sum) v = v / divisor;
+    }
     for (uint32_t b = 0; b < kBlocks; ++b) {
-      if (count == 0) sum[b] = splat(0);
-      if (mean && count > 1) sum[b] = sum[b] / divisor;
       std::byte* to = out + (column + b * kLanes) * size_t{kElementBytes<kType>};
       store<kType, kTail>(to, sum[b], columns);
     }

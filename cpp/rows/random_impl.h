@@ -17,7 +17,7 @@ struct Longs {
 };
 
 // The words of groups [first_group, +8), group after group.
-struct RandomWords {
+struct alignas(64) RandomWords {
   uint32_t word[kGroups * 4];
 };
 
@@ -32,17 +32,32 @@ TE_INLINE void philox_round(Longs (&c)[4], uint32_t k0, uint32_t k1) {
   }
 }
 
-TE_INLINE void random_words(PhiloxKey key, PhiloxPurpose purpose, uint64_t row, uint64_t step,
-                            uint32_t first_group, RandomWords* out) {
+// low[0], high[0], low[1], high[1], ...
+template <class Vector>
+TE_INLINE void interleave(Vector low, Vector high, Vector (&out)[2]) {
+  if constexpr (kNativeLanes == 16) {
+    out[0] = __builtin_shufflevector(low, high, 0, 8, 1, 9, 2, 10, 3, 11);
+    out[1] = __builtin_shufflevector(low, high, 4, 12, 5, 13, 6, 14, 7, 15);
+  } else if constexpr (kNativeLanes == 8) {
+    out[0] = __builtin_shufflevector(low, high, 0, 4, 1, 5);
+    out[1] = __builtin_shufflevector(low, high, 2, 6, 3, 7);
+  } else {
+    out[0] = __builtin_shufflevector(low, high, 0, 2);
+    out[1] = __builtin_shufflevector(low, high, 1, 3);
+  }
+}
+
+__attribute__((noinline)) void random_words(PhiloxKey key, PhiloxPurpose purpose, uint64_t row,
+                                            uint64_t step, uint32_t first_group, RandomWords* out) {
   const uint32_t tag = static_cast<uint32_t>(row >> 32) | (static_cast<uint32_t>(purpose) << 30) |
                        (static_cast<uint32_t>((step >> 32) & 0xffff) << 8);
   Longs c[4];
-  uint64_t groups[kGroups];
-  for (uint32_t i = 0; i < kGroups; ++i) groups[i] = first_group + i;
-  std::memcpy(&c[2], groups, sizeof(groups));
+  constexpr uint64_t kGroupNumbers[kGroups] = {0, 1, 2, 3, 4, 5, 6, 7};
+  std::memcpy(&c[2], kGroupNumbers, sizeof(kGroupNumbers));
   for (uint32_t p = 0; p < kParts; ++p) {
     c[0].part[p] = static_cast<uint32_t>(row) + NativeLongs{};
     c[1].part[p] = static_cast<uint32_t>(step) + NativeLongs{};
+    c[2].part[p] += first_group;
     c[3].part[p] = tag + NativeLongs{};
   }
 #pragma GCC unroll 10
@@ -51,14 +66,12 @@ TE_INLINE void random_words(PhiloxKey key, PhiloxPurpose purpose, uint64_t row, 
     key.k0 += 0x9E3779B9u;
     key.k1 += 0xBB67AE85u;
   }
-  constexpr uint32_t kPartGroups = kGroups / kParts;
   for (uint32_t p = 0; p < kParts; ++p) {
     const NativeLongs low = (c[0].part[p] & 0xffffffffu) | (c[1].part[p] << 32);
     const NativeLongs high = (c[2].part[p] & 0xffffffffu) | (c[3].part[p] << 32);
-    for (uint32_t i = 0; i < kPartGroups; ++i) {
-      const uint64_t pair[2] = {low[i], high[i]};
-      std::memcpy(&out->word[(p * kPartGroups + i) * 4], pair, sizeof(pair));
-    }
+    NativeLongs pairs[2];
+    interleave(low, high, pairs);
+    std::memcpy(&out->word[p * 2 * kNativeLanes], pairs, sizeof(pairs));
   }
 }
 

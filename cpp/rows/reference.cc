@@ -334,7 +334,7 @@ float initial_value(const InitSpec& spec, PhiloxKey key, uint64_t row, uint32_t 
   }
   double z[2];
   const uint32_t pair = column % 4 / 2 * 2;
-  normal_pair(words[pair], words[pair + 1], &z[0], &z[1]);
+  normal_pair(normal_polar(words[pair], words[pair + 1]), &z[0], &z[1]);
   return static_cast<float>(double{spec.a} + double{spec.b} * z[column % 2]);
 }
 

@@ -9,7 +9,8 @@
 // Gradients multiply 1 * sample weight * bag scale * (1 / count), where present, in that order,
 // then the bag's gradient; in mode max a column that an occurrence did not win adds zero. All in
 // float32, every operation rounded to nearest even. 1 / count and the factor of renorm are rounded
-// to float; the step size of Adam is computed in double and rounded once.
+// to float; so are the parameters of the optimizers, 1 - beta and the step size of Adam after they
+// have been computed in double.
 //
 // Conversion. float16 and bfloat16 to float32 is exact. Back: to nearest even, except for weights
 // after an update. These are rounded at random to one of the two neighbours, down and up by
