@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import importlib.metadata
 import json
 import os
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -216,9 +218,25 @@ def test_bad_input_is_one_line_and_status_2(
     assert "unrecognized arguments: 1" in fails(capsys, clicks, 1)
     assert "unrecognized arguments: --nonsense" in fails(capsys, clicks, "--nonsense")
     assert "between 0 and 1" in fails(capsys, clicks, *COLUMNS, "--test-fraction", "1.5")
+    assert "'-1' is not a whole number" in fails(capsys, clicks, *COLUMNS, "--seed", "-1")
+    assert "lr must not be negative" in fails(capsys, clicks, *COLUMNS, "--lr", "-1")
+    assert "lower --lr" in fails(capsys, clicks, *COLUMNS, "--lr", "1e30", "--optimizer", "sgd")
     (tmp_path / "file").write_text("")
     message = fails(capsys, clicks, *COLUMNS, "--dram", "50%", "--ssd", tmp_path / "file")
     assert "file" in message
+
+
+def test_missing_data_set_says_how_to_get_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def absent(name: str) -> None:
+        raise importlib.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", absent)
+    monkeypatch.setattr(sysconfig, "get_path", lambda _: str(tmp_path))
+    message = fails(capsys, "movielens-100k")
+    assert message.endswith("install them: pip install --no-deps recbole==1.2.1")
+    assert message.count("pip install") == 1
 
 
 def test_help_fits_a_screen_and_ends_with_an_example(capsys: pytest.CaptureFixture[str]) -> None:

@@ -89,7 +89,7 @@ def _add_training_arguments(group: Any) -> None:
     add("--split", metavar="S", choices=splits, default="time", help="for testing: time, random")
     add("--test-fraction", metavar="X", type=float, default=0.2, help="test samples (0.2)")
     add("--train-from", metavar="T", type=float, help="no training samples before time T")
-    add("--seed", metavar="N", type=int, default=0, help="of weights and order (0)")
+    add("--seed", metavar="N", type=_whole, default=0, help="of weights and order (0)")
     add("--threads", metavar="N", type=_count, help="CPU threads (all)")
     add("--peer", action="store_true", help="train nn.EmbeddingBag too, side by side")
     add("--compare-dram", metavar="SIZE", help="train again so; demand identical bits")
@@ -172,14 +172,16 @@ def _names(text: str) -> tuple[str, ...]:
     return tuple(name.strip() for name in text.split(",") if name.strip())
 
 
+def _whole(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number")
+    return int(text)
+
+
 def _count(text: str) -> int:
-    try:
-        value = int(text)
-    except ValueError:
-        value = 0
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
-    return value
+    if _whole(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0")
+    return _whole(text)
 
 
 def _watch_chunks(chunks: Iterable[Frame], caption: str) -> Iterable[Frame]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -147,11 +148,16 @@ _TIERS: tuple[tuple[str, Any], ...] = (
     ("dram: hit ratio", lambda s: f"{s.hit_ratio:.1%}"),
     ("dram: first touches", lambda s: f"{s.rows_filled_initial:,} rows"),
     ("dram: rows of all", lambda s: f"{s.slots / max(s.total_rows, 1):.1%}"),
-    ("dram: filled from ssd", lambda s: f"{s.rows_filled_from_ssd:,} rows"),
-    ("dram: spilled to ssd", lambda s: f"{s.rows_spilled_dirty:,} rows"),
+    ("dram: filled from ssd", lambda s: _rows_text(s, s.rows_filled_from_ssd)),
+    ("dram: spilled to ssd", lambda s: _rows_text(s, s.rows_spilled_dirty)),
     ("ssd: read", lambda s: bytes_text(s.ssd_read_bytes)),
     ("ssd: written", lambda s: bytes_text(s.ssd_written_bytes)),
 )
+
+
+def _rows_text(stats: Stats, rows: int) -> str:
+    """The bytes of so many rows; all rows of a job are of one size."""
+    return bytes_text(rows * stats.total_row_bytes / max(stats.total_rows, 1))
 
 
 def dram_bytes(option: str, size: str, rows_bytes: int) -> int:
@@ -178,9 +184,9 @@ def run_job(job: Job, samples: Samples, progress: Progress) -> JobReport:
         torch.set_num_threads(job.threads)
         te.set_num_threads(job.threads)
     tables = samples.dataset.tables
-    rows_bytes = _row_bytes(job) * sum(tables.values())
     try:
         with contextlib.ExitStack() as stack:
+            rows_bytes = _row_bytes(job) * sum(tables.values())
             tiered = stack.enter_context(_collection(job, tables, job.dram, job.ssd, rows_bytes))
             peer = _peer_of(tiered, job, tables) if job.peer else None
             runs = [_run_tiered(job, tiered, f"DRAM {job.dram}", samples, progress)]
@@ -236,6 +242,9 @@ def _row_bytes(job: Job) -> int:
 def _peer_of(
     tiered: te.TieredEmbeddingCollection, job: Job, tables: Mapping[str, int]
 ) -> BagCollection:
+    needed = sum(tables.values()) * job.dim * 4
+    if needed > os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"):
+        raise DataError(f"--peer: nn.EmbeddingBag needs {needed} bytes of memory for its weights")
     peer = BagCollection(tables, job.dim)
     for name in tables:
         peer.set_weight(name, tiered.to_dense(name).float())

@@ -112,8 +112,10 @@ def train_and_test(
         seen += len(batch.labels)
         if step >= first_counted:
             losses.append(loss)
-        if step % _LOSS_EVERY_STEPS == 0 and not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower --lr")
+        if step % _LOSS_EVERY_STEPS == 0:
+            _check_finite(loss, step)
+    mean_loss = torch.stack(losses).mean()
+    _check_finite(mean_loss, steps)
     seconds = time.perf_counter() - start
     if on_trained is not None:
         on_trained()
@@ -123,7 +125,7 @@ def train_and_test(
         steps=steps,
         samples=seen,
         train_seconds=seconds,
-        train_loss=float(torch.stack(losses).mean()) if losses else float("nan"),
+        train_loss=float(mean_loss),
         test_auc=auc(labels, logits),
         test_logloss=logloss(labels, logits),
         logits=logits,
@@ -146,6 +148,11 @@ def predict(
         logits = [model(batch.dense, batch.sparse).numpy() for batch in batches]
     model.train()
     return np.concatenate(logits).astype(np.float32)
+
+
+def _check_finite(loss: torch.Tensor, step: int) -> None:
+    if not torch.isfinite(loss):
+        raise FloatingPointError(f"the loss is {loss.item()} at step {step}: lower --lr")
 
 
 def _batches(samples: Samples, options: TrainOptions) -> Iterator[Batch]:
