@@ -7,7 +7,8 @@ gradients that are not contiguous or not of the table's dtype. Thread-safe as th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -46,35 +47,34 @@ class Pooling:
             self._optimizer is not None or any(w is not None and w.requires_grad for w in weights)
         )
         if not wants_grad:
-            outs, plan = self.forward(features, will_update=False)
-            plan.release()
-            return outs
+            return self._pool(features)
         outs_with_graph: tuple[torch.Tensor, ...] = _Lookup.apply(  # type: ignore[no-untyped-call]
             self, features, self._anchor, *weights
         )
         return list(outs_with_graph)
 
+    def _pool(self, features: list[Feature]) -> list[torch.Tensor]:
+        """Pooled rows without a graph, planned only if some row is not in dram."""
+        if any(f.lookup.max_norm > 0 for f in features):
+            outs, plan = self.forward(features, will_update=False)
+            plan.release()
+            return outs
+        outs, tensors = _outputs(features)
+        with _errors_of_a_batch():
+            self._core.lookup([f.core() for f in features], tensors)
+        return outs
+
     def forward(
         self, features: list[Feature], will_update: bool
     ) -> tuple[list[torch.Tensor], _core.Plan]:
         """Plans the batch, brings its rows and pools them."""
+        with _errors_of_a_batch():
+            plan = self._core.plan([f.core() for f in features], will_update)
         for f in features:
             if f.lookup.max_norm > 0:
                 self._renormalise_padding(f)
-        try:
-            plan = self._core.plan([f.core() for f in features], will_update)
-        except IndexError as error:
-            raise IdOutOfRangeError(*error.args) from None
-        except ValueError as error:
-            if ": offset " in str(error) or "include_last_offset" in str(error):
-                raise OffsetsError(*error.args) from None
-            raise
-        outs = [torch.empty((f.bags, f.lookup.dim), dtype=f.lookup.dtype) for f in features]
-        calls = [
-            (_address(f.weights), out.data_ptr(), f.lookup.max_norm, f.lookup.norm_type)
-            for f, out in zip(features, outs, strict=True)
-        ]
-        self._core.forward(plan, calls)
+        outs, tensors = _outputs(features)
+        self._core.forward(plan, tensors)
         return outs, plan
 
     def backward(
@@ -183,6 +183,29 @@ class _Lookup(torch.autograd.Function):
             _, plan = pooling.forward(ctx.features, will_update=True)
         weights_grads = pooling.backward(plan, ctx.features, grads, ctx.needs_input_grad[3:])
         return (None, None, None, *weights_grads)
+
+
+def _outputs(features: list[Feature]) -> tuple[list[torch.Tensor], list[_core.ForwardTuple]]:
+    """Tensors for the pooled rows, and the tuples that `_core` takes."""
+    outs = [torch.empty((f.bags, f.lookup.dim), dtype=f.lookup.dtype) for f in features]
+    tensors = [
+        (_address(f.weights), out.data_ptr(), f.lookup.max_norm, f.lookup.norm_type)
+        for f, out in zip(features, outs, strict=True)
+    ]
+    return outs, tensors
+
+
+@contextmanager
+def _errors_of_a_batch() -> Iterator[None]:
+    """Raises the core's errors as the package's types."""
+    try:
+        yield
+    except IndexError as error:
+        raise IdOutOfRangeError(*error.args) from None
+    except ValueError as error:
+        if ": offset " in str(error) or "include_last_offset" in str(error):
+            raise OffsetsError(*error.args) from None
+        raise
 
 
 def _address(tensor: torch.Tensor | None) -> int:

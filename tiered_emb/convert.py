@@ -80,6 +80,8 @@ def convert(
         tables[bag].train(bag.training)
         if not engine.resumed:
             engine.load_dense(number, bag.weight.detach())
+    if not engine.resumed:
+        engine.flush()  # a killed process comes back to these weights
     if isinstance(model, nn.EmbeddingBag):
         return tables[model]
     for module in list(model.modules()):

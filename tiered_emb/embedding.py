@@ -107,6 +107,7 @@ class TieredEmbedding(nn.Module):
         self._set_up(engine, 0, options)
         if _weight is not None and not engine.resumed:
             engine.load_dense(0, _weight)
+            engine.flush()  # a killed process comes back to these weights, not to `init`
 
     def _set_up(self, engine: TableEngine, table: int, options: dict[str, Any]) -> None:
         """Becomes a view of one table of `engine`."""

@@ -98,6 +98,10 @@ class RowOptimizer(torch.optim.Optimizer):
         parameter.data = torch.zeros(1).expand(summed.shape)
         parameter.grad = summed
 
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets waiting gradients. Never by zeros: a row with a gradient of 0 would still move."""
+        super().zero_grad(set_to_none=True)
+
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Applies waiting gradients (`fused=False`); fused updates happened in `backward`."""
         loss = None
