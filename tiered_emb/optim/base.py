@@ -99,7 +99,7 @@ class RowOptimizer(torch.optim.Optimizer):
         parameter.grad = summed
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Forgets waiting gradients. Never by zeros: a row with a gradient of 0 would still move."""
+        """Forgets waiting gradients. Not by zeros: a row whose gradient is 0 would still move."""
         super().zero_grad(set_to_none=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
