@@ -36,16 +36,14 @@ OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint
   OptimizerParams params;
   double lr = hyper.lr;
   if (kind == OptimizerKind::kAdagrad) lr /= 1.0 + static_cast<double>(step - 1) * hyper.lr_decay;
-  params.lr = static_cast<float>(lr);
-  params.eps = static_cast<float>(hyper.eps);
-  params.beta1 = static_cast<float>(hyper.beta1);
-  params.beta2 = static_cast<float>(hyper.beta2);
-  params.weight_decay = static_cast<float>(hyper.weight_decay);
+  params.lr = lr;
+  params.eps = hyper.eps;
+  params.beta1 = hyper.beta1;
+  params.beta2 = hyper.beta2;
+  params.weight_decay = hyper.weight_decay;
   if (kind == OptimizerKind::kAdam) {
-    params.bias_correction1 =
-        static_cast<float>(1.0 - std::pow(hyper.beta1, static_cast<double>(step)));
-    params.bias_correction2 =
-        static_cast<float>(1.0 - std::pow(hyper.beta2, static_cast<double>(step)));
+    params.bias_correction1 = 1.0 - std::pow(hyper.beta1, static_cast<double>(step));
+    params.bias_correction2 = 1.0 - std::pow(hyper.beta2, static_cast<double>(step));
   }
   return params;
 }
