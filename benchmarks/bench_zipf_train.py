@@ -152,7 +152,7 @@ def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
     add("--dram", default="512MB", help="DRAM budget (512MB)")
     add("--ssd", metavar="DIR", help="directory of the store (default: temporary, removed)")
     add("--steps", type=int, default=2000, help="(2,000)")
-    add("--batch-size", type=int, default=2048, help="samples a step (2,048)")
+    add("--batch-size", type=int, default=4096, help="samples a step (4,096)")
     add("--exponent", type=float, default=1.05, help="of Zipf's law (1.05)")
     add("--seed", type=int, default=0, help="(0)")
     add("--threads", type=int, help="CPU threads of torch (default: all)")
