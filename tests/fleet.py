@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,7 +27,10 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True)
 class Input:
-    """One table's part of a lookup. `sizes`: of the bags; 2-D input takes the first for all."""
+    """One table's part of a lookup.
+
+    The bags have `sizes`, again and again; those of 2-D input all have the first.
+    """
 
     table: int
     sizes: tuple[int, ...]
@@ -36,6 +38,7 @@ class Input:
     ids32: bool = False
     offsets32: bool = False
     weights: str = "none"  # or "const", "grad"; of tables with mode "sum"
+    repeat: int = 1
     unused: bool = False  # no gradient comes back to this output
 
 
@@ -107,7 +110,7 @@ def make_batch(case: Case, spec: Input, generator: torch.Generator) -> Batch:
     table: TableCase = case.tables[spec.table]
     universe = table.universe
     pool = torch.randperm(len(universe), generator=generator)[: table.batch_rows]
-    sizes = torch.tensor(spec.sizes, dtype=torch.int64)
+    sizes = torch.tensor(spec.sizes * spec.repeat, dtype=torch.int64)
     count = len(sizes) * int(sizes[0]) if spec.two_d and len(sizes) else int(sizes.sum())
     skewed = torch.rand(count, generator=generator) ** 2 * len(pool)
     index = pool[skewed.long()]
@@ -298,7 +301,6 @@ class Fleet:
 
     def _reopen(self, op: Reopen) -> None:
         self.kept.clear()
-        gc.collect()
         if op.clean:
             self._take_snapshot()
         else:  # nothing to resume without a store

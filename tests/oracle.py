@@ -381,8 +381,11 @@ class Replica:
 
     def reopen(self, clean: bool) -> None:
         """Closes, or drops the engine as it is, then opens its store again."""
-        if not self.config.ssd:
+        if not self.config.ssd:  # stays as it is, with a new optimizer's settings
             assert clean
+            if self.optimizer is not None:
+                self.optimizer.zero_grad()
+                self.optimizer.param_groups[0]["lr"] = LR
             return
         if clean:
             self.any_table().close()
