@@ -1,4 +1,4 @@
-// IoEngine: runs batches of block reads and writes against open files.
+// IoEngine: runs batches of block reads, writes and syncs against open files.
 //
 // One virtual call a batch, never one a block. Engines: portable (a pool of pread/pwrite threads);
 // a deep io_uring engine and a fault-injecting one plug in behind the same interface and must pass
@@ -38,7 +38,7 @@ class IoFile {
   // Reserves the space now (fallocate), so that a full disk shows here: kNoSpace names the path and
   // the bytes needed and free.
   Status allocate(uint64_t bytes);
-  Status sync();  // fdatasync
+  Status sync() const;  // fdatasync
 
  private:
   IoFile(int fd, bool direct, std::string path)
@@ -49,7 +49,9 @@ class IoFile {
 };
 
 struct IoRequest {
-  enum class Kind : uint8_t { kRead, kWrite };
+  // kSync makes what was written to the file before the batch durable; the fields below `file` mean
+  // nothing to it. An engine that simulates a crash learns from it which writes survive.
+  enum class Kind : uint8_t { kRead, kWrite, kSync };
   Kind kind = Kind::kRead;
   const IoFile* file = nullptr;
   uint64_t offset_bytes = 0;
@@ -66,9 +68,6 @@ class IoEngine {
   // kCorruption, a full disk kNoSpace, the rest kIo. The first failure is returned after every
   // started request has ended; its message names the path, the offset and the system's reason.
   virtual Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) = 0;
-  // Makes what was written to the file durable. Virtual so that an engine that simulates a crash
-  // knows which writes survive it.
-  virtual Status sync(IoFile& file) { return file.sync(); }
 };
 
 // `threads` help the calling thread; 0 runs every batch on it.

@@ -93,7 +93,7 @@ Status IoFile::allocate(uint64_t bytes) {
                   error);
 }
 
-Status IoFile::sync() {
+Status IoFile::sync() const {
   int error = 0;
   do {
     error = ::fdatasync(fd_) == 0 ? 0 : errno;

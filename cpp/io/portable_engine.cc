@@ -1,4 +1,4 @@
-// The portable engine: a pool of threads that call pread and pwrite.
+// The portable engine: a pool of threads that call pread, pwrite and fdatasync.
 //
 // A batch waits in a queue; the workers and the calling thread take its requests one by one, so a
 // batch of one costs no hand-over. Thread-safety: mutex_ guards the queue and all batches; it is
@@ -27,6 +27,7 @@ std::string describe(const IoRequest& request) {
 
 // Runs one request to its end: interrupted calls and short transfers go on where they stopped.
 Status perform(const IoRequest& request) {
+  if (request.kind == IoRequest::Kind::kSync) return request.file->sync();
   const int fd = request.file->fd();
   const bool reads = request.kind == IoRequest::Kind::kRead;
   size_t done = 0;

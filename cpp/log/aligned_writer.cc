@@ -53,7 +53,8 @@ Status AlignedWriter::finish() {
     buffered_bytes_ += padding;
   }
   TE_RETURN_IF_ERROR(write_buffer());
-  return io_.sync(*file_);
+  const IoRequest sync{.kind = IoRequest::Kind::kSync, .file = &*file_};
+  return io_.run({&sync, 1}, [](size_t) {});
 }
 
 }  // namespace te

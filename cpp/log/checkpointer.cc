@@ -45,6 +45,7 @@ Status Checkpointer::write(const RowOwner& owner, const std::string& metadata) {
     return status;
   }
   context_.stats.checkpoint_written_bytes += manifest.index.bytes;
+  context_.index_bytes = manifest.index.bytes;
 
   // The checkpoint stands. What is left is deleting, and a file that stays behind harms nobody.
   for (const std::string& path : indexes_stale_) (void)directory_.remove(path);
@@ -106,6 +107,7 @@ Status Checkpointer::restore(const Manifest& manifest, RowOwner::RowVisitor on_r
   TE_RETURN_IF_ERROR(restore_rows(manifest, on_row));
   // All is known to be good: only now is anything changed.
   checkpoint_last_ = manifest.checkpoint;
+  context_.index_bytes = manifest.index.bytes;
   indexes_stale_.assign(1, directory_.index(manifest.checkpoint));
   return discard_unreferenced(manifest, entries.value());
 }
@@ -151,7 +153,7 @@ Status Checkpointer::restore_rows(const Manifest& manifest, RowOwner::RowVisitor
       }
       return;
     }
-    table_.add_live(block, shape.share_bytes);
+    table_.add_live(block, 1, shape.share_bytes);
     on_row(layout, row, block);
   };
   TE_RETURN_IF_ERROR(read_index(*context_.io, path, identity, manifest.index,

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/statvfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -137,6 +138,12 @@ Result<std::vector<StoreDirectory::Entry>> StoreDirectory::list() const {
   }
   if (error) return io_error(path_, "list", error.value());
   return entries;
+}
+
+Result<uint64_t> StoreDirectory::free_bytes() const {
+  struct statvfs disk;
+  if (::statvfs(path_.c_str(), &disk) != 0) return io_error(path_, "statvfs", errno);
+  return uint64_t{disk.f_bavail} * disk.f_frsize;
 }
 
 Result<uint64_t> StoreDirectory::file_bytes(const std::string& path) {

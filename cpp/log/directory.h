@@ -44,6 +44,7 @@ class StoreDirectory {
   };
   Result<std::vector<Entry>> list() const;
 
+  Result<uint64_t> free_bytes() const;  // of its disk, for this user
   static Result<uint64_t> file_bytes(const std::string& path);
   static Result<std::vector<std::byte>> read_file(const std::string& path);
 

@@ -24,9 +24,9 @@
 namespace te {
 
 struct LogOptions {
-  std::string path;                        // directory; created if absent
-  uint64_t capacity_bytes = 0;             // limit on segment files together; 0 = only the disk's
-  uint64_t total_rows = 0;                 // row ids are below this; decides their width on disk
+  std::string path;             // directory; created if absent
+  uint64_t capacity_bytes = 0;  // limit on segment files together, at least 4; 0 = only the disk's
+  uint64_t total_rows = 0;      // row ids are below this; decides their width on disk
   std::vector<uint32_t> layout_row_bytes;  // row size of each LayoutId
   uint32_t block_bytes = 4096;             // power of two, >= 4096
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
@@ -78,9 +78,10 @@ class LogStore {
   static Result<std::unique_ptr<LogStore>> create(const LogOptions& options,
                                                   std::unique_ptr<IoEngine> io);
   // Opens the store as of its last checkpoint. `options` must describe the same rows
-  // (kInvalidArgument names the first difference). `on_row` gets every row of the index, ascending;
-  // `metadata` the blob of that checkpoint. Segments that the checkpoint does not refer to are
-  // deleted.
+  // (kInvalidArgument names the first difference); block and segment size are the store's own, see
+  // options(). `on_row` gets every row of the index, ascending; `metadata` the blob of that
+  // checkpoint. Files that the checkpoint does not refer to are deleted. After an error, `on_row`
+  // may have seen some rows, and no file was changed.
   static Result<std::unique_ptr<LogStore>> open(const LogOptions& options,
                                                 std::unique_ptr<IoEngine> io,
                                                 RowOwner::RowVisitor on_row, std::string* metadata);
@@ -90,7 +91,9 @@ class LogStore {
   ~LogStore();
 
   // Appends rows and says where each will be. Rows become readable at once (from the buffer). On
-  // error nothing was appended that counts: the caller's location words are still right.
+  // error nothing was appended that counts: the caller's location words are still right. kNoSpace
+  // comes before anything is changed, and has a way out: `reclaim`, then `checkpoint` (segments
+  // that the last manifest refers to go only then), then put again.
   Status put_many(LayoutId layout, std::span<const RowId> rows,
                   std::span<const std::byte* const> data, std::span<BlockAddress> out_blocks);
   // Reads rows; each wanted block is read once, however many rows it serves. kCorruption names the
@@ -98,7 +101,8 @@ class LogStore {
   Status get_many(LayoutId layout, std::span<const RowRead> reads);
   // The copy of one row in this block no longer counts.
   void retire(LayoutId layout, BlockAddress block);
-  // Reclaims at most `segments_max` segments if the space bound asks for it.
+  // Reclaims at most `segments_max` segments if the space bound asks for it, or a put found no
+  // space. Survivors that find no space end it early without an error: the next put reports that.
   Status reclaim(RowOwner& owner, uint32_t segments_max);
   // Makes everything put so far durable and atomically the state that `open` gives: writes buffers,
   // syncs, writes the index of `owner` and a manifest with `metadata`, deletes segments no longer

@@ -8,10 +8,14 @@
 namespace te {
 namespace {
 
+// Files in one batch of syncs; fewer than may be open, so that none is closed under it.
+constexpr size_t kSyncFilesMax = 15;
+constexpr size_t kOpenMin = 16;
+constexpr size_t kOpenMax = 4096;
+static_assert(kSyncFilesMax < kOpenMin);
+
 // A quarter of what the process may open, within reason: others need files too.
 size_t choose_open_max() {
-  constexpr size_t kOpenMin = 16;
-  constexpr size_t kOpenMax = 4096;
   struct rlimit limit;
   if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return kOpenMin;
   return std::clamp<size_t>(limit.rlim_cur / 4, kOpenMin, kOpenMax);
@@ -22,6 +26,11 @@ size_t choose_open_max() {
 SegmentFiles::SegmentFiles(StoreDirectory& directory, IoEngine& io)
     : directory_(directory), io_(io), open_max_(choose_open_max()) {}
 
+Status SegmentFiles::sync_file(const IoFile& file) {
+  const IoRequest request{.kind = IoRequest::Kind::kSync, .file = &file};
+  return io_.run({&request, 1}, [](size_t) {});
+}
+
 SegmentFiles::Iterator* SegmentFiles::find(SegmentId id) {
   if (id.value >= places_.size()) places_.resize(id.value + 1, recent_.end());
   return &places_[id.value];
@@ -30,7 +39,7 @@ SegmentFiles::Iterator* SegmentFiles::find(SegmentId id) {
 Status SegmentFiles::insert(SegmentId id, IoFile file) {
   if (recent_.size() >= open_max_) {
     Entry& oldest = recent_.back();
-    if (!oldest.file.is_direct()) TE_RETURN_IF_ERROR(io_.sync(oldest.file));
+    if (!oldest.file.is_direct()) TE_RETURN_IF_ERROR(sync_file(oldest.file));
     places_[oldest.id.value] = recent_.end();
     recent_.pop_back();
   }
@@ -62,10 +71,18 @@ Result<IoFile*> SegmentFiles::acquire(SegmentId id) {
   return &recent_.front().file;
 }
 
-Status SegmentFiles::sync(SegmentId id) {
-  Result<IoFile*> file = acquire(id);
-  if (!file) return file.status();
-  return io_.sync(*file.value());
+Status SegmentFiles::sync(std::span<const SegmentId> ids) {
+  std::vector<IoRequest> requests;
+  for (size_t begin = 0; begin < ids.size(); begin += kSyncFilesMax) {
+    requests.clear();
+    for (SegmentId id : ids.subspan(begin, std::min(kSyncFilesMax, ids.size() - begin))) {
+      Result<IoFile*> file = acquire(id);
+      if (!file) return file.status();
+      requests.push_back({.kind = IoRequest::Kind::kSync, .file = file.value()});
+    }
+    TE_RETURN_IF_ERROR(io_.run(requests, [](size_t) {}));
+  }
+  return Status::ok();
 }
 
 Status SegmentFiles::remove(SegmentId id) {

@@ -8,6 +8,7 @@
 #pragma once
 
 #include <list>
+#include <span>
 #include <vector>
 
 #include "base/status.h"
@@ -23,10 +24,12 @@ class SegmentFiles {
 
   size_t open_max() const { return open_max_; }
   std::string path(SegmentId id) const { return directory_.segment(id); }
+  Result<uint64_t> disk_free_bytes() const { return directory_.free_bytes(); }
   // A new file with `bytes` reserved on the disk; nothing is left behind on failure.
   Status create(SegmentId id, uint64_t bytes);
   Result<IoFile*> acquire(SegmentId id);
-  Status sync(SegmentId id);
+  // Makes the files of all these segments durable, several at a time.
+  Status sync(std::span<const SegmentId> ids);
   Status remove(SegmentId id);
 
  private:
@@ -37,6 +40,7 @@ class SegmentFiles {
   using Iterator = std::list<Entry>::iterator;
 
   Iterator* find(SegmentId id);
+  Status sync_file(const IoFile& file);
   Status insert(SegmentId id, IoFile file);
 
   StoreDirectory& directory_;

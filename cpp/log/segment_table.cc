@@ -46,7 +46,7 @@ SegmentId SegmentTable::take_id() {
   return id;
 }
 
-Status SegmentTable::no_space(uint64_t count) const {
+Status SegmentTable::capacity_used_up(uint64_t count) const {
   const LogOptions& options = context_.options;
   const uint64_t held = file_count_ * options.segment_bytes;
   const uint64_t free = options.capacity_bytes - std::min(options.capacity_bytes, held);
@@ -60,7 +60,6 @@ Status SegmentTable::no_space(uint64_t count) const {
 }
 
 Result<SegmentId> SegmentTable::create_file() {
-  if (file_count_ >= files_max_) return no_space(1);
   if (free_ids_.empty() && segments_.size() >= ids_max_) {
     return Status(StatusCode::kNoSpace,
                   context_.options.path + ": all " + std::to_string(ids_max_) +
@@ -75,12 +74,40 @@ Result<SegmentId> SegmentTable::create_file() {
   return id;
 }
 
+// An upper estimate: 6 bytes a row of the index, a section a region, 16 bytes a segment. Twice, as
+// the next checkpoint must leave room for the one after it; what it deletes comes back.
+uint64_t SegmentTable::checkpoint_bytes() const {
+  constexpr uint64_t kPerRowBytes = 6;
+  constexpr uint64_t kFixedBytes = uint64_t{64} << 10;
+  const uint64_t regions = (context_.options.total_rows >> 16) + context_.shapes.size();
+  const uint64_t bytes = live_rows_total_ * kPerRowBytes +
+                         std::min(regions, live_rows_total_) * sizeof(SectionHeader) +
+                         segments_.size() * sizeof(SegmentRecord) + kFixedBytes;
+  return 2 * bytes - std::min(bytes, context_.index_bytes);
+}
+
+Status SegmentTable::check_space(uint64_t count, uint32_t* shortage) const {
+  if (file_count_ + count > files_max_) {
+    *shortage = static_cast<uint32_t>(file_count_ + count - files_max_);
+    return capacity_used_up(count);
+  }
+  Result<uint64_t> free = files_.disk_free_bytes();
+  if (!free) return free.status();
+  const uint64_t free_bytes = free.value();
+  const uint64_t segment_bytes = context_.options.segment_bytes;
+  const uint64_t needed_bytes = count * segment_bytes + checkpoint_bytes();
+  if (needed_bytes <= free_bytes) return Status::ok();
+  *shortage =
+      static_cast<uint32_t>((needed_bytes - free_bytes + segment_bytes - 1) / segment_bytes);
+  return Status(StatusCode::kNoSpace,
+                context_.options.path + ": the disk is full: " + std::to_string(needed_bytes) +
+                    " bytes needed (" + std::to_string(checkpoint_bytes()) +
+                    " of them for checkpoints), " + std::to_string(free_bytes) + " free");
+}
+
 Status SegmentTable::allocate(uint32_t count, std::vector<SegmentId>& spares) {
   const uint64_t missing = kReserveSegments - reserve_.size() + count;
-  if (file_count_ + missing > files_max_) {
-    shortage_ = static_cast<uint32_t>(file_count_ + missing - files_max_);
-    return no_space(missing);
-  }
+  TE_RETURN_IF_ERROR(check_space(missing, &shortage_));
   const size_t before = spares.size();
   for (uint64_t left = missing; left > 0; --left) {
     Result<SegmentId> id = create_file();
@@ -100,9 +127,13 @@ Status SegmentTable::allocate(uint32_t count, std::vector<SegmentId>& spares) {
 }
 
 Result<SegmentId> SegmentTable::allocate_for_survivors() {
+  uint32_t too_few = 0;
+  Status space = check_space(1, &too_few);
   // While rows from outside wait for space, what is free is theirs: the reserve is for this.
-  Result<SegmentId> id = shortage_ > 0 && !reserve_.empty() ? no_space(1) : create_file();
-  if (id.is_ok() || id.status().code() != StatusCode::kNoSpace || reserve_.empty()) return id;
+  if (shortage_ == 0 || reserve_.empty()) {
+    Result<SegmentId> id = space ? create_file() : Result<SegmentId>(space);
+    if (id.is_ok() || id.status().code() != StatusCode::kNoSpace || reserve_.empty()) return id;
+  }
   const SegmentId reserved = reserve_.back();
   reserve_.pop_back();
   if (shortage_ > 0) ++shortage_;  // the reserve has to be made up for
@@ -178,25 +209,25 @@ void SegmentTable::mark_unsynced(SegmentId id) {
 }
 
 Status SegmentTable::sync_written() {
-  while (!unsynced_.empty()) {
-    const SegmentId id = unsynced_.back();
-    // Dropped since, or dropped and begun anew, in which case it is in the list once more.
-    if (is_used(states_[id.value]) && segments_[id.value].unsynced) {
-      TE_RETURN_IF_ERROR(files_.sync(id));
-      segments_[id.value].unsynced = false;
-    }
-    unsynced_.pop_back();
-  }
+  // Some were dropped since, or dropped and begun anew, and are in the list twice.
+  std::erase_if(unsynced_, [this](SegmentId id) {
+    const bool matters = is_used(states_[id.value]) && segments_[id.value].unsynced;
+    segments_[id.value].unsynced = false;
+    return !matters;
+  });
+  TE_RETURN_IF_ERROR(files_.sync(unsynced_));
+  unsynced_.clear();
   return Status::ok();
 }
 
 // --- live bytes
 
-void SegmentTable::remove_live(BlockAddress block, uint64_t bytes) {
+void SegmentTable::remove_live(BlockAddress block, uint32_t share_bytes) {
   const SegmentId id = segment_of(block);
-  TE_CHECK(id.value < live_bytes_.size() && live_bytes_[id.value] >= bytes);
-  live_bytes_[id.value] -= static_cast<uint32_t>(bytes);
-  live_bytes_total_ -= bytes;
+  TE_CHECK(id.value < live_bytes_.size() && live_bytes_[id.value] >= share_bytes);
+  live_bytes_[id.value] -= share_bytes;
+  live_bytes_total_ -= share_bytes;
+  --live_rows_total_;
 }
 
 SegmentId SegmentTable::emptiest(bool may_be_pinned) const {

@@ -48,7 +48,8 @@ class SegmentTable {
   bool holds_run(BlockAddress block, uint32_t span) const;
 
   // --- files
-  // Spare segments for rows from outside; all of them or none. Refills the reserve first.
+  // Spare segments for rows from outside; all of them or none. Refills the reserve first, and
+  // leaves room on the disk for a checkpoint, since only a checkpoint frees pinned segments.
   Status allocate(uint32_t count, std::vector<SegmentId>& spares);
   Result<SegmentId> allocate_for_survivors();  // may take from the reserve
   void begin(SegmentId spare);                 // spare -> open
@@ -68,11 +69,12 @@ class SegmentTable {
   uint64_t sequence(SegmentId id) const { return segments_[id.value].sequence; }
 
   // --- live bytes
-  void add_live(BlockAddress block, uint64_t bytes) {
-    live_bytes_[segment_of(block).value] += static_cast<uint32_t>(bytes);
-    live_bytes_total_ += bytes;
+  void add_live(BlockAddress block, uint64_t rows, uint32_t share_bytes) {
+    live_bytes_[segment_of(block).value] += static_cast<uint32_t>(rows * share_bytes);
+    live_bytes_total_ += rows * share_bytes;
+    live_rows_total_ += rows;
   }
-  void remove_live(BlockAddress block, uint64_t bytes);
+  void remove_live(BlockAddress block, uint32_t share_bytes);  // one row
   uint32_t live_bytes(SegmentId id) const { return live_bytes_[id.value]; }
   uint64_t live_bytes_total() const { return live_bytes_total_; }
   uint64_t used_bytes() const { return uint64_t{segments_used_} * context_.options.segment_bytes; }
@@ -104,7 +106,11 @@ class SegmentTable {
   };
 
   Result<SegmentId> create_file();
-  Status no_space(uint64_t count) const;
+  // Whether there is room for so many new files; `shortage` gets how many too few there is room
+  // for.
+  Status check_space(uint64_t count, uint32_t* shortage) const;
+  Status capacity_used_up(uint64_t count) const;
+  uint64_t checkpoint_bytes() const;
   SegmentId take_id();
   void set_state(SegmentId id, State state);
   void seal_if_complete(SegmentId id);
@@ -128,6 +134,7 @@ class SegmentTable {
   uint32_t segments_used_ = 0;  // open or sealed
   uint32_t shortage_ = 0;
   uint64_t live_bytes_total_ = 0;
+  uint64_t live_rows_total_ = 0;
 };
 
 }  // namespace te

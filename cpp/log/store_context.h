@@ -22,6 +22,7 @@ struct StoreContext {
 
   uint64_t store_id = 0;       // random; told apart from every other store ever
   uint64_t sequence_next = 1;  // of the next block closed or segment begun
+  uint64_t index_bytes = 0;    // of the index file of the last checkpoint
   LogStats stats;
 
   StoreContext(const LogOptions& o, std::unique_ptr<IoEngine> engine)

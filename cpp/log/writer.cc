@@ -57,7 +57,7 @@ Status SegmentWriter::append(LayoutId layout, const RowList& list,
     const size_t take = std::min<size_t>(n - i, shape.rows_max - run.rows);
     write_rows(run.bytes.data(), shape, run.rows, list, i, i + take);
     std::fill_n(out_blocks.begin() + static_cast<ptrdiff_t>(i), take, run.block);
-    table_.add_live(run.block, uint64_t{take} * shape.share_bytes);
+    table_.add_live(run.block, take, shape.share_bytes);
     run.rows += static_cast<uint32_t>(take);
     i += take;
     *appended = i;

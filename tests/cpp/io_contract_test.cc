@@ -73,7 +73,8 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read) {
     }
     std::shuffle(requests.begin(), requests.end(), random);
     check_ok(io.run(requests, [](size_t) {}));
-    check_ok(io.sync(file));
+    const IoRequest sync{.kind = IoRequest::Kind::kSync, .file = &file};
+    check_ok(io.run({&sync, 1}, [](size_t) {}));
 
     requests.clear();
     for (size_t b = 0; b < kBlocks; ++b) {
