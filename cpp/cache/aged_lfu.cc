@@ -43,6 +43,10 @@ class AgedLfuPolicy final : public EvictionPolicy {
     }
   }
 
+  void clear() override {
+    for (ParkQueue& queue : levels_) queue.clear();
+  }
+
   void admit(std::span<const SlotIndex> slots) override {
     for (SlotIndex s : slots) directory_[s].frequency = ghosts_[ghost(directory_[s].row)];
   }
@@ -52,6 +56,11 @@ class AgedLfuPolicy final : public EvictionPolicy {
   }
 
   void park(std::span<const SlotIndex> slots) override {
+    uint64_t entries = slots.size();
+    for (const ParkQueue& queue : levels_) entries += queue.size();
+    if (entries > entries_max_) {
+      for (ParkQueue& queue : levels_) queue.compact(directory_);
+    }
     for (SlotIndex s : slots) {
       Slot& slot = directory_[s];
       if (slot.frequency < kFrequencyMax) ++slot.frequency;
@@ -59,11 +68,6 @@ class AgedLfuPolicy final : public EvictionPolicy {
     }
     uses_ += slots.size();
     if (uses_ >= aging_uses_) age();
-    uint64_t entries = 0;
-    for (const ParkQueue& queue : levels_) entries += queue.size();
-    if (entries > entries_max_) {
-      for (ParkQueue& queue : levels_) queue.compact(directory_);
-    }
   }
 
   void pop_victims(size_t count, std::vector<SlotIndex>& out) override {

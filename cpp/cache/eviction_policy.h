@@ -32,6 +32,8 @@ class EvictionPolicy {
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
   // The rows of these slots are about to leave them.
   virtual void evicted(std::span<const SlotIndex> slots) = 0;
+  // Forgets all candidates; the caller parks them anew.
+  virtual void clear() = 0;
   // The arena may now use `limit` slots.
   virtual void set_limit(uint32_t limit) = 0;
 

@@ -17,14 +17,15 @@ class LruPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "lru"; }
   void admit(std::span<const SlotIndex>) override {}
   void evicted(std::span<const SlotIndex>) override {}
+  void clear() override { queue_.clear(); }
   void set_limit(uint32_t limit) override {
     // Half of all entries may be stale; the chunk keeps tiny caches from compacting at every step.
     entries_max_ = uint64_t{limit} + limit / 2 + ParkChunk::kEntries;
   }
 
   void park(std::span<const SlotIndex> slots) override {
+    if (queue_.size() + slots.size() > entries_max_) queue_.compact(directory_);
     for (SlotIndex s : slots) queue_.push({s, directory_[s].stamp});
-    if (queue_.size() > entries_max_) queue_.compact(directory_);
   }
 
   void pop_victims(size_t count, std::vector<SlotIndex>& out) override {

@@ -48,6 +48,12 @@ bool ParkQueue::pop(ParkedSlot* entry) {
   return true;
 }
 
+void ParkQueue::clear() {
+  ParkedSlot entry;
+  while (pop(&entry)) {
+  }
+}
+
 void ParkQueue::append(ParkQueue& other) {
   if (other.size_ == 0) return;
   (tail_ == nullptr ? head_ : tail_->next) = other.head_;

@@ -51,6 +51,7 @@ class ParkQueue {
   bool pop(ParkedSlot* entry);
   // Appends all of `other`, which becomes empty.
   void append(ParkQueue& other);
+  void clear();
   // Drops stale entries, keeping the order.
   void compact(const SlotDirectory& directory);
 

@@ -3,6 +3,8 @@
 #include <limits>
 #include <string>
 
+#include "base/check.h"
+
 namespace te {
 namespace {
 
@@ -66,6 +68,7 @@ Status check_feature(const FeatureInput& feature, const Tiers& tiers, FeaturePla
                ? check_offsets(table, feature, static_cast<const int64_t*>(feature.offsets), begin)
                : check_offsets(table, feature, static_cast<const int32_t*>(feature.offsets), begin);
   }
+  TE_CHECK(feature.bags * feature.bag_size <= feature.ids_count);
   for (size_t b = 0; b <= planned.bags; ++b) begin[b] = static_cast<int64_t>(b * feature.bag_size);
   return Status::ok();
 }
@@ -77,7 +80,13 @@ Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, P
   plan.bag_begin.clear();
   plan.occurrences = 0;
   plan.bags = 0;
+  plan.tables_seen.assign(tiers.tables_count(), false);
   for (size_t f = 0; f < features.size(); ++f) {
+    const TableId table = features[f].table;
+    if (plan.tables_seen[table.value])
+      return Status(StatusCode::kInvalidArgument,
+                    "table '" + tiers.table(table).config.name + "' stands twice in one batch");
+    plan.tables_seen[table.value] = true;
     FeaturePlan& planned = plan.features[f];
     planned.table = features[f].table;
     planned.layout = tiers.table(features[f].table).layout;

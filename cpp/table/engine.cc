@@ -13,6 +13,10 @@ namespace {
 // One update of a huge input runs in batches of at most this many rows.
 constexpr size_t kBatchRowsMax = 65536;
 constexpr uint32_t kSegmentsPerStep = 2;
+// A new row opens at most one map of eight entries in the index.
+constexpr uint64_t kIndexBytesPerNewRowMax = 72;
+// Layouts that lent slots to others get them back after so many batches.
+constexpr uint64_t kBatchesPerSplit = 1024;
 
 class Timer {
  public:
@@ -64,29 +68,26 @@ Plan& Engine::take_plan() {
 
 // Work that is due between batches: the reclaimer's share, and the index's growth out of the
 // budget.
-Status Engine::keep_house() {
+Status Engine::keep_house(size_t ids) {
   if (tiers_->log() == nullptr) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
   if (Status s = tiers_->log()->reclaim(*tiers_, kSegmentsPerStep); matters(s)) return s;
+  if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
   const uint64_t index_bytes = tiers_->index().memory_bytes();
+  const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;
+  const bool outgrown = index_bytes + ahead_bytes > index_bytes_charged_;
+  if (!outgrown && ++batches_since_split_ < kBatchesPerSplit) return Status::ok();
+  batches_since_split_ = 0;
   const uint64_t budget = tiers_->config().dram_bytes;
-  if (budget == 0 || index_bytes <= index_bytes_charged_) return Status::ok();
-  const uint64_t charged = index_bytes + index_headroom_bytes(budget);
-  std::vector<uint32_t> limits;
-  for (size_t l = 0; l < tiers_->layouts(); ++l)
-    limits.push_back(tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.limit());
-  const bool evicting = tiers_->layout(LayoutId(0)).policy != nullptr;
-  if (evicting && dram_bytes_for_slots(tiers_->demands(), limits, charged, true) > budget) {
-    const std::vector<uint32_t> wanted = slots_within(tiers_->demands(), budget, charged);
-    for (size_t l = 0; l < tiers_->layouts(); ++l) {
-      if (wanted[l] >= limits[l]) continue;
-      if (Status s = mover_.set_limit(LayoutId(static_cast<uint16_t>(l)), wanted[l]); !s)
-        return matters(s) ? s : Status::ok();
-    }
-  }
-  index_bytes_charged_ = charged;
-  return Status::ok();
+  if (outgrown)
+    index_bytes_charged_ = index_bytes + std::max(ahead_bytes, index_headroom_bytes(budget));
+  std::vector<uint32_t> limits = slots_within(tiers_->demands(), budget, index_bytes_charged_);
+  for (size_t l = 0; l < limits.size(); ++l)
+    limits[l] = std::min(limits[l],
+                         tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.slots_max());
+  auto reached = mover_.set_limits(limits);
+  return !reached && matters(reached.status()) ? reached.status() : Status::ok();
 }
 
 Status Engine::bring(Plan& plan, bool overwrite) {
@@ -102,7 +103,9 @@ Status Engine::bring(Plan& plan, bool overwrite) {
 
 Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                            bool overwrite) {
-  TE_RETURN_IF_ERROR(keep_house());
+  size_t ids = 0;
+  for (const FeatureInput& feature : features) ids += feature.ids_count;
+  TE_RETURN_IF_ERROR(keep_house(ids));
   {
     Timer timer(times_.plan_ns);
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan));
@@ -176,7 +179,8 @@ Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
     TE_RETURN_IF_ERROR(bring(plan, false));
     planner_.wait(plan);
   }
-  TE_CHECK(plan.state == Plan::State::kWaiting);
+  if (plan.state != Plan::State::kWaiting)
+    return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
   Timer timer(times_.backward_ns);
   executor_.backward(plan, features, hyper, thread_pool());
   return Status::ok();
@@ -257,10 +261,13 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
       const SlotIndex s(plan.occurrence_slots[i]);
       tiers_->mark_dirty(table.layout, tier.directory[s]);
       std::byte* row = tier.data(s);
-      if (weights != nullptr)
+      if (weights != nullptr) {
         std::memcpy(row,
                     static_cast<const std::byte*>(weights) + (first + i) * layout.weight_bytes(),
                     layout.weight_bytes());
+        std::memset(row + layout.weight_bytes(), 0,
+                    layout.state_offset_bytes() - layout.weight_bytes());
+      }
       if (state != nullptr && layout.state_floats() > 0)
         std::memcpy(row + layout.state_offset_bytes(), state + (first + i) * layout.state_floats(),
                     layout.state_floats() * sizeof(float));

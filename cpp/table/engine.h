@@ -81,7 +81,7 @@ class Engine {
   Status lookup_locked(std::span<const FeatureInput> inputs,
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
-  Status keep_house();
+  Status keep_house(size_t ids);
   Status flush_locked();
   // Rows that may be planned at once beside those that are pinned.
   size_t rows_per_batch(TableId table);
@@ -97,6 +97,7 @@ class Engine {
   std::vector<std::unique_ptr<Plan>> plans_;
   std::vector<Plan*> free_plans_;
   uint64_t index_bytes_charged_ = 0;
+  uint64_t batches_since_split_ = 0;
   EngineStats times_;
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;

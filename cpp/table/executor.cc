@@ -220,6 +220,11 @@ void Executor::mark_dirty(const Acquisition& acquired, const UniqueRange& range)
     tiers_.mark_dirty(range.layout, directory[acquired.slots[u]]);
 }
 
+bool Executor::updates(const FeatureBackward& feature) const {
+  return feature.grad != nullptr && feature.row_grad == nullptr &&
+         tiers_.config().optimizer != OptimizerKind::kNone;
+}
+
 void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
                         const Hyperparameters& hyper, ThreadPool& threads) {
   for (size_t f = 0; f < features.size(); ++f) {
@@ -232,9 +237,7 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
   for (size_t f = 0; f < features.size(); ++f) {
     const FeaturePlan& feature = plan.features[f];
     Table& table = tiers_.table(feature.table);
-    const bool updates =
-        features[f].row_grad == nullptr && tiers_.config().optimizer != OptimizerKind::kNone;
-    if (updates) {
+    if (updates(features[f])) {
       ++table.step;
       mark_dirty(plan.acquired, plan.acquired.ranges[f]);
     }
@@ -247,10 +250,9 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
     float* row_grad = features[chunk.feature].row_grad;
-    if (features[chunk.feature].grad == nullptr) return;
     if (row_grad != nullptr) {
       kernels().sum_gradients(grads_[chunk.feature], row_grad, chunk.begin, chunk.end);
-    } else if (tiers_.config().optimizer != OptimizerKind::kNone) {
+    } else if (updates(features[chunk.feature])) {
       kernels().update(grads_[chunk.feature], updates_[chunk.feature], chunk.begin, chunk.end);
     }
   });

@@ -83,6 +83,8 @@ class Executor {
                   uint32_t* slots, size_t* padding);
   GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
+  // Whether the rows of the feature are updated, rather than left alone or summed.
+  bool updates(const FeatureBackward& feature) const;
   void renormalise(Plan& plan, std::span<const FeatureForward> features);
   void mark_dirty(const Acquisition& acquired, const UniqueRange& range);
 

@@ -196,19 +196,27 @@ Result<bool> Mover::make_room(std::span<const uint32_t> needed) {
   for (size_t l = 0; l < limits.size(); ++l) {
     const uint64_t over = over_bytes();
     if (over == 0) break;
-    const uint32_t to_give = limits[l] - std::max(needed[l], 1u);
+    const uint32_t to_give = limits[l] - std::min(limits[l], std::max(needed[l], 1u));
     limits[l] -= std::min<uint64_t>(over / tiers_.demands()[l].stride_bytes + 1, to_give);
   }
   if (over_bytes() > 0) return false;
-  for (const bool growing : {false, true}) {  // first what shrinks, then what grows
-    for (size_t l = 0; l < limits.size(); ++l) {
-      const LayoutId layout(static_cast<uint16_t>(l));
-      const uint32_t limit = tiers_.layout(layout).directory.limit();
-      if (growing ? limits[l] <= limit : limits[l] >= limit) continue;
+  return set_limits(limits);
+}
+
+Result<bool> Mover::set_limits(std::span<const uint32_t> limits) {
+  bool reached = true;
+  for (size_t l = 0; l < limits.size(); ++l) {
+    const LayoutId layout(static_cast<uint16_t>(l));
+    const SlotDirectory& directory = tiers_.layout(layout).directory;
+    if (limits[l] >= directory.limit()) continue;
+    TE_RETURN_IF_ERROR(set_limit(layout, limits[l]));
+    reached &= directory.limit() == limits[l];
+  }
+  if (!reached) return false;
+  for (size_t l = 0; l < limits.size(); ++l) {
+    const LayoutId layout(static_cast<uint16_t>(l));
+    if (limits[l] > tiers_.layout(layout).directory.limit())
       TE_RETURN_IF_ERROR(set_limit(layout, limits[l]));
-      if (!growing) limits[l] = tiers_.layout(layout).directory.limit();
-    }
-    if (over_bytes() > 0) return false;  // pinned slots kept a limit up
   }
   return true;
 }

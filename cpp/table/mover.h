@@ -43,6 +43,10 @@ class Mover {
   // those that need less; false if the budget, or slots that are pinned, do not allow it.
   Result<bool> make_room(std::span<const uint32_t> needed);
 
+  // Sets all limits, first those that shrink. Pinned slots may keep one up: then the limits of
+  // those that should have grown stay, and the result is false.
+  Result<bool> set_limits(std::span<const uint32_t> limits);
+
   const MoverStats& stats() const { return stats_; }
 
  private:

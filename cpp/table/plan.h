@@ -88,6 +88,7 @@ struct Plan {
   Scratch<uint64_t> rows_in_table;        // [uniques]
   Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
   std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
+  std::vector<bool> tables_seen;          // by check_batch
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;

@@ -53,7 +53,9 @@ void Planner::restart_stamps() {
       slot.stamp = 0;
       if (slot.pins == 0) slots_.push_back(SlotIndex(i));
     }
-    if (tier.policy) tier.policy->park(slots_);
+    if (tier.policy == nullptr) continue;
+    tier.policy->clear();
+    tier.policy->park(slots_);
   }
 }
 
@@ -192,10 +194,14 @@ Status Planner::take_victims(LayoutId layout, size_t missing) {
   return spilled;
 }
 
-Status Planner::commit(Acquisition& acquired) {
+Status Planner::commit(Acquisition& acquired, bool may_repack) {
   std::vector<uint32_t> missing(tiers_.layouts(), 0);
   for (const Fill& fill : acquired.fills) ++missing[fill.layout.value];
   Status status = acquired.fills.empty() ? Status::ok() : reserve(missing, acquired);
+  if (status.code() == StatusCode::kBudgetExceeded && may_repack) {
+    unpin(acquired);
+    return repack(acquired);
+  }
   for (size_t l = 0; l < missing.size() && status.is_ok(); ++l)
     status = take_victims(LayoutId(static_cast<uint16_t>(l)), missing[l]);
   if (!status) {
@@ -254,7 +260,7 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
     planned.unique_first = plan.acquired.ranges.back().first;
     planned.uniques = plan.acquired.ranges.back().count;
   }
-  TE_RETURN_IF_ERROR(commit(plan.acquired));
+  TE_RETURN_IF_ERROR(commit(plan.acquired, true));
   plan.state = Plan::State::kPlanned;
   plan.will_update = will_update;
   finish_occurrences(plan);
@@ -322,20 +328,44 @@ void Planner::build_csr(Plan& plan) {
   }
 }
 
+Status Planner::place_again(Acquisition& acquired) {
+  Acquisition again;
+  begin(again, acquired.rows.size());
+  for (const UniqueRange& range : acquired.ranges) {
+    acquire(
+        range.table, range.first, range.count, [&](size_t i) { return acquired.rows[i]; }, again);
+  }
+  TE_RETURN_IF_ERROR(commit(again, false));
+  std::vector<uint32_t> position_of(acquired.rows.size());
+  for (uint32_t u = 0; u < acquired.rows.size(); ++u) {
+    position_of[again.unique_of[u]] = u;
+    acquired.slots[u] = again.slots[again.unique_of[u]];
+  }
+  acquired.sequence = again.sequence;
+  acquired.fills = std::move(again.fills);
+  for (Fill& fill : acquired.fills) fill.unique = position_of[fill.unique];
+  return Status::ok();
+}
+
+Status Planner::repack(Acquisition& acquired) {
+  std::vector<uint32_t> needed;
+  for (size_t l = 0; l < tiers_.layouts(); ++l)
+    needed.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned());
+  for (const UniqueRange& range : acquired.ranges)
+    needed[range.layout.value] += static_cast<uint32_t>(range.count);
+  auto room = mover_.make_room(needed);
+  if (!room) return room.status();
+  return room.value() ? place_again(acquired) : too_large(acquired);
+}
+
 Status Planner::reacquire(Plan& plan) {
   TE_CHECK(plan.state == Plan::State::kRevoked);
-  Acquisition& old = plan.acquired;
-  Acquisition again;
-  begin(again, old.rows.size());
-  for (const UniqueRange& range : old.ranges) {
-    acquire(range.table, range.first, range.count, [&](size_t i) { return old.rows[i]; }, again);
-  }
-  TE_RETURN_IF_ERROR(commit(again));
-  for (size_t u = 0; u < old.rows.size(); ++u) old.slots[u] = again.slots[again.unique_of[u]];
-  old.fills = again.fills;
+  Status placed = place_again(plan.acquired);
+  if (placed.code() == StatusCode::kBudgetExceeded) placed = repack(plan.acquired);
+  TE_RETURN_IF_ERROR(std::move(placed));
   for (size_t i = 0; i < plan.occurrences; ++i) {
-    const uint32_t unique = old.unique_of[i];
-    if (unique != kPaddingSlot) plan.occurrence_slots[i] = old.slots[unique].value;
+    const uint32_t unique = plan.acquired.unique_of[i];
+    if (unique != kPaddingSlot) plan.occurrence_slots[i] = plan.acquired.slots[unique].value;
   }
   plan.state = Plan::State::kPlanned;
   return Status::ok();
@@ -343,13 +373,15 @@ Status Planner::reacquire(Plan& plan) {
 
 void Planner::abandon(Plan& plan) {
   Acquisition& acquired = plan.acquired;
-  unpin(acquired);
   for (const Fill& fill : acquired.fills) {
     LayoutTier& tier = tiers_.layout(fill.layout);
+    tier.directory.unpin(tier.directory[fill.slot]);  // and not parked: the row leaves at once
+    acquired.slots[fill.unique] = SlotIndex::none();
     tiers_.index().set(fill.row, fill.from.is_none() ? LocationWord::never_written()
                                                      : LocationWord::block(fill.from));
     tier.directory.release(fill.slot);
   }
+  unpin(acquired);
   plan.state = Plan::State::kReleased;
 }
 

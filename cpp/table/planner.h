@@ -60,7 +60,12 @@ class Planner {
   template <class RowAt>
   void acquire(TableId table, size_t first, size_t count, RowAt row_at, Acquisition& acquired);
   void dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at, Acquisition& acquired);
-  Status commit(Acquisition& acquired);
+  Status commit(Acquisition& acquired, bool may_repack);
+  // Gives the rows of an acquisition that has lost its slots new ones, in the same order.
+  Status place_again(Acquisition& acquired);
+  // The acquisition's own pins stand in the way of room for it: without them, makes room and starts
+  // again.
+  Status repack(Acquisition& acquired);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired);
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);

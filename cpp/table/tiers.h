@@ -60,6 +60,7 @@ class Tiers final : public RowOwner {
   static Result<std::unique_ptr<Tiers>> create(const EngineConfig& config);
 
   std::vector<Table>& tables() { return tables_; }
+  size_t tables_count() const { return tables_.size(); }
   Table& table(TableId t) { return tables_[t.value]; }
   const Table& table(TableId t) const { return tables_[t.value]; }
   LayoutTier& layout(LayoutId l) { return *layouts_[l.value]; }
