@@ -146,7 +146,7 @@ class TableEngine:
         """
         spec = self.tables[table]
         needed = spec.num_embeddings * spec.embedding_dim * spec.dtype.itemsize
-        available = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        available = _available_bytes()
         if needed > available:
             raise ValueError(
                 f"table '{spec.name}': to_dense needs {needed} bytes ({format_bytes(needed)}), "
@@ -198,6 +198,16 @@ class TableEngine:
     def row_bytes(self) -> int:
         """Bytes of all rows of all tables with their optimizer state."""
         return sum(t.num_embeddings * t.row_bytes(self._kind) for t in self.tables)
+
+
+def _available_bytes() -> int:
+    """Memory that can be had without swapping; free pages alone where the kernel does not say."""
+    try:
+        with open("/proc/meminfo", encoding="ascii") as file:
+            fields = dict(line.split(":", 1) for line in file)
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def _check_arguments(tables: Sequence[TableSpec], tiers: Any, optimizer: Any, seed: int) -> None:
