@@ -19,5 +19,5 @@ class OffsetsError(ValueError, RuntimeError):
     """Offsets that do not describe bags; the message names table, position and value."""
 
 
-class ArgumentError(ValueError, AssertionError):
+class ArgumentError(ValueError, AssertionError, RuntimeError):
     """A constructor argument out of its range."""

@@ -13,6 +13,7 @@ import torch
 
 from tiered_emb import _core
 from tiered_emb.batch import Lookup
+from tiered_emb.errors import ArgumentError
 from tiered_emb.init import Initializer, Normal
 
 # The core's numbers of these things.
@@ -50,7 +51,7 @@ class TableSpec:
                 f"table '{self.name}': dtype must be float32, float16 or bfloat16, got {self.dtype}"
             )
         if self.num_embeddings < 0 or self.embedding_dim < 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"table '{self.name}': num_embeddings must be >= 0 and embedding_dim >= 1, got "
                 f"{self.num_embeddings} and {self.embedding_dim}"
             )
