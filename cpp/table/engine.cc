@@ -244,6 +244,7 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   const Table& table = tiers_->table(table_id);
   LayoutTier& tier = tiers_->layout(table.layout);
   const RowLayout& layout = tier.layout;
@@ -283,6 +284,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
   ++table.step;
   Plan& plan = take_plan();

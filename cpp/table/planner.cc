@@ -371,6 +371,19 @@ Status Planner::reacquire(Plan& plan) {
   return Status::ok();
 }
 
+Status Planner::make_way(TableId table) {
+  const SlotDirectory& directory = tiers_.layout_of(table).directory;
+  while (directory.pinned() >= directory.limit()) {
+    if (revoke_oldest()) continue;
+    return Status(StatusCode::kBudgetExceeded,
+                  "table '" + tiers_.table(table).config.name + "': all " +
+                      std::to_string(directory.limit()) +
+                      " rows that fit in dram belong to batches in flight; the budget is " +
+                      std::to_string(tiers_.config().dram_bytes) + " bytes");
+  }
+  return Status::ok();
+}
+
 void Planner::abandon(Plan& plan) {
   Acquisition& acquired = plan.acquired;
   for (const Fill& fill : acquired.fills) {

@@ -37,6 +37,9 @@ class Planner {
   // Plans a batch; on success all its rows have pinned slots and `plan.acquired.fills` says which
   // of them the mover has still to bring. On error nothing has changed.
   Status plan(std::span<const FeatureInput> features, bool will_update, Plan& plan);
+  // Makes sure that at least one slot for rows of this table is not pinned, taking it from plans
+  // that wait.
+  Status make_way(TableId table);
   // Gives a revoked plan slots again.
   Status reacquire(Plan& plan);
   // The fills of the plan failed: their rows go back to where they were, all pins end.
