@@ -12,6 +12,7 @@
 #include <array>
 #include <bit>
 
+#include "base/aligned_buffer.h"
 #include "cache/eviction_policy.h"
 #include "cache/park_queue.h"
 
@@ -37,8 +38,8 @@ class AgedLfuPolicy final : public EvictionPolicy {
     aging_uses_ = kAgingTurns * std::max(limit, 1u);
     const uint64_t ghosts =
         std::min(std::bit_ceil(kGhostsPerSlot * std::max(limit, 1u)), std::bit_ceil(total_rows_));
-    if (ghosts != ghosts_.size()) {  // counts of absent rows start anew; those in slots stay
-      ghosts_.assign(ghosts, 0);
+    if (ghosts != ghosts_.bytes()) {  // counts of absent rows start anew; those in slots stay
+      ghosts_ = ReservedMemory(ghosts);
       ghost_shift_ = 64 - std::countr_zero(ghosts);
     }
   }
@@ -48,11 +49,11 @@ class AgedLfuPolicy final : public EvictionPolicy {
   }
 
   void admit(std::span<const SlotIndex> slots) override {
-    for (SlotIndex s : slots) directory_[s].frequency = ghosts_[ghost(directory_[s].row)];
+    for (SlotIndex s : slots) directory_[s].frequency = ghost(directory_[s].row);
   }
 
   void evicted(std::span<const SlotIndex> slots) override {
-    for (SlotIndex s : slots) ghosts_[ghost(directory_[s].row)] = directory_[s].frequency;
+    for (SlotIndex s : slots) ghost(directory_[s].row) = directory_[s].frequency;
   }
 
   void park(std::span<const SlotIndex> slots) override {
@@ -86,9 +87,10 @@ class AgedLfuPolicy final : public EvictionPolicy {
     return frequency == 0 ? 0 : std::bit_width(frequency) - 1u;
   }
 
-  uint64_t ghost(RowId row) const {
-    if (total_rows_ <= ghosts_.size()) return row.value % ghosts_.size();
-    return row.value * 0x9E3779B97F4A7C15ull >> ghost_shift_;
+  uint8_t& ghost(RowId row) {
+    auto* counts = reinterpret_cast<uint8_t*>(ghosts_.data());
+    if (total_rows_ <= ghosts_.bytes()) return counts[row.value % ghosts_.bytes()];
+    return counts[row.value * 0x9E3779B97F4A7C15ull >> ghost_shift_];
   }
 
   void age() {
@@ -96,7 +98,10 @@ class AgedLfuPolicy final : public EvictionPolicy {
     for (uint32_t i = 0; i < directory_.ever_used(); ++i) {
       directory_[SlotIndex(i)].frequency /= 2;
     }
-    for (uint8_t& frequency : ghosts_) frequency /= 2;
+    auto* counts = reinterpret_cast<uint8_t*>(ghosts_.data());
+    for (size_t i = 0; i < ghosts_.bytes(); ++i) {
+      if (counts[i] != 0) counts[i] /= 2;  // a page that was never written stays unwritten
+    }
     for (size_t i = 1; i < levels_.size(); ++i) levels_[i - 1].append(levels_[i]);
   }
 
@@ -104,7 +109,7 @@ class AgedLfuPolicy final : public EvictionPolicy {
   const uint64_t total_rows_;
   ParkChunkPool chunks_;
   std::array<ParkQueue, 8> levels_;
-  std::vector<uint8_t> ghosts_;
+  ReservedMemory ghosts_;  // one byte each
   int ghost_shift_ = 64;
   uint64_t entries_max_ = 0;
   uint64_t aging_uses_ = 0;
