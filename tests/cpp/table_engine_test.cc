@@ -1,0 +1,296 @@
+// The Engine as a whole: batches, updates, writes, stores and errors against a model of plain
+// floats. All values are small integers, so that every sum is exact and the model needs no kernels.
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "table/threads.h"
+#include "table_fixture.h"
+
+namespace te {
+namespace {
+
+using namespace testing;  // NOLINT: the fixture is this test's vocabulary
+
+constexpr Hyperparameters kHyper{.lr = 1};
+
+struct InFlight {
+  std::vector<Feature> features;
+  Plan* plan = nullptr;
+  bool will_update = false;
+  bool pooled = false;
+};
+
+// An engine of float tables with plain SGD, whose rows start as a constant, beside the values that
+// they should have.
+class Lab {
+ public:
+  Lab(Random& random, EngineConfig engine_config)
+      : random_(random), config_(std::move(engine_config)) {
+    config_.ssd_path = directory_ / "store";
+    for (size_t t = 0; t < config_.tables.size(); ++t) {
+      TableConfig& table = config_.tables[t];
+      table.dtype = DType::kF32;
+      table.init = {InitSpec::Kind::kConstant, static_cast<float>(t + 1), 0, 0};
+      for (uint64_t row = 0; row < table.rows; ++row) {
+        const bool zero = static_cast<int64_t>(row) == table.zero_row;
+        model_[{t, row}].assign(table.dim, zero ? 0 : static_cast<float>(t + 1));
+      }
+    }
+    open();
+  }
+
+  void step() {
+    switch (random_.below(10)) {
+      case 0:
+      case 1:
+      case 2: plan(); break;
+      case 3: forward(); break;
+      case 4:
+      case 5: backward(); break;
+      case 6: write_rows(); break;
+      case 7: apply_gradients(); break;
+      case 8: lookup(); break;
+      default: rarely();
+    }
+    check_some_rows();
+  }
+
+  void finish() {
+    for (InFlight& flight : flights_) engine_->release(*flight.plan);
+    flights_.clear();
+    check_all_rows();
+    const EngineStats stats = engine_->stats();
+    BOOST_TEST_REQUIRE(stats.resident_rows <= stats.slots);
+    BOOST_TEST_REQUIRE(stats.dirty_rows <= stats.resident_rows);
+  }
+
+ private:
+  using Values = std::vector<float>;
+  using Versions = std::map<uint64_t, std::vector<Values>>;  // of rows, oldest first
+
+  void open() {
+    config_.dram_bytes = 1 + random_.below(all_rows_bytes(config_) * 5 / 4);
+    auto engine = Engine::create(config_);
+    check_ok(engine.status());
+    engine_ = engine.take();
+    config_.ssd_resume = true;
+  }
+
+  size_t dim(uint32_t table) const { return config_.tables[table].dim; }
+  uint32_t any_table() { return static_cast<uint32_t>(random_.below(config_.tables.size())); }
+  Values random_values(size_t count) {
+    Values values(count);
+    for (float& v : values) v = static_cast<float>(random_.below(9)) - 4;
+    return values;
+  }
+
+  void plan() {
+    InFlight flight;
+    flight.features = random_batch(random_, config_, 1 + random_.below(10));
+    flight.will_update = random_.one_in(2);
+    const auto inputs = inputs_of(flight.features);
+    auto planned = engine_->plan(inputs, flight.will_update);
+    if (!planned) {
+      BOOST_TEST_REQUIRE((planned.status().code() == StatusCode::kBudgetExceeded),
+                         planned.status().message());
+      return;
+    }
+    flight.plan = planned.value();
+    flights_.push_back(std::move(flight));
+  }
+
+  Values pooled(const Feature& feature) {
+    Values out(feature.bags() * dim(feature.table), 0);
+    for (size_t i = 0; i < feature.ids.size(); ++i) {
+      const int64_t bag = feature.bag_of(i);
+      if (bag < 0) continue;
+      const Values& row = model_[{feature.table, static_cast<uint64_t>(feature.ids[i])}];
+      for (size_t c = 0; c < row.size(); ++c)
+        out[static_cast<size_t>(bag) * row.size() + c] += row[c];
+    }
+    return out;
+  }
+
+  std::vector<Values> buffers_of(const std::vector<Feature>& features,
+                                 std::vector<FeatureForward>& forwards) {
+    std::vector<Values> out;
+    for (const Feature& feature : features)
+      out.emplace_back(feature.bags() * dim(feature.table), -1.0f);
+    for (Values& values : out) forwards.push_back({.out = values.data()});
+    return out;
+  }
+
+  void forward() {
+    if (flights_.empty()) return;
+    InFlight& flight = flights_[random_.below(flights_.size())];
+    if (flight.pooled) return;
+    std::vector<FeatureForward> forwards;
+    const auto out = buffers_of(flight.features, forwards);
+    check_ok(engine_->forward(*flight.plan, forwards));
+    for (size_t f = 0; f < out.size(); ++f)
+      BOOST_TEST_REQUIRE((out[f] == pooled(flight.features[f])), "forward of feature " << f);
+    flight.pooled = true;
+  }
+
+  void lookup() {
+    const auto features = random_batch(random_, config_, 6);
+    std::vector<FeatureForward> forwards;
+    const auto out = buffers_of(features, forwards);
+    const auto inputs = inputs_of(features);
+    const Status done = engine_->lookup(inputs, forwards);
+    if (!done) {
+      BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded), done.message());
+      return;
+    }
+    for (size_t f = 0; f < out.size(); ++f)
+      BOOST_TEST_REQUIRE((out[f] == pooled(features[f])), "lookup of feature " << f);
+  }
+
+  void backward() {
+    if (flights_.empty()) return;
+    std::swap(flights_[random_.below(flights_.size())], flights_.back());
+    InFlight& flight = flights_.back();
+    if (flight.will_update && flight.pooled && !random_.one_in(6)) {
+      std::vector<Values> grads;
+      std::vector<FeatureBackward> backwards;
+      for (const Feature& feature : flight.features)
+        grads.push_back(random_values(feature.bags() * dim(feature.table)));
+      for (const Values& grad : grads) backwards.push_back({.grad = grad.data()});
+      const Status done = engine_->backward(*flight.plan, backwards, kHyper, true);
+      if (!done) {  // revoked, and others hold the slots
+        BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded), done.message());
+        return;
+      }
+      for (size_t f = 0; f < grads.size(); ++f) descend(flight.features[f], grads[f]);
+    }
+    engine_->release(*flight.plan);
+    flights_.pop_back();
+  }
+
+  void descend(const Feature& feature, const Values& grad) {
+    for (size_t i = 0; i < feature.ids.size(); ++i) {
+      const int64_t bag = feature.bag_of(i);
+      if (bag < 0) continue;
+      Values& row = model_[{feature.table, static_cast<uint64_t>(feature.ids[i])}];
+      for (size_t c = 0; c < row.size(); ++c)
+        row[c] -= grad[static_cast<size_t>(bag) * row.size() + c];
+    }
+  }
+
+  void write_rows() {
+    const uint32_t table = any_table();
+    const uint64_t rows = config_.tables[table].rows;
+    std::vector<int64_t> ids(rows == 0 ? 0 : random_.below(2 * rows));
+    for (int64_t& id : ids) id = static_cast<int64_t>(random_.below(rows));
+    const Values values = random_values(ids.size() * dim(table));
+    const Status done = engine_->write_rows(TableId(table), ids, values.data(), nullptr);
+    Versions versions;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const auto* from = values.data() + i * dim(table);
+      versions[static_cast<uint64_t>(ids[i])].emplace_back(from, from + dim(table));
+    }
+    settle(table, versions, done);
+  }
+
+  void apply_gradients() {
+    const uint32_t table = any_table();
+    const uint64_t rows = config_.tables[table].rows;
+    std::vector<int64_t> ids;
+    for (uint64_t row = 0; row < rows; ++row)
+      if (random_.one_in(3)) ids.push_back(static_cast<int64_t>(row));
+    std::reverse(ids.begin(), ids.end());
+    const Values grads = random_values(ids.size() * dim(table));
+    const Status done = engine_->apply_gradients(TableId(table), ids, grads.data(), kHyper);
+    Versions versions;
+    for (size_t i = 0; i < ids.size(); ++i) {
+      Values row = model_[{table, static_cast<uint64_t>(ids[i])}];
+      for (size_t c = 0; c < row.size(); ++c) row[c] -= grads[i * row.size() + c];
+      versions[static_cast<uint64_t>(ids[i])].push_back(row);
+    }
+    settle(table, versions, done);
+  }
+
+  // The rows of a write have their last version if it succeeded. It may be refused when batches in
+  // flight hold the slots; then nothing has changed.
+  void settle(uint32_t table, const Versions& versions, const Status& done) {
+    if (!done)
+      BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded && !flights_.empty()),
+                         done.message());
+    std::vector<int64_t> ids;
+    for (const auto& [id, given] : versions) {
+      if (done) model_[{table, id}] = given.back();
+      ids.push_back(static_cast<int64_t>(id));
+    }
+    check_rows(table, ids);
+  }
+
+  // A checkpoint, or a new engine on the store with another budget.
+  void rarely() {
+    if (random_.one_in(3)) check_ok(engine_->flush());
+    if (!random_.one_in(12)) return;
+    check_ok(engine_->close());
+    check_ok(engine_->close());
+    for (InFlight& flight : flights_) engine_->release(*flight.plan);  // handles outlive a close
+    flights_.clear();
+    open();
+  }
+
+  void check_some_rows() {
+    const uint32_t table = any_table();
+    const uint64_t rows = config_.tables[table].rows;
+    if (rows == 0) return;
+    std::vector<int64_t> ids(5);
+    for (int64_t& id : ids) id = static_cast<int64_t>(random_.below(rows));
+    check_rows(table, ids);
+  }
+  void check_all_rows() {
+    for (uint32_t t = 0; t < config_.tables.size(); ++t) {
+      std::vector<int64_t> ids(config_.tables[t].rows);
+      std::iota(ids.begin(), ids.end(), 0);
+      check_rows(t, ids);
+    }
+  }
+  void check_rows(uint32_t table, const std::vector<int64_t>& ids) {
+    Values values(ids.size() * dim(table));
+    check_ok(engine_->read_rows(TableId(table), ids, values.data(), nullptr));
+    for (size_t i = 0; i < ids.size(); ++i) {
+      const Values& row = model_[{table, static_cast<uint64_t>(ids[i])}];
+      BOOST_TEST_REQUIRE(std::equal(row.begin(), row.end(), values.data() + i * dim(table)),
+                         "table " << table << " row " << ids[i] << " differs");
+    }
+  }
+
+  Random& random_;
+  EngineConfig config_;
+  TempDirectory directory_;
+  std::unique_ptr<Engine> engine_;
+  std::map<std::pair<size_t, uint64_t>, Values> model_;
+  std::vector<InFlight> flights_;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(table_engine_model)
+
+BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
+  for (uint64_t seed = 1; seed <= 120; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      Random random(seed);
+      set_num_threads(1 + seed % 2);
+      Lab lab(random, random_config(random, OptimizerKind::kSgd));
+      for (int i = 0; i < 120; ++i) lab.step();
+      lab.finish();
+    }
+  }
+  set_num_threads(1);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace te

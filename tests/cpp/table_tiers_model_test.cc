@@ -1,0 +1,308 @@
+// Planner and Mover against a plain map: random schedules of batches in flight, updates, failed
+// fills, shrinking limits, reclaiming and reopening, on budgets of a few rows.
+//
+// After every step all invariants hold and every row read is bit-equal to the model. A failure
+// names the seed that replays it.
+#include <algorithm>
+#include <boost/test/unit_test.hpp>
+#include <map>
+#include <memory>
+#include <set>
+#include <vector>
+
+#include "table_fixture.h"
+
+namespace te {
+namespace {
+
+using namespace testing;  // NOLINT: the fixture is this test's vocabulary
+
+struct Flight {
+  std::vector<Feature> features;
+  Plan plan;
+};
+
+class Lab {
+ public:
+  Lab(Random& random, EngineConfig engine_config)
+      : random_(random), config_(std::move(engine_config)) {
+    config_.ssd_path = directory_ / "store";
+    open(false);
+  }
+
+  void open(bool resume) {
+    config_.ssd_resume = resume;
+    planner_.reset();
+    mover_.reset();
+    tiers_.reset();
+    auto tiers = Tiers::create(config_);
+    check_ok(tiers.status());
+    tiers_ = tiers.take();
+    mover_ = std::make_unique<Mover>(*tiers_);
+    planner_ = std::make_unique<Planner>(*tiers_, *mover_);
+  }
+
+  void step() {
+    switch (random_.below(12)) {
+      case 0:
+      case 1:
+      case 2:
+      case 3: plan(); break;
+      case 4:
+      case 5: pool(); break;
+      case 6:
+      case 7: finish(); break;
+      case 8: shrink(); break;
+      case 9: check_ok(tiers_->log()->reclaim(*tiers_, 1 + random_.below(3))); break;
+      case 10:
+        if (random_.one_in(4)) checkpoint();
+        break;
+      default:
+        if (random_.one_in(20)) reopen();
+    }
+    check_invariants(*tiers_);
+    check_rows();
+  }
+
+  void release_all() {
+    for (auto& flight : flights_) planner_->release(flight->plan);
+    flights_.clear();
+    check_invariants(*tiers_);
+    BOOST_TEST_REQUIRE(pinned_slots(*tiers_) == 0u);
+    check_rows();
+  }
+
+ private:
+  std::vector<std::byte> expected(TableId table_id, RowId row) {
+    const auto found = model_.find(row.value);
+    if (found != model_.end()) return found->second;
+    std::vector<std::byte> bytes(tiers_->layout_of(table_id).layout.row_bytes());
+    tiers_->initialise(tiers_->table(table_id), row, bytes.data());
+    return bytes;
+  }
+
+  RowId row_of(const Feature& feature, size_t position) {
+    return RowId(tiers_->table(TableId(feature.table)).first_row.value +
+                 static_cast<uint64_t>(feature.ids[position]));
+  }
+
+  // Whether the rows of the batch fit in dram when nothing else is there but a slot a layout.
+  bool fits_alone(const std::vector<Feature>& features) {
+    std::vector<std::set<RowId>> rows(tiers_->layouts());
+    for (const Feature& feature : features) {
+      const LayoutId layout = tiers_->table(TableId(feature.table)).layout;
+      for (size_t i = 0; i < feature.ids.size(); ++i)
+        if (feature.bag_of(i) >= 0) rows[layout.value].insert(row_of(feature, i));
+    }
+    std::vector<uint32_t> slots;
+    for (const auto& layout : rows)
+      slots.push_back(static_cast<uint32_t>(std::max<size_t>(layout.size(), 1)));
+    return dram_bytes_for_slots(tiers_->demands(), slots, tiers_->index().memory_bytes(), true) <=
+           config_.dram_bytes;
+  }
+
+  bool anything_ready() const {
+    return std::any_of(flights_.begin(), flights_.end(),
+                       [](const auto& f) { return f->plan.state == Plan::State::kReady; });
+  }
+
+  void plan() {
+    auto flight = std::make_unique<Flight>();
+    flight->features = random_batch(random_, config_, 1 + random_.below(12));
+    const auto inputs = inputs_of(flight->features);
+    const bool alone = !anything_ready();
+    const Status planned = planner_->plan(inputs, random_.one_in(2), flight->plan);
+    if (!planned) {
+      BOOST_TEST_REQUIRE((planned.code() == StatusCode::kBudgetExceeded), planned.message());
+      BOOST_TEST_REQUIRE((!alone || !fits_alone(flight->features)),
+                         "refused although it fits: " << planned.message());
+      return;
+    }
+    if (random_.one_in(10)) {  // as if the reads had failed
+      planner_->abandon(flight->plan);
+      return;
+    }
+    bring(*flight);
+    if (flight->plan.will_update) check_csr(*flight);
+    flights_.push_back(std::move(flight));
+  }
+
+  void bring(Flight& flight) {
+    check_ok(mover_->fill(flight.plan.acquired.fills, false, threads_));
+    flight.plan.state = Plan::State::kReady;
+    check_slots(flight);
+  }
+
+  // Every occurrence's slot holds its row, with the bytes of the model.
+  void check_slots(Flight& flight) {
+    for (size_t f = 0; f < flight.features.size(); ++f) {
+      const Feature& feature = flight.features[f];
+      LayoutTier& tier = tiers_->layout_of(TableId(feature.table));
+      const uint32_t* slots =
+          flight.plan.occurrence_slots.data() + flight.plan.features[f].occurrence_first;
+      for (size_t i = 0; i < feature.ids.size(); ++i) {
+        if (feature.bag_of(i) < 0) {
+          BOOST_TEST_REQUIRE(slots[i] == kPaddingSlot);
+          continue;
+        }
+        const RowId row = row_of(feature, i);
+        const auto value = expected(TableId(feature.table), row);
+        BOOST_TEST_REQUIRE((tier.directory[SlotIndex(slots[i])].row == row));
+        BOOST_TEST_REQUIRE(
+            std::memcmp(tier.data(SlotIndex(slots[i])), value.data(), value.size()) == 0,
+            "row " << row.value << " in slot " << slots[i] << " has other bytes");
+      }
+    }
+  }
+
+  // The CSR lists, row by row, exactly the occurrences that are pooled, in input order.
+  void check_csr(const Flight& flight) {
+    const Plan& plan = flight.plan;
+    for (size_t f = 0; f < flight.features.size(); ++f) {
+      const Feature& feature = flight.features[f];
+      const FeaturePlan& planned = plan.features[f];
+      const uint32_t* begin = plan.csr_begin.data() + planned.unique_first + f;
+      std::set<int64_t> seen;
+      size_t listed = 0;
+      for (size_t u = 0; u < planned.uniques; ++u) {
+        const auto id = static_cast<int64_t>(plan.rows_in_table[planned.unique_first + u]);
+        BOOST_TEST_REQUIRE(seen.insert(id).second);
+        BOOST_TEST_REQUIRE(begin[u] < begin[u + 1]);
+        for (uint32_t c = begin[u]; c < begin[u + 1]; ++c, ++listed) {
+          const uint32_t i = plan.csr_occurrences[c];
+          BOOST_TEST_REQUIRE((c == begin[u] || plan.csr_occurrences[c - 1] < i));
+          BOOST_TEST_REQUIRE(feature.ids[i] == id);
+          BOOST_TEST_REQUIRE(feature.bag_of(i) == static_cast<int64_t>(plan.csr_bags[c]));
+        }
+      }
+      size_t pooled = 0;
+      for (size_t i = 0; i < feature.ids.size(); ++i) pooled += feature.bag_of(i) >= 0;
+      BOOST_TEST_REQUIRE(listed == pooled);
+    }
+  }
+
+  Flight* pick() {
+    if (flights_.empty()) return nullptr;
+    std::swap(flights_[random_.below(flights_.size())], flights_.back());
+    return flights_.back().get();
+  }
+
+  void pool() {
+    Flight* flight = pick();
+    if (flight == nullptr || flight->plan.state != Plan::State::kReady) return;
+    check_slots(*flight);
+    if (flight->plan.will_update) {
+      planner_->wait(flight->plan);
+    } else {
+      planner_->release(flight->plan);
+      flights_.pop_back();
+    }
+  }
+
+  // Backward of a batch, or its handle is dropped.
+  void finish() {
+    Flight* flight = pick();
+    if (flight == nullptr) return;
+    Plan& plan = flight->plan;
+    if (plan.will_update && plan.state == Plan::State::kRevoked) {
+      const bool alone = !anything_ready();
+      const Status again = planner_->reacquire(plan);
+      if (!again) {
+        BOOST_TEST_REQUIRE((!alone && again.code() == StatusCode::kBudgetExceeded));
+        return;
+      }
+      bring(*flight);
+      planner_->wait(plan);
+    }
+    if (plan.state == Plan::State::kWaiting && !random_.one_in(8)) update(*flight);
+    planner_->release(plan);
+    flights_.pop_back();
+  }
+
+  void update(Flight& flight) {
+    check_slots(flight);
+    for (const UniqueRange& range : flight.plan.acquired.ranges) {
+      LayoutTier& tier = tiers_->layout(range.layout);
+      for (size_t u = range.first; u < range.first + range.count; ++u) {
+        const SlotIndex s = flight.plan.acquired.slots[u];
+        const RowId row = flight.plan.acquired.rows[u];
+        const auto value = test::row_value(row.value, ++version_, tier.layout.row_bytes());
+        tiers_->mark_dirty(range.layout, tier.directory[s]);
+        std::memcpy(tier.data(s), value.data(), value.size());
+        model_[row.value] = value;
+      }
+    }
+  }
+
+  void shrink() {
+    const LayoutId layout(static_cast<uint16_t>(random_.below(tiers_->layouts())));
+    const uint32_t limit = tiers_->layout(layout).directory.limit();
+    if (tiers_->layout(layout).policy == nullptr || limit == 0) return;
+    check_ok(mover_->set_limit(layout, static_cast<uint32_t>(random_.below(limit + 1))));
+    for (auto& flight : flights_)
+      if (flight->plan.state == Plan::State::kReady) check_slots(*flight);
+  }
+
+  void checkpoint() {
+    check_ok(mover_->clean());
+    check_ok(tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata()));
+  }
+
+  void reopen() {
+    release_all();
+    checkpoint();
+    open(true);
+  }
+
+  void check_rows() {
+    for (uint32_t t = 0; t < config_.tables.size(); ++t) {
+      const uint64_t count = config_.tables[t].rows;
+      if (count == 0) continue;
+      const LayoutTier& tier = tiers_->layout_of(TableId(t));
+      std::vector<RowId> rows;
+      for (int i = 0; i < 6; ++i)
+        rows.push_back(RowId(tiers_->table(TableId(t)).first_row.value + random_.below(count)));
+      const uint32_t row_bytes = tier.layout.row_bytes();
+      std::vector<std::byte> bytes(rows.size() * row_bytes);
+      check_ok(mover_->copy_rows(TableId(t), rows, bytes.data()));
+      for (size_t i = 0; i < rows.size(); ++i)
+        BOOST_TEST_REQUIRE(std::memcmp(bytes.data() + i * row_bytes,
+                                       expected(TableId(t), rows[i]).data(), row_bytes) == 0,
+                           "row " << rows[i].value << " differs");
+    }
+  }
+
+  Random& random_;
+  EngineConfig config_;
+  TempDirectory directory_;
+  ThreadPool threads_{1};
+  std::unique_ptr<Tiers> tiers_;
+  std::unique_ptr<Mover> mover_;
+  std::unique_ptr<Planner> planner_;
+  std::map<uint64_t, std::vector<std::byte>> model_;  // by row of the engine
+  std::vector<std::unique_ptr<Flight>> flights_;
+  uint64_t version_ = 0;
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(table_tiers_model)
+
+BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
+  for (uint64_t seed = 1; seed <= 150; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      Random random(seed);
+      EngineConfig config =
+          random_config(random, random.one_in(2) ? OptimizerKind::kAdagrad : OptimizerKind::kNone);
+      config.dram_bytes = 1 + random.below(all_rows_bytes(config));
+      if (random.one_in(3)) config.dram_bytes = 1 + config.dram_bytes / 8;
+      Lab lab(random, config);
+      for (int i = 0; i < 150; ++i) lab.step();
+      lab.release_all();
+    }
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace te
