@@ -86,7 +86,7 @@ def tiered(workload: Workload, optimizer: str, share: float, train: bool) -> Ite
             te.TieredEmbeddingCollection(tables, tiers=tiers, optimizer=opt)
         )
         grad = torch.randn(workload.batch, workload.dim)
-        with torch.no_grad():  # torch's tables hold their initial values from the start; so shall ours
+        with torch.no_grad():  # torch's tables hold their initial values already
             for first in range(0, workload.rows, 4096):
                 ids = torch.arange(first, min(first + 4096, workload.rows))
                 for name in workload.names:

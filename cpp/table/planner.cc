@@ -372,9 +372,17 @@ Status Planner::reacquire(Plan& plan) {
 }
 
 Status Planner::make_way(TableId table) {
-  const SlotDirectory& directory = tiers_.layout_of(table).directory;
+  const LayoutTier& tier = tiers_.layout_of(table);
+  if (tier.policy == nullptr) return Status::ok();  // every row has a slot of its own
+  const SlotDirectory& directory = tier.directory;
   while (directory.pinned() >= directory.limit()) {
-    if (revoke_oldest()) continue;
+    std::vector<uint32_t> needed;
+    for (size_t l = 0; l < tiers_.layouts(); ++l)
+      needed.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned());
+    ++needed[tiers_.table(table).layout.value];
+    auto room = mover_.make_room(needed);
+    if (!room) return room.status();
+    if (room.value() || revoke_oldest()) continue;
     return Status(StatusCode::kBudgetExceeded,
                   "table '" + tiers_.table(table).config.name + "': all " +
                       std::to_string(directory.limit()) +

@@ -64,6 +64,7 @@ Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
 }
 
 Status Tiers::build_tables() {
+  if (config_.tables.empty()) return invalid("an engine needs at least one table");
   std::vector<RowLayout> row_layouts;
   for (const TableConfig& config : config_.tables) {
     if (config.rows > kTableRowsMax)
