@@ -80,8 +80,7 @@ Status Engine::keep_house(size_t ids) {
   if (!outgrown && ++batches_since_split_ < kBatchesPerSplit) return Status::ok();
   batches_since_split_ = 0;
   const uint64_t budget = tiers_->config().dram_bytes;
-  if (outgrown)
-    index_bytes_charged_ = index_bytes + std::max(ahead_bytes, index_headroom_bytes(budget));
+  if (outgrown) index_bytes_charged_ = index_bytes + ahead_bytes + index_headroom_bytes(budget);
   std::vector<uint32_t> limits = slots_within(tiers_->demands(), budget, index_bytes_charged_);
   for (size_t l = 0; l < limits.size(); ++l)
     limits[l] = std::min(limits[l],
@@ -97,7 +96,7 @@ Status Engine::bring(Plan& plan, bool overwrite) {
     planner_.abandon(plan);
     return filled;
   }
-  plan.state = Plan::State::kReady;
+  planner_.ready(plan);
   return Status::ok();
 }
 
@@ -161,7 +160,13 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
 Status Engine::forward(Plan& plan, std::span<const FeatureForward> features) {
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
-  TE_CHECK(plan.state == Plan::State::kReady && features.size() == plan.features.size());
+  TE_CHECK(features.size() == plan.features.size());
+  if (plan.state == Plan::State::kRevoked) {
+    TE_RETURN_IF_ERROR(planner_.reacquire(plan));
+    TE_RETURN_IF_ERROR(bring(plan, false));
+  }
+  if (plan.state != Plan::State::kReady)
+    return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
   Timer timer(times_.forward_ns);
   executor_.forward(plan, features, thread_pool());
   if (plan.will_update) planner_.wait(plan);

@@ -2,10 +2,10 @@
 //
 // A batch has one feature a table: the ids of its bags. The arrays of all features lie one after
 // another; each feature owns a range of occurrences (ids of its input), of bags and of unique rows.
-// Life: kPlanned (slots chosen, pinned) -> kReady (rows are in their slots) -> kWaiting (pooled,
-// its backward may come; pinned, but may be revoked when slots are short) -> kReleased. A revoked
-// plan keeps its rows and occurrences and gets new slots when its backward comes. Ownership: the
-// engine's; Python holds a handle. Thread-safety: the engine's mutex.
+// Life: kPlanned (slots chosen, pinned) -> kReady (rows are in their slots, pinned) -> kWaiting
+// (pooled, its backward may come; pinned, but may be revoked when slots are short) -> kReleased. A
+// revoked plan keeps its rows and occurrences and gets new slots when its backward comes.
+// Ownership: the engine's; Python holds a handle. Thread-safety: the engine's mutex.
 #pragma once
 
 #include <cstdint>

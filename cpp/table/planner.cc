@@ -133,10 +133,17 @@ void Planner::dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at,
   }
 }
 
-bool Planner::revoke_oldest() {
-  if (waiting_.empty()) return false;
-  Plan* plan = waiting_.front();
-  waiting_.pop_front();
+bool Planner::revoke_one() {
+  Plan* plan = nullptr;
+  if (!waiting_.empty()) {
+    plan = waiting_.front();
+    waiting_.pop_front();
+  } else if (!ready_.empty()) {
+    plan = ready_.back();
+    ready_.pop_back();
+  } else {
+    return false;
+  }
   unpin(plan->acquired);
   plan->state = Plan::State::kRevoked;
   ++stats_.plans_revoked;
@@ -178,7 +185,7 @@ Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& ac
       if (!room) return room.status();
       if (room.value()) return Status::ok();
     }
-    if (!revoke_oldest()) return too_large(acquired);
+    if (!revoke_one()) return too_large(acquired);
   }
 }
 
@@ -382,7 +389,7 @@ Status Planner::make_way(TableId table) {
     ++needed[tiers_.table(table).layout.value];
     auto room = mover_.make_room(needed);
     if (!room) return room.status();
-    if (room.value() || revoke_oldest()) continue;
+    if (room.value() || revoke_one()) continue;
     return Status(StatusCode::kBudgetExceeded,
                   "table '" + tiers_.table(table).config.name + "': all " +
                       std::to_string(directory.limit()) +
@@ -412,14 +419,21 @@ void Planner::count_resident(uint64_t lookups) {
   stats_.lookup_hits += lookups;
 }
 
+void Planner::ready(Plan& plan) {
+  plan.state = Plan::State::kReady;
+  ready_.push_back(&plan);
+}
+
 void Planner::wait(Plan& plan) {
+  std::erase(ready_, &plan);
   plan.state = Plan::State::kWaiting;
   waiting_.push_back(&plan);
-  if (waiting_.size() > kWaitingPlansMax) revoke_oldest();
+  if (waiting_.size() > kWaitingPlansMax) revoke_one();
 }
 
 void Planner::release(Plan& plan) {
   if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
+  if (plan.state == Plan::State::kReady) std::erase(ready_, &plan);
   if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
     unpin(plan.acquired);
   plan.state = Plan::State::kReleased;

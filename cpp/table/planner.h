@@ -46,6 +46,8 @@ class Planner {
   void abandon(Plan& plan);
   // Ends the pins of the plan; its rows become candidates for eviction.
   void release(Plan& plan);
+  // The plan's rows are in their slots. Under pressure it loses them, after the plans that wait.
+  void ready(Plan& plan);
   // The plan is pooled and may wait for its backward; under pressure it loses its slots.
   void wait(Plan& plan);
 
@@ -73,7 +75,9 @@ class Planner {
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
   void unpin(Acquisition& acquired);
-  bool revoke_oldest();
+  // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
+  // ready.
+  bool revoke_one();
   void restart_stamps();
   void finish_occurrences(Plan& plan);
   void build_csr(Plan& plan);
@@ -83,6 +87,7 @@ class Planner {
   PlannerStats stats_;
   uint32_t sequence_ = 0;
   std::deque<Plan*> waiting_;  // oldest first
+  std::deque<Plan*> ready_;    // likewise
   // Scratch of one call.
   std::vector<size_t> missing_positions_;
   std::vector<SlotIndex> slots_;

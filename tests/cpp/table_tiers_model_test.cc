@@ -101,20 +101,14 @@ class Lab {
            config_.dram_bytes;
   }
 
-  bool anything_ready() const {
-    return std::any_of(flights_.begin(), flights_.end(),
-                       [](const auto& f) { return f->plan.state == Plan::State::kReady; });
-  }
-
   void plan() {
     auto flight = std::make_unique<Flight>();
     flight->features = random_batch(random_, config_, 1 + random_.below(12));
     const auto inputs = inputs_of(flight->features);
-    const bool alone = !anything_ready();
     const Status planned = planner_->plan(inputs, random_.one_in(2), flight->plan);
     if (!planned) {
       BOOST_TEST_REQUIRE((planned.code() == StatusCode::kBudgetExceeded), planned.message());
-      BOOST_TEST_REQUIRE((!alone || !fits_alone(flight->features)),
+      BOOST_TEST_REQUIRE(!fits_alone(flight->features),
                          "refused although it fits: " << planned.message());
       return;
     }
@@ -129,7 +123,7 @@ class Lab {
 
   void bring(Flight& flight) {
     check_ok(mover_->fill(flight.plan.acquired.fills, false, threads_));
-    flight.plan.state = Plan::State::kReady;
+    planner_->ready(flight.plan);
     check_slots(flight);
   }
 
@@ -205,12 +199,8 @@ class Lab {
     if (flight == nullptr) return;
     Plan& plan = flight->plan;
     if (plan.will_update && plan.state == Plan::State::kRevoked) {
-      const bool alone = !anything_ready();
       const Status again = planner_->reacquire(plan);
-      if (!again) {
-        BOOST_TEST_REQUIRE((!alone && again.code() == StatusCode::kBudgetExceeded));
-        return;
-      }
+      BOOST_TEST_REQUIRE(again.is_ok(), again.message());
       bring(*flight);
       planner_->wait(plan);
     }
