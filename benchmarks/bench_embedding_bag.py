@@ -27,6 +27,9 @@ from torch import nn
 
 import tiered_emb as te
 
+# OpenMP's workers spin after torch's last loop; the next contender shall not pay for it.
+IDLE_SECONDS = 0.005
+
 Batch = dict[str, tuple[torch.Tensor, torch.Tensor]]
 Step = Callable[[Batch], None]
 
@@ -125,6 +128,7 @@ def compare(contenders: dict[str, Step], batches: list[Batch], warm_up: int) -> 
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     for i, batch in enumerate(batches):
         for name, step in contenders.items():
+            time.sleep(IDLE_SECONDS)
             start = time.perf_counter()
             step(batch)
             if i >= warm_up:

@@ -124,7 +124,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
 
 Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
                              std::span<const FeatureForward> features, Plan& plan) {
-  bool nothing_moves = true;
+  bool nothing_moves = tiers_->index().is_direct();
   for (const FeatureInput& input : inputs)
     nothing_moves &= tiers_->layout_of(input.table).policy == nullptr;
   for (const FeatureForward& feature : features) nothing_moves &= feature.max_norm <= 0;

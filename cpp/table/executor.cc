@@ -116,22 +116,25 @@ void Executor::pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& 
 template <class Id>
 bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin,
                           size_t end, uint32_t* slots, size_t* padding) {
-  const Id* ids = static_cast<const Id*>(input.ids);
-  const uint64_t base = tiers_.table(feature.table).first_row.value;
-  const RowIndex& index = tiers_.index();
-  bool all = true;
+  // Where nothing is evicted the index is one flat array.
+  const Id* const ids = static_cast<const Id*>(input.ids);
+  const uint32_t* const words =
+      tiers_.index().direct_words() + tiers_.table(feature.table).first_row.value;
+  uint32_t bits = ~uint32_t{0};
   for (size_t i = begin; i < end; ++i) {
-    if (i + kWordAhead < end) {
-      index.prefetch(RowId(base + static_cast<uint64_t>(ids[i + kWordAhead])));
-    }
-    if (int64_t{ids[i]} == input.padding_id) {
-      slots[i] = kPaddingSlot;
-      ++*padding;
-      continue;
-    }
-    const LocationWord word = index.get(RowId(base + static_cast<uint64_t>(ids[i])));
-    all &= word.is_slot();
-    slots[i] = word.slot_index().value;
+    __builtin_prefetch(words + ids[std::min(i + kWordAhead, end - 1)]);
+    const uint32_t word = words[ids[i]];
+    bits &= word;
+    slots[i] = LocationWord::from_bits(word).slot_index().value;
+  }
+  bool all = LocationWord::from_bits(bits).is_slot();
+  if (input.padding_id < 0) return all;
+  all = true;
+  for (size_t i = begin; i < end; ++i) {
+    const bool is_padding = int64_t{ids[i]} == input.padding_id;
+    all &= is_padding || LocationWord::from_bits(words[ids[i]]).is_slot();
+    *padding += is_padding;
+    if (is_padding) slots[i] = kPaddingSlot;
   }
   return all;
 }
