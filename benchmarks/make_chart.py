@@ -114,15 +114,15 @@ def draw(path: Path) -> None:
         [f["step_ms_p50"] - f["step_ms_p25"] for f in figures],
         [f["step_ms_p75"] - f["step_ms_p50"] for f in figures],
     ]
-    labels = ["nn.EmbeddingBag\n+ torch Adagrad\n(all in memory)"]
+    labels = ["nn.EmbeddingBag,\ntorch Adagrad"]
     labels += [f"{name.split()[1]} of rows\nin dram" for name in names[1:]]
     figure, axes = plt.subplots(figsize=(8, 3.4))
     axes.bar(labels, medians, yerr=spread, color=[GREY] + [BLUE] * (len(names) - 1), capsize=4)
-    for x, value in enumerate(medians):
-        axes.annotate(
-            f"{value:.1f} ms", (x, value), (0, 8), textcoords="offset points", ha="center"
-        )
-    axes.set_ylabel("training step, ms (median, quartiles)")
+    for x, (value, above) in enumerate(zip(medians, spread[1], strict=True)):
+        place = (x, value + above)
+        axes.annotate(f"{value:.1f} ms", place, (0, 5), textcoords="offset points", ha="center")
+    axes.tick_params(axis="x", labelsize=9)
+    axes.set_ylabel("training step, ms\n(median, quartiles)")
     axes.set_ylim(0, max(medians) * 1.25)
     axes.set_title(
         f"{row['tables']} tables x {row['rows']:,} rows x {row['dim']}, batch {row['batch']}, "
