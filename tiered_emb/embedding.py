@@ -304,9 +304,10 @@ class TieredEmbedding(nn.Module):
         self, state_dict: Any, prefix: str, local_metadata: Any, strict: bool,
         missing_keys: list[str], unexpected_keys: list[str], error_msgs: list[str],
     ) -> None:  # fmt: skip
-        load_table(
-            self._engine, self._table, state_dict, prefix + "weight", missing_keys, error_msgs
-        )
+        key = prefix + "weight"
+        load_table(self._engine, self._table, state_dict, key, missing_keys, error_msgs)
+        if strict:
+            unexpected_keys.extend(k for k in state_dict if k.startswith(prefix) and k != key)
 
 
 def load_table(
