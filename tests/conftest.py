@@ -21,9 +21,9 @@ _COMMON = {
     ],
 }
 hypothesis.settings.register_profile(
-    "ci", derandomize=True, database=None, max_examples=50, **_COMMON
+    "ci", derandomize=True, database=None, max_examples=30, **_COMMON
 )
-hypothesis.settings.register_profile("long", max_examples=5000, **_COMMON)
+hypothesis.settings.register_profile("long", max_examples=3000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
 

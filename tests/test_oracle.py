@@ -138,7 +138,8 @@ def _quick_collections() -> Iterator[None]:
 
 
 def run(case: Case, ops: list[Op]) -> None:
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+    where = MEMORY if os.access(MEMORY, os.W_OK) else None
+    with tempfile.TemporaryDirectory(prefix="tiered-emb-oracle-", dir=where) as folder:
         fleet = Fleet(case, Path(folder))
         for op in ops:
             fleet.run(op)
