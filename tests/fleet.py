@@ -201,7 +201,8 @@ class Fleet:
             record.forwards.append(forward)
             outs = [outs[i] for outs in record.outs]
             self._agree(outs, f"output {i} of {op}")
-            self._near(outs[0], expected, f"output {i} of {op}")
+            error = self.tables[batch.table].forward_error(batch)
+            self._near(outs[0], expected, f"output {i} of {op}", error)
         if op.then == "keep":
             self.kept.append(record)
         elif op.then in ("backward", "twice"):
@@ -336,8 +337,12 @@ class Fleet:
         for replica, value in zip(self.replicas[1:], values[1:], strict=True):
             assert_same_bits(values[0], value, f"{what}: {replica.config}")
 
-    def _near(self, value: Tensor, expected: Tensor, what: str) -> None:
+    def _near(
+        self, value: Tensor, expected: Tensor, what: str, error: Tensor | None = None
+    ) -> None:
         rtol, atol = TOLERANCE[self.case.dtype]
+        if error is not None and error.numel() > 0:
+            atol = max(atol, float(error.max()))
         torch.testing.assert_close(
             value.detach().double(),
             expected,

@@ -244,6 +244,11 @@ class ModelTable:
         out = self._bag(batch, self.weight, self._weights(batch))
         return out, Forward(batch, self.weight.clone())
 
+    def forward_error(self, batch: Batch) -> Tensor:
+        """What float32 may lose in the bags' sums, where large terms cancel."""
+        weights = self._weights(batch)
+        return 1e-6 * self._bag(batch, self.weight.abs(), weights)
+
     def backward(self, forward: Forward, grad: Tensor) -> Tensor | None:
         """Updates the rows, or collects their gradients; returns the gradient of sample weights."""
         batch = forward.batch
