@@ -245,9 +245,9 @@ class ModelTable:
         return out, Forward(batch, self.weight.clone())
 
     def forward_error(self, batch: Batch) -> Tensor:
-        """What float32 may lose in the bags' sums, where large terms cancel."""
-        weights = self._weights(batch)
-        return 1e-6 * self._bag(batch, self.weight.abs(), weights)
+        """What a bag's sum may lose where large terms cancel; renormalised rows are rounded too."""
+        error = 1e-6 if self.table.max_norm is None else torch.finfo(self.case.dtype).eps
+        return max(error, 1e-6) * self._bag(batch, self.weight.abs(), self._weights(batch))
 
     def backward(self, forward: Forward, grad: Tensor) -> Tensor | None:
         """Updates the rows, or collects their gradients; returns the gradient of sample weights."""
