@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import multiprocessing
 import pickle
 import threading
@@ -392,3 +393,40 @@ def test_results_do_not_depend_on_threads(mode: str) -> None:
     for out, dense in results[1:]:
         assert_same_bits(out, results[0][0], "outputs")
         assert_same_bits(dense, results[0][1], "rows")
+
+
+def test_lookups_without_a_graph_while_rows_arrive() -> None:
+    """All rows fit: the same bits whether a row is new, or the table is partly or wholly there."""
+    bag = te.TieredEmbedding(700, 20, mode="mean", padding_idx=3, include_last_offset=True)
+    other = te.TieredEmbedding(700, 20, mode="mean", padding_idx=3, include_last_offset=True)
+    rows = other.to_dense()
+    generator = torch.Generator().manual_seed(2)
+    for count in (1, 40, 400, 3000, 8000):
+        ids = torch.randint(0, 700, (count,), generator=generator)
+        ids[::7] = 3
+        offsets = torch.tensor([0, 0, count // 3, count // 2, count // 2])  # the rest in no bag
+        for dtype in (torch.int32, torch.int64):
+            with torch.no_grad():
+                out = bag(ids.to(dtype), offsets)
+            for b, (first, last) in enumerate(itertools.pairwise(offsets.tolist())):
+                inside = ids[first:last]
+                inside = inside[inside != 3]
+                want = rows[inside].double().mean(0) if len(inside) else torch.zeros(20)
+                torch.testing.assert_close(out[b].double(), want.double(), rtol=1e-5, atol=1e-6)
+    assert_same_bits(bag.to_dense(), rows, "rows after lookups")
+    assert bag.stats().lookups > 0
+
+
+@pytest.mark.parametrize("offsets", [[0, 2], [0], [0, 0, 0], [0, 1, 3]])
+@pytest.mark.parametrize("bad", [-1, 50, 2**40])
+def test_bad_ids_of_lookups_without_a_graph(offsets: list[int], bad: int) -> None:
+    """Also behind the last bag, and where there is no bag at all."""
+    bag = te.TieredEmbedding(50, 4, include_last_offset=True, name="ads")
+    bag.write_rows(torch.arange(50), torch.ones(50, 4))
+    with torch.no_grad():
+        for position in range(3):
+            ids = torch.tensor([7, 8, 9])
+            ids[position] = bad
+            with pytest.raises(IndexError, match=f"'ads': id {bad} at position {position} "):
+                bag(ids, torch.tensor(offsets))
+        assert bag(torch.tensor([7, 8, 9]), torch.tensor([0, 3])).eq(1).all()

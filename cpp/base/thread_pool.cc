@@ -6,8 +6,10 @@
 
 namespace te {
 
-ThreadPool::ThreadPool(size_t threads) : owner_pid_(getpid()) {
+ThreadPool::ThreadPool(size_t threads, OpenMpParallel parallel)
+    : threads_(threads), parallel_(parallel), owner_pid_(getpid()) {
   TE_CHECK(threads >= 1);
+  if (parallel != nullptr) return;
   workers_.reserve(threads - 1);
   for (size_t i = 1; i < threads; ++i) workers_.emplace_back([this] { work(); });
 }
@@ -21,31 +23,37 @@ ThreadPool::~ThreadPool() {
   for (std::thread& worker : workers_) worker.join();
 }
 
-void ThreadPool::drain(FunctionRef<void(size_t)> task, size_t tasks) {
-  // Relaxed: the counter only hands out numbers; the mutex orders the tasks' data before and after.
+void ThreadPool::Job::drain() {
+  // Relaxed: the counter only hands out numbers; fork and join order the tasks' data.
   for (;;) {
-    const size_t i = next_task_.fetch_add(1, std::memory_order_relaxed);
+    const size_t i = next.fetch_add(1, std::memory_order_relaxed);
     if (i >= tasks) return;
     task(i);
   }
 }
 
 void ThreadPool::run(size_t tasks, FunctionRef<void(size_t)> task) {
-  if (tasks <= 1 || workers_.empty() || getpid() != owner_pid_) {
+  // A forked child has no workers, neither ours nor OpenMP's.
+  if (tasks <= 1 || threads_ == 1 || getpid() != owner_pid_) {
     for (size_t i = 0; i < tasks; ++i) task(i);
+    return;
+  }
+  Job job{task, tasks};
+  if (parallel_ != nullptr) {
+    // Always all threads: another number would make OpenMP end and start some.
+    parallel_([](void* data) { static_cast<Job*>(data)->drain(); }, &job,
+              static_cast<unsigned>(threads_), 0);
     return;
   }
   std::lock_guard turn(run_mutex_);
   {
     std::lock_guard lock(mutex_);
-    next_task_.store(0, std::memory_order_relaxed);  // published to the workers by the mutex
-    tasks_ = tasks;
-    task_ = &task;
+    job_ = &job;
     busy_ = workers_.size();
     ++generation_;
   }
   wake_.notify_all();
-  drain(task, tasks);
+  job.drain();
   std::unique_lock lock(mutex_);
   done_.wait(lock, [this] { return busy_ == 0; });
 }
@@ -53,17 +61,15 @@ void ThreadPool::run(size_t tasks, FunctionRef<void(size_t)> task) {
 void ThreadPool::work() {
   uint64_t seen = 0;
   for (;;) {
-    const FunctionRef<void(size_t)>* task;
-    size_t tasks;
+    Job* job;
     {
       std::unique_lock lock(mutex_);
       wake_.wait(lock, [&] { return stop_ || generation_ != seen; });
       if (stop_) return;
       seen = generation_;
-      task = task_;
-      tasks = tasks_;
+      job = job_;
     }
-    drain(*task, tasks);
+    job->drain();
     std::lock_guard lock(mutex_);
     if (--busy_ == 0) done_.notify_one();
   }

@@ -20,11 +20,21 @@ SlotIndex SlotDirectory::take(RowId row, BlockAddress home) {
     TE_CHECK(next_unused_ < limit_);
     s = SlotIndex(next_unused_++);
   }
+  hold(s, row, home);
+  return s;
+}
+
+void SlotDirectory::take_own(SlotIndex s, RowId row, BlockAddress home) {
+  TE_CHECK(s.value < limit_);
+  next_unused_ = std::max(next_unused_, s.value + 1);
+  hold(s, row, home);
+}
+
+void SlotDirectory::hold(SlotIndex s, RowId row, BlockAddress home) {
   Slot* slot = new (&slots_[s.value]) Slot();
   slot->row = row;
   slot->home = home;
   ++used_;
-  return s;
 }
 
 void SlotDirectory::release(SlotIndex s) {

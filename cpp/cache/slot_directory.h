@@ -45,6 +45,9 @@ class SlotDirectory {
 
   // A free slot, which then holds `row`, unpinned and clean. There must be one.
   SlotIndex take(RowId row, BlockAddress home);
+  // The free slot `s`. Where rows have slots of their own, `take` is not used; slots below
+  // ever_used() that were never taken are zero: clean, unpinned.
+  void take_own(SlotIndex s, RowId row, BlockAddress home);
   void release(SlotIndex s);  // unpinned slot -> free
   void pin(Slot& slot) {
     if (slot.pins++ == 0) ++pinned_;
@@ -61,6 +64,8 @@ class SlotDirectory {
   void set_limit(uint32_t limit);
 
  private:
+  void hold(SlotIndex s, RowId row, BlockAddress home);
+
   const uint32_t slots_max_;
   ReservedMemory memory_;
   Slot* slots_;

@@ -50,8 +50,6 @@ class RowIndex {
   // Memory held, counting a direct array in full.
   uint64_t memory_bytes() const { return memory_bytes_; }
   bool is_direct() const { return direct_ != nullptr; }
-  // The words of all rows, for loops over many; null unless the index is one flat array.
-  const uint32_t* direct_words() const { return direct_; }
 
  private:
   static constexpr int kRegionBits = 16;

@@ -94,6 +94,17 @@ struct UpdateArgs {
   uint64_t step = 0;  // 1 for the first update of the table
 };
 
+// Where the rows of ids are, when every row has a slot of its own.
+struct OwnSlotArgs {
+  const void* ids = nullptr;  // int32 or int64, each in [0, rows)
+  bool ids_are_64 = true;
+  int64_t padding_id = -1;             // its occurrences get kPaddingSlot; -1: none
+  const uint64_t* resident = nullptr;  // bit first_row + id: the row stands there; null: all do
+  uint64_t first_row = 0;
+  uint32_t first_slot = 0;
+  uint32_t* slots = nullptr;  // [occurrences]: first_slot + id
+};
+
 struct Kernels {
   const char* isa;
 
@@ -111,6 +122,11 @@ struct Kernels {
                                   size_t end);
   // Whether grad [begin, end) (elements) is all finite; if not, *position is the first that is not.
   bool (*all_finite)(const void* values, DType dtype, size_t begin, size_t end, size_t* position);
+  // The first position in [begin, end) whose id is not in [0, rows), or `end`.
+  size_t (*first_bad_id)(const void* ids, bool ids_are_64, uint64_t rows, size_t begin, size_t end);
+  // Fills slots [begin, end); false, and the slots undefined, if a row does not stand in its slot.
+  // Adds the occurrences of the padding id to *padding.
+  bool (*own_slots)(const OwnSlotArgs&, size_t begin, size_t end, size_t* padding);
   // Rows [begin, end) of `slots` whose p-norm exceeds max_norm are scaled by max_norm / (norm +
   // 1e-7), as torch.embedding_renorm_; changed[i] = 1 where that happened, else left alone.
   // norm_type may be inf.

@@ -326,6 +326,33 @@ void renorm(const ArenaView& arena, const uint32_t* slots, float max_norm, float
   }
 }
 
+int64_t id_at(const void* ids, bool ids_are_64, size_t i) {
+  return ids_are_64 ? static_cast<const int64_t*>(ids)[i] : static_cast<const int32_t*>(ids)[i];
+}
+
+size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begin, size_t end) {
+  for (size_t i = begin; i < end; ++i) {
+    const int64_t id = id_at(ids, ids_are_64, i);
+    if (id < 0 || static_cast<uint64_t>(id) >= rows) return i;
+  }
+  return end;
+}
+
+bool own_slots(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
+  for (size_t i = begin; i < end; ++i) {
+    const int64_t id = id_at(args.ids, args.ids_are_64, i);
+    args.slots[i] = kPaddingSlot;
+    if (id == args.padding_id) {
+      ++*padding;
+      continue;
+    }
+    const uint64_t row = args.first_row + static_cast<uint64_t>(id);
+    if (args.resident != nullptr && (args.resident[row / 64] >> (row % 64) & 1) == 0) return false;
+    args.slots[i] = args.first_slot + static_cast<uint32_t>(id);
+  }
+  return true;
+}
+
 float initial_value(const InitSpec& spec, PhiloxKey key, uint64_t row, uint32_t column) {
   if (spec.kind == InitSpec::Kind::kConstant) return spec.a;
   const PhiloxWords words = philox_columns(key, PhiloxPurpose::kInit, row, 0, column / 4);
@@ -361,6 +388,8 @@ const Kernels& reference_kernels() {
       .apply_update = reference::apply_update,
       .sample_weight_gradients = reference::sample_weight_gradients,
       .all_finite = reference::all_finite,
+      .first_bad_id = reference::first_bad_id,
+      .own_slots = reference::own_slots,
       .renorm = reference::renorm,
       .initialise = reference::initialise,
   };

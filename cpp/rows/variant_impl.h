@@ -3,6 +3,7 @@
 #pragma once
 
 #include "rows/gradient_impl.h"
+#include "rows/id_impl.h"
 #include "rows/init_impl.h"
 #include "rows/kernels.h"
 #include "rows/pool_impl.h"
@@ -21,6 +22,8 @@ constexpr Kernels kVariant = {
     .apply_update = apply_update,
     .sample_weight_gradients = sample_weight_gradients,
     .all_finite = all_finite,
+    .first_bad_id = first_bad_id,
+    .own_slots = own_slots,
     .renorm = renorm,
     .initialise = initialise,
 };

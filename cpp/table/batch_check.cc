@@ -4,23 +4,10 @@
 #include <string>
 
 #include "base/check.h"
+#include "rows/kernels.h"
 
 namespace te {
 namespace {
-
-template <class Id>
-Status check_ids(const Table& table, const Id* ids, size_t count) {
-  const uint64_t rows = table.config.rows;
-  bool bad = false;  // one branch at the end lets the loop vectorise
-  for (size_t i = 0; i < count; ++i) bad |= static_cast<uint64_t>(int64_t{ids[i]}) >= rows;
-  if (!bad) return Status::ok();
-  size_t i = 0;
-  while (static_cast<uint64_t>(int64_t{ids[i]}) < rows) ++i;
-  return Status(StatusCode::kOutOfRange, "table '" + table.config.name + "': id " +
-                                             std::to_string(ids[i]) + " at position " +
-                                             std::to_string(i) + " is out of range for " +
-                                             std::to_string(rows) + " rows");
-}
 
 template <class Offset>
 Status check_offsets(const Table& table, const FeatureInput& feature, const Offset* offsets,
@@ -45,13 +32,9 @@ Status check_offsets(const Table& table, const FeatureInput& feature, const Offs
   return Status::ok();
 }
 
-Status check_feature(const FeatureInput& feature, const Tiers& tiers, FeaturePlan& planned,
-                     Scratch<int64_t>& bag_begin) {
+Status lay_out_feature(const FeatureInput& feature, const Tiers& tiers, FeaturePlan& planned,
+                       Scratch<int64_t>& bag_begin) {
   const Table& table = tiers.table(feature.table);
-  TE_RETURN_IF_ERROR(
-      feature.ids_are_64
-          ? check_ids(table, static_cast<const int64_t*>(feature.ids), feature.ids_count)
-          : check_ids(table, static_cast<const int32_t*>(feature.ids), feature.ids_count));
   const bool with_offsets = feature.offsets != nullptr;
   if (with_offsets && feature.include_last_offset && feature.offsets_count == 0)
     return Status(
@@ -75,7 +58,23 @@ Status check_feature(const FeatureInput& feature, const Tiers& tiers, FeaturePla
 
 }  // namespace
 
-Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
+Status check_ids(std::span<const FeatureInput> features, const Tiers& tiers) {
+  for (const FeatureInput& feature : features) {
+    const TableConfig& table = tiers.table(feature.table).config;
+    const size_t bad =
+        kernels().first_bad_id(feature.ids, feature.ids_are_64, table.rows, 0, feature.ids_count);
+    if (bad == feature.ids_count) continue;
+    const int64_t id = feature.ids_are_64 ? static_cast<const int64_t*>(feature.ids)[bad]
+                                          : static_cast<const int32_t*>(feature.ids)[bad];
+    return Status(StatusCode::kOutOfRange, "table '" + table.name + "': id " + std::to_string(id) +
+                                               " at position " + std::to_string(bad) +
+                                               " is out of range for " +
+                                               std::to_string(table.rows) + " rows");
+  }
+  return Status::ok();
+}
+
+Status lay_out_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
   plan.features.assign(features.size(), {});
   plan.bag_begin.clear();
   plan.occurrences = 0;
@@ -93,7 +92,7 @@ Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, P
     planned.occurrence_first = plan.occurrences;
     planned.occurrences = features[f].ids_count;
     planned.bag_first = plan.bags;
-    TE_RETURN_IF_ERROR(check_feature(features[f], tiers, planned, plan.bag_begin));
+    TE_RETURN_IF_ERROR(lay_out_feature(features[f], tiers, planned, plan.bag_begin));
     plan.occurrences += planned.occurrences;
     plan.bags += planned.bags;
   }

@@ -10,8 +10,10 @@
 
 namespace te {
 
-// Fills `plan.features`, `bag_begin`, `occurrences` and `bags`. kOutOfRange names table, position
-// and value of the first bad id; kInvalidArgument the first bad offset.
-Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan);
+// kOutOfRange names table, position and value of the first bad id.
+Status check_ids(std::span<const FeatureInput> features, const Tiers& tiers);
+// Fills `plan.features`, `bag_begin`, `occurrences` and `bags`. kInvalidArgument names the first
+// bad offset, or a table that stands twice.
+Status lay_out_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan);
 
 }  // namespace te

@@ -39,7 +39,7 @@ uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts) {
   uint64_t overhead_bytes = 0;
   for (const LayoutDemand& layout : layouts) {
     rows_bytes += layout.rows * layout.stride_bytes;
-    overhead_bytes += layout.rows * (sizeof(Slot) + 4);
+    overhead_bytes += layout.rows * (sizeof(Slot) + 4) + layout.rows / 8;  // words, resident bits
   }
   return rows_bytes +
          (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);

@@ -124,18 +124,17 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
 
 Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
                              std::span<const FeatureForward> features, Plan& plan) {
-  bool nothing_moves = tiers_->index().is_direct();
-  for (const FeatureInput& input : inputs)
-    nothing_moves &= tiers_->layout_of(input.table).policy == nullptr;
+  bool nothing_moves = tiers_->every_row_fits();
   for (const FeatureForward& feature : features) nothing_moves &= feature.max_norm <= 0;
   if (nothing_moves) {
-    TE_RETURN_IF_ERROR(check_batch(inputs, *tiers_, plan));
+    TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
     Timer timer(times_.forward_ns);
-    size_t lookups = 0;
-    if (executor_.forward_resident(inputs, plan, features, thread_pool(), &lookups)) {
-      planner_.count_resident(lookups);
+    const auto done = executor_.forward_resident(inputs, plan, features, thread_pool());
+    if (done == Executor::Resident::kPooled) {
+      planner_.count_resident(plan);
       return Status::ok();
     }
+    if (done == Executor::Resident::kBadId) return check_ids(inputs, *tiers_);
   }
   TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
   planner_.count(plan);
@@ -197,16 +196,9 @@ void Engine::release(Plan& plan) {
   free_plans_.push_back(&plan);
 }
 
-Status Engine::check_ids(TableId table_id, std::span<const int64_t> ids) const {
-  const Table& table = tiers_->table(table_id);
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (static_cast<uint64_t>(ids[i]) < table.config.rows) continue;
-    return Status(StatusCode::kOutOfRange, "table '" + table.config.name + "': id " +
-                                               std::to_string(ids[i]) + " at position " +
-                                               std::to_string(i) + " is out of range for " +
-                                               std::to_string(table.config.rows) + " rows");
-  }
-  return Status::ok();
+Status Engine::check_row_ids(TableId table, std::span<const int64_t> ids) const {
+  const FeatureInput input{.table = table, .ids = ids.data(), .ids_count = ids.size()};
+  return check_ids({&input, 1}, *tiers_);
 }
 
 size_t Engine::rows_per_batch(TableId table) {
@@ -219,7 +211,7 @@ Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* w
                          float* state) {
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
-  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   const Table& table = tiers_->table(table_id);
   const RowLayout& layout = tiers_->layout(table.layout).layout;
   constexpr size_t kRows = 4096;
@@ -248,7 +240,7 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
                           const float* state) {
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
-  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   const Table& table = tiers_->table(table_id);
   LayoutTier& tier = tiers_->layout(table.layout);
@@ -288,7 +280,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
                                const float* gradients, const Hyperparameters& hyper) {
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
-  TE_RETURN_IF_ERROR(check_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
   ++table.step;

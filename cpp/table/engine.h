@@ -86,7 +86,7 @@ class Engine {
   // Rows that may be planned at once beside those that are pinned.
   size_t rows_per_batch(TableId table);
   Plan& take_plan();
-  Status check_ids(TableId table, std::span<const int64_t> ids) const;
+  Status check_row_ids(TableId table, std::span<const int64_t> ids) const;
 
   mutable std::mutex mutex_;
   // All guarded by mutex_:

@@ -11,8 +11,6 @@ namespace te {
 namespace {
 
 constexpr size_t kChunkOccurrencesMin = 256;
-// How many ids ahead their location words are prefetched.
-constexpr size_t kWordAhead = 32;
 
 size_t chunk_target(size_t occurrences, size_t threads) {
   return std::max(kChunkOccurrencesMin, occurrences / (threads * 4) + 1);
@@ -113,62 +111,60 @@ void Executor::pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& 
   kernels().pool(args, chunk.begin, chunk.end);
 }
 
-template <class Id>
-bool Executor::find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin,
-                          size_t end, uint32_t* slots, size_t* padding) {
-  // Where nothing is evicted the index is one flat array.
-  const Id* const ids = static_cast<const Id*>(input.ids);
-  const uint32_t* const words =
-      tiers_.index().direct_words() + tiers_.table(feature.table).first_row.value;
-  uint32_t bits = ~uint32_t{0};
-  for (size_t i = begin; i < end; ++i) {
-    __builtin_prefetch(words + ids[std::min(i + kWordAhead, end - 1)]);
-    const uint32_t word = words[ids[i]];
-    bits &= word;
-    slots[i] = LocationWord::from_bits(word).slot_index().value;
-  }
-  bool all = LocationWord::from_bits(bits).is_slot();
-  if (input.padding_id < 0) return all;
-  all = true;
-  for (size_t i = begin; i < end; ++i) {
-    const bool is_padding = int64_t{ids[i]} == input.padding_id;
-    all &= is_padding || LocationWord::from_bits(words[ids[i]]).is_slot();
-    *padding += is_padding;
-    if (is_padding) slots[i] = kPaddingSlot;
-  }
-  return all;
+OwnSlotArgs Executor::own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const {
+  const Table& table = tiers_.table(input.table);
+  OwnSlotArgs args;
+  args.ids = input.ids;
+  args.ids_are_64 = input.ids_are_64;
+  args.padding_id = input.padding_id;
+  if (table.resident_rows < table.config.rows) args.resident = tiers_.resident().words();
+  args.first_row = table.first_row.value;
+  args.first_slot = table.first_slot.value;
+  args.slots = plan.occurrence_slots.data() + plan.features[f].occurrence_first;
+  return args;
 }
 
-bool Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
-                                std::span<const FeatureForward> features, ThreadPool& threads,
-                                size_t* lookups_out) {
+Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
+                                              std::span<const FeatureForward> features,
+                                              ThreadPool& threads) {
   plan.occurrence_slots.resize(plan.occurrences);
   plan.argmax.resize(features.size());
   for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
   cut_bags(plan, threads.threads());
-  std::atomic<bool> all_resident{true};
+  std::atomic<bool> bad{false};
+  std::atomic<bool> absent{false};
   std::atomic<size_t> lookups{0};
+  const auto has_bad = [&](const FeatureInput& input, size_t begin, size_t end) {
+    const uint64_t rows = tiers_.table(input.table).config.rows;
+    return kernels().first_bad_id(input.ids, input.ids_are_64, rows, begin, end) < end;
+  };
+  for (size_t f = 0; f < features.size(); ++f) {
+    if (plan.features[f].bags == 0 && has_bad(inputs[f], 0, inputs[f].ids_count))
+      return Resident::kBadId;
+  }
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
+    const FeatureInput& input = inputs[chunk.feature];
     const FeaturePlan& feature = plan.features[chunk.feature];
     const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
     const auto begin = static_cast<size_t>(bag_begin[chunk.begin]);
     const auto end = static_cast<size_t>(bag_begin[chunk.end]);
-    uint32_t* slots = plan.occurrence_slots.data() + feature.occurrence_first;
-    const FeatureInput& input = inputs[chunk.feature];
-    size_t padding = 0;
-    const bool found = input.ids_are_64
-                           ? find_slots<int64_t>(input, feature, begin, end, slots, &padding)
-                           : find_slots<int32_t>(input, feature, begin, end, slots, &padding);
-    lookups.fetch_add(end - begin - padding);
-    if (found) {
-      pool_chunk(plan, chunk, features[chunk.feature]);
-    } else {
-      all_resident.store(false);
+    // The chunk with the last bag also checks the ids behind it, which belong to none.
+    const size_t checked = chunk.end == feature.bags ? feature.occurrences : end;
+    if (has_bad(input, begin, checked)) {
+      bad.store(true);
+      return;
     }
+    size_t padding = 0;
+    if (!kernels().own_slots(own_slot_args(input, plan, chunk.feature), begin, end, &padding)) {
+      absent.store(true);
+      return;
+    }
+    lookups.fetch_add(end - begin - padding);
+    pool_chunk(plan, chunk, features[chunk.feature]);
   });
-  *lookups_out = lookups.load();
-  return all_resident.load();
+  plan.lookups = lookups.load();
+  return bad.load() ? Resident::kBadId : absent.load() ? Resident::kAbsent : Resident::kPooled;
 }
 
 void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {

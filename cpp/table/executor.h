@@ -50,12 +50,12 @@ class Executor {
   explicit Executor(Tiers& tiers) : tiers_(tiers) {}
 
   void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
-  // Pools a checked batch without a plan if every row has a slot; false, with `out` undefined, if
-  // one has not. For lookups without a backward where nothing is ever evicted: no row needs a pin
-  // then.
-  bool forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
-                        std::span<const FeatureForward> features, ThreadPool& threads,
-                        size_t* lookups);
+  enum class Resident { kPooled, kAbsent, kBadId };
+  // Pools a batch that is laid out without planning it, if every row stands in dram; checks its ids
+  // on the way. `out` is undefined if a row is absent or an id bad. For lookups without a backward
+  // where every row fits: no row needs a pin then.
+  Resident forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
+                            std::span<const FeatureForward> features, ThreadPool& threads);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
@@ -78,9 +78,7 @@ class Executor {
   void cut_uniques(const Plan& plan, size_t threads);
   PoolArgs pool_args(const Plan& plan, size_t f) const;
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
-  template <class Id>
-  bool find_slots(const FeatureInput& input, const FeaturePlan& feature, size_t begin, size_t end,
-                  uint32_t* slots, size_t* padding);
+  OwnSlotArgs own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const;
   GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
   // Whether the rows of the feature are updated, rather than left alone or summed.

@@ -47,12 +47,7 @@ Status Mover::spill(LayoutId layout, std::span<const SlotIndex> victims) {
   stats_.spills_written += dirty_.size();
   stats_.spills_dropped += victims.size() - dirty_.size();
   tier.policy->evicted(victims);
-  for (SlotIndex s : victims) {
-    const Slot& slot = tier.directory[s];
-    tiers_.index().set(slot.row, slot.home.is_none() ? LocationWord::never_written()
-                                                     : LocationWord::block(slot.home));
-    tier.directory.release(s);
-  }
+  for (SlotIndex s : victims) tiers_.release_slot(layout, s);
   return Status::ok();
 }
 

@@ -28,6 +28,42 @@ auto ids_of(const FeatureInput& input, const Table& table, size_t first) {
   };
 }
 
+// Where the rows of a batch are, by their location words.
+class FoundSlots {
+ public:
+  FoundSlots(const RowIndex& index, const SlotDirectory& directory)
+      : index_(index), directory_(directory) {}
+  void prefetch_word(RowId row) const { index_.prefetch(row); }
+  void prefetch_slot(RowId row) const {
+    if (const SlotIndex s = find(row); !s.is_none()) directory_.prefetch(s);
+  }
+  SlotIndex find(RowId row) const {  // none: not in dram
+    const LocationWord word = index_.get(row);
+    return word.is_slot() ? word.slot_index() : SlotIndex::none();
+  }
+
+ private:
+  const RowIndex& index_;
+  const SlotDirectory& directory_;
+};
+
+// The same where every row has a slot of its own.
+class OwnSlots {
+ public:
+  OwnSlots(const Tiers& tiers, TableId table, const SlotDirectory& directory)
+      : tiers_(tiers), table_(tiers.table(table)), directory_(directory) {}
+  void prefetch_word(RowId) const {}
+  void prefetch_slot(RowId row) const { directory_.prefetch(tiers_.own_slot(table_, row)); }
+  SlotIndex find(RowId row) const {
+    return tiers_.resident().contains(row) ? tiers_.own_slot(table_, row) : SlotIndex::none();
+  }
+
+ private:
+  const Tiers& tiers_;
+  const Table& table_;
+  const SlotDirectory& directory_;
+};
+
 }  // namespace
 
 void Planner::begin(Acquisition& acquired, size_t positions) {
@@ -62,9 +98,19 @@ void Planner::restart_stamps() {
 template <class RowAt>
 void Planner::acquire(TableId table, size_t first, size_t count, RowAt row_at,
                       Acquisition& acquired) {
+  const SlotDirectory& directory = tiers_.layout_of(table).directory;
+  if (tiers_.every_row_fits()) {
+    acquire_with(OwnSlots(tiers_, table, directory), table, first, count, row_at, acquired);
+  } else {
+    acquire_with(FoundSlots(tiers_.index(), directory), table, first, count, row_at, acquired);
+  }
+}
+
+template <class Slots, class RowAt>
+void Planner::acquire_with(const Slots& slots, TableId table, size_t first, size_t count,
+                           RowAt row_at, Acquisition& acquired) {
   const LayoutId layout = tiers_.table(table).layout;
   SlotDirectory& directory = tiers_.layout(layout).directory;
-  RowIndex& index = tiers_.index();
   size_t uniques = acquired.rows.size();
   const size_t unique_first = uniques;
   acquired.rows.resize(uniques + count, uniques);
@@ -72,29 +118,26 @@ void Planner::acquire(TableId table, size_t first, size_t count, RowAt row_at,
   missing_positions_.clear();
   for (size_t i = first; i < first + count; ++i) {
     if (i + kWordAhead < first + count) {
-      if (const RowId ahead = row_at(i + kWordAhead); !ahead.is_none()) index.prefetch(ahead);
-      if (const RowId ahead = row_at(i + kSlotAhead); !ahead.is_none()) {
-        if (const LocationWord word = index.get(ahead); word.is_slot())
-          directory.prefetch(word.slot_index());
-      }
+      if (const RowId ahead = row_at(i + kWordAhead); !ahead.is_none()) slots.prefetch_word(ahead);
+      if (const RowId ahead = row_at(i + kSlotAhead); !ahead.is_none()) slots.prefetch_slot(ahead);
     }
     const RowId row = row_at(i);
     if (row.is_none()) {
       acquired.unique_of[i] = kPaddingSlot;
       continue;
     }
-    const LocationWord word = index.get(row);
-    if (!word.is_slot()) {
+    const SlotIndex s = slots.find(row);
+    if (s.is_none()) {
       missing_positions_.push_back(i);
       continue;
     }
-    Slot& slot = directory[word.slot_index()];
+    Slot& slot = directory[s];
     if (slot.stamp != acquired.sequence) {
       slot.stamp = acquired.sequence;
       slot.unique = static_cast<uint32_t>(uniques);
       directory.pin(slot);
       acquired.rows[uniques] = row;
-      acquired.slots[uniques++] = word.slot_index();
+      acquired.slots[uniques++] = s;
     }
     acquired.unique_of[i] = slot.unique;
     ++acquired.hits;
@@ -221,8 +264,7 @@ Status Planner::commit(Acquisition& acquired, bool may_repack) {
     LayoutTier& tier = tiers_.layout(fill.layout);
     const LocationWord word = tiers_.index().get(fill.row);
     fill.from = word.is_block() ? word.block_address() : BlockAddress::none();
-    fill.slot = tier.directory.take(fill.row, fill.from);
-    tiers_.index().set(fill.row, LocationWord::slot(fill.slot));
+    fill.slot = tiers_.take_slot(fill.table, fill.row, fill.from);
     Slot& slot = tier.directory[fill.slot];
     slot.stamp = acquired.sequence;
     slot.unique = fill.unique;
@@ -246,7 +288,8 @@ void Planner::unpin(Acquisition& acquired) {
 }
 
 Status Planner::plan(std::span<const FeatureInput> features, bool will_update, Plan& plan) {
-  TE_RETURN_IF_ERROR(check_batch(features, tiers_, plan));
+  TE_RETURN_IF_ERROR(check_ids(features, tiers_));
+  TE_RETURN_IF_ERROR(lay_out_batch(features, tiers_, plan));
   begin(plan.acquired, plan.occurrences);
   for (size_t f = 0; f < features.size(); ++f) {
     FeaturePlan& planned = plan.features[f];
@@ -405,18 +448,16 @@ void Planner::abandon(Plan& plan) {
     LayoutTier& tier = tiers_.layout(fill.layout);
     tier.directory.unpin(tier.directory[fill.slot]);  // and not parked: the row leaves at once
     acquired.slots[fill.unique] = SlotIndex::none();
-    tiers_.index().set(fill.row, fill.from.is_none() ? LocationWord::never_written()
-                                                     : LocationWord::block(fill.from));
-    tier.directory.release(fill.slot);
+    tiers_.release_slot(fill.layout, fill.slot);
   }
   unpin(acquired);
   plan.state = Plan::State::kReleased;
 }
 
-void Planner::count_resident(uint64_t lookups) {
+void Planner::count_resident(const Plan& plan) {
   ++stats_.plans;
-  stats_.lookups += lookups;
-  stats_.lookup_hits += lookups;
+  stats_.lookups += plan.lookups;
+  stats_.lookup_hits += plan.lookups;
 }
 
 void Planner::ready(Plan& plan) {

@@ -53,8 +53,8 @@ class Planner {
 
   // Adds a user's batch to the counters; plans that only serve writes are not counted.
   void count(const Plan& plan);
-  // A batch was pooled without a plan: all `lookups` of it were hits.
-  void count_resident(uint64_t lookups);
+  // A batch was pooled without being planned: all its lookups were hits.
+  void count_resident(const Plan& plan);
 
   const PlannerStats& stats() const { return stats_; }
 
@@ -64,6 +64,10 @@ class Planner {
   // row_at(position) is the row, or none to leave the position out.
   template <class RowAt>
   void acquire(TableId table, size_t first, size_t count, RowAt row_at, Acquisition& acquired);
+  // `Slots` finds the slot of a row that has one.
+  template <class Slots, class RowAt>
+  void acquire_with(const Slots& slots, TableId table, size_t first, size_t count, RowAt row_at,
+                    Acquisition& acquired);
   void dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at, Acquisition& acquired);
   Status commit(Acquisition& acquired, bool may_repack);
   // Gives the rows of an acquisition that has lost its slots new ones, in the same order.

@@ -1,5 +1,7 @@
 #include "table/threads.h"
 
+#include <dlfcn.h>
+
 #include <memory>
 #include <mutex>
 #include <vector>
@@ -7,10 +9,28 @@
 namespace te {
 namespace {
 
+// The OpenMP runtime that torch has loaded for everybody to see, if there is one. Both symbols are
+// of its public ABI; LLVM's and Intel's runtimes have them too.
+struct OpenMp {
+  ThreadPool::OpenMpParallel parallel;
+  int (*max_threads)();
+
+  OpenMp()
+      : parallel(
+            reinterpret_cast<ThreadPool::OpenMpParallel>(dlsym(RTLD_DEFAULT, "GOMP_parallel"))),
+        max_threads(reinterpret_cast<int (*)()>(dlsym(RTLD_DEFAULT, "omp_get_max_threads"))) {}
+
+  // Teams of different sizes in turn would make the runtime end and start threads all the time.
+  bool has_team_of(size_t threads) const {
+    return parallel != nullptr && max_threads != nullptr &&
+           static_cast<size_t>(max_threads()) == threads;
+  }
+};
+
 struct Shared {
+  const OpenMp openmp;
   std::mutex mutex;
   size_t threads = 1;
-  ThreadPool* current = nullptr;
   // Pools of earlier numbers may still be running a batch, so they stay; there are few.
   std::vector<std::unique_ptr<ThreadPool>> pools;
 };
@@ -27,17 +47,12 @@ Shared& shared() {
 ThreadPool& thread_pool() {
   Shared& s = shared();
   std::lock_guard lock(s.mutex);
-  if (s.current == nullptr || s.current->threads() != s.threads) {
-    s.current = nullptr;
-    for (auto& pool : s.pools) {
-      if (pool->threads() == s.threads) s.current = pool.get();
-    }
-    if (s.current == nullptr) {
-      s.pools.push_back(std::make_unique<ThreadPool>(s.threads));
-      s.current = s.pools.back().get();
-    }
+  const bool openmp = s.openmp.has_team_of(s.threads);
+  for (auto& pool : s.pools) {
+    if (pool->threads() == s.threads && pool->is_openmp() == openmp) return *pool;
   }
-  return *s.current;
+  s.pools.push_back(std::make_unique<ThreadPool>(s.threads, openmp ? s.openmp.parallel : nullptr));
+  return *s.pools.back();
 }
 
 void set_num_threads(size_t threads) {

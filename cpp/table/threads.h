@@ -1,5 +1,5 @@
 // The thread pool that all engines of the process share, so that many tables do not mean many
-// pools.
+// pools. It uses torch's OpenMP workers while torch uses the same number of threads, else its own.
 //
 // Thread-safety: any thread. Ownership: lives until the process ends. A change of the number takes
 // effect at the next batch; results never depend on it.

@@ -82,9 +82,10 @@ Status Tiers::build_tables() {
       demands_.push_back({0, (row_layout.row_bytes() + 3) / 4 * 4});
     }
     const auto layout = static_cast<uint16_t>(found - row_layouts.begin());
-    demands_[layout].rows += config.rows;
     tables_.push_back({config, LayoutId(layout), RowId(total_rows_),
-                       philox_table_key(config.seed, config.name), 0});
+                       philox_table_key(config.seed, config.name), 0,
+                       SlotIndex(static_cast<uint32_t>(demands_[layout].rows)), 0});
+    demands_[layout].rows += config.rows;
     total_rows_ += config.rows;
   }
   for (size_t i = 0; i < row_layouts.size(); ++i) {
@@ -103,16 +104,20 @@ Status Tiers::build_tables() {
 // The index, and a policy for each layout where rows may have to leave.
 Status Tiers::build_index() {
   const uint64_t all_rows_bytes = dram_bytes_for_all_rows(demands_);
-  const bool all_fit = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
-  if (!all_fit && config_.ssd_path.empty())
+  every_row_fits_ = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
+  if (!every_row_fits_ && config_.ssd_path.empty())
     return Status(StatusCode::kBudgetExceeded,
                   "the tables need " + std::to_string(all_rows_bytes) +
                       " bytes of dram, the budget is " + std::to_string(config_.dram_bytes) +
                       " and there is no ssd tier: raise dram to that, or give ssd=te.SSD(path)");
-  const uint64_t direct_bytes_max = all_fit ? std::numeric_limits<uint64_t>::max()
-                                            : std::max<uint64_t>(config_.dram_bytes / 16, 1 << 20);
+  const uint64_t direct_bytes_max = every_row_fits_
+                                        ? std::numeric_limits<uint64_t>::max()
+                                        : std::max<uint64_t>(config_.dram_bytes / 16, 1 << 20);
   index_ = std::make_unique<RowIndex>(total_rows_, direct_bytes_max);
-  if (all_fit) return Status::ok();
+  if (every_row_fits_) {
+    resident_ = ResidentRows(total_rows_);
+    return Status::ok();
+  }
   for (auto& tier : layouts_) {
     tier->policy = make_eviction_policy(config_.policy, tier->directory, tier->rows);
     if (tier->policy == nullptr) return invalid("unknown eviction policy '" + config_.policy + "'");
@@ -206,6 +211,34 @@ Status Tiers::restore_metadata(const std::string& blob) {
 void Tiers::close() {
   log_.reset();
   for (auto& tier : layouts_) tier->arena = ReservedMemory();
+}
+
+SlotIndex Tiers::take_slot(TableId table_id, RowId row, BlockAddress home) {
+  Table& table = tables_[table_id.value];
+  SlotDirectory& directory = layouts_[table.layout.value]->directory;
+  SlotIndex s;
+  if (every_row_fits_) {
+    s = own_slot(table, row);
+    directory.take_own(s, row, home);
+    resident_.add(row);
+    ++table.resident_rows;
+  } else {
+    s = directory.take(row, home);
+  }
+  index_->set(row, LocationWord::slot(s));
+  return s;
+}
+
+void Tiers::release_slot(LayoutId layout, SlotIndex s) {
+  SlotDirectory& directory = layouts_[layout.value]->directory;
+  const Slot& slot = directory[s];
+  if (every_row_fits_) {
+    resident_.remove(slot.row);
+    --table_of(slot.row).resident_rows;
+  }
+  index_->set(slot.row,
+              slot.home.is_none() ? LocationWord::never_written() : LocationWord::block(slot.home));
+  directory.release(s);
 }
 
 const Table& Tiers::table_of(RowId row) const {

@@ -14,12 +14,14 @@
 #include <optional>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/aligned_buffer.h"
 #include "base/status.h"
 #include "base/types.h"
 #include "cache/eviction_policy.h"
+#include "cache/resident_rows.h"
 #include "cache/slot_directory.h"
 #include "log/log_store.h"
 #include "log/row_index.h"
@@ -34,7 +36,9 @@ struct Table {
   LayoutId layout;
   RowId first_row;
   PhiloxKey key;
-  uint64_t step = 0;  // updates so far
+  uint64_t step = 0;           // updates so far
+  SlotIndex first_slot;        // where every row has a slot of its own: that of row 0
+  uint64_t resident_rows = 0;  // likewise: rows that stand in theirs
 };
 
 struct LayoutTier {
@@ -78,8 +82,23 @@ class Tiers final : public RowOwner {
   // Gives back the store and the memory of the arenas; nothing else may be called afterwards.
   void close();
 
+  // Whether all rows fit. Then nothing is ever evicted, every row has a slot of its own, and only
+  // rows that are not in theirs yet need their location word.
+  bool every_row_fits() const { return every_row_fits_; }
+  SlotIndex own_slot(const Table& table, RowId row) const {
+    return SlotIndex(table.first_slot.value +
+                     static_cast<uint32_t>(row.value - table.first_row.value));
+  }
+  // With every_row_fits: which rows stand in their slots.
+  const ResidentRows& resident() const { return resident_; }
+  // Gives a row without a slot one, clean and not pinned; there must be a free one.
+  SlotIndex take_slot(TableId table, RowId row, BlockAddress home);
+  // Frees a slot: its row is then in its home block, or was never written.
+  void release_slot(LayoutId layout, SlotIndex s);
+
   // The table that a row belongs to.
   const Table& table_of(RowId row) const;
+  Table& table_of(RowId row) { return const_cast<Table&>(std::as_const(*this).table_of(row)); }
   // Writes the initial value of a row.
   void initialise(const Table& table, RowId row, std::byte* destination) const;
   // The slot's bytes are about to differ from those on ssd.
@@ -110,6 +129,8 @@ class Tiers final : public RowOwner {
   std::vector<std::unique_ptr<LayoutTier>> layouts_;
   std::vector<LayoutDemand> demands_;
   uint64_t total_rows_ = 0;
+  bool every_row_fits_ = false;
+  ResidentRows resident_;
   std::unique_ptr<RowIndex> index_;
   std::unique_ptr<LogStore> log_;
 };

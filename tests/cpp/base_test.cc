@@ -6,6 +6,7 @@
 #include <numeric>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -212,6 +213,25 @@ BOOST_AUTO_TEST_CASE(every_task_runs_once) {
       pool.run(tasks, [&](size_t i) { runs[i].fetch_add(1); });
       for (const auto& r : runs) BOOST_TEST_REQUIRE(r.load() == 1);
     }
+  }
+}
+
+// As GOMP_parallel: the caller is one of the threads.
+void parallel_by_threads(void (*f)(void*), void* data, unsigned threads, unsigned) {
+  std::vector<std::thread> others;
+  for (unsigned i = 1; i < threads; ++i) others.emplace_back(f, data);
+  f(data);
+  for (std::thread& other : others) other.join();
+}
+
+BOOST_AUTO_TEST_CASE(a_pool_of_openmp_runs_every_task_once) {
+  ThreadPool pool(3, parallel_by_threads);
+  BOOST_TEST(pool.threads() == 3u);
+  BOOST_TEST(pool.is_openmp());
+  for (size_t tasks : {0, 1, 2, 7, 1000}) {
+    std::vector<std::atomic<int>> runs(tasks);
+    pool.run(tasks, [&](size_t i) { runs[i].fetch_add(1); });
+    for (const auto& r : runs) BOOST_TEST_REQUIRE(r.load() == 1);
   }
 }
 

@@ -44,6 +44,24 @@ BOOST_AUTO_TEST_CASE(pins_count_slots_not_plans) {
   BOOST_TEST(directory.pinned() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(own_slots_leave_clean_gaps) {
+  SlotDirectory directory(10);
+  directory.set_limit(10);
+  directory.take_own(SlotIndex(7), RowId(107), BlockAddress(3));
+  directory.take_own(SlotIndex(2), RowId(102), BlockAddress::none());
+  BOOST_TEST(directory.used() == 2u);
+  BOOST_TEST(directory.ever_used() == 8u);
+  for (uint32_t i = 0; i < directory.ever_used(); ++i) {
+    const Slot& slot = directory[SlotIndex(i)];
+    BOOST_TEST((slot.dirty == 0 && slot.pins == 0));
+    if (i == 7) BOOST_TEST((slot.row == RowId(107) && slot.home == BlockAddress(3)));
+    if (i == 2) BOOST_TEST((slot.row == RowId(102) && slot.home.is_none()));
+  }
+  directory.release(SlotIndex(7));
+  directory.take_own(SlotIndex(7), RowId(107), BlockAddress::none());
+  BOOST_TEST(directory.used() == 2u);
+}
+
 BOOST_AUTO_TEST_CASE(no_slots_at_all) {
   SlotDirectory directory(0);
   directory.set_limit(0);

@@ -13,6 +13,11 @@ namespace {
 
 using namespace testing;  // NOLINT: the fixture is this test's vocabulary
 
+Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
+  TE_RETURN_IF_ERROR(check_ids(features, tiers));
+  return lay_out_batch(features, tiers, plan);
+}
+
 struct Tables {
   std::unique_ptr<Tiers> tiers;
   Plan plan;

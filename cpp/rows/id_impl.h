@@ -1,0 +1,64 @@
+// Kernels over ids: their range, and the slots of rows that have slots of their own. Plain loops
+// that the compiler turns into vectors. Included by variant_impl.h only.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "rows/kernels.h"
+#include "rows/lanes.h"
+
+namespace te {
+namespace {
+
+template <class Id>
+size_t first_bad_id_of(const Id* ids, uint64_t rows, size_t begin, size_t end) {
+  constexpr size_t kStretch = 1024;  // one branch a stretch lets the loop vectorise
+  const auto is_bad = [&](size_t i) {
+    return static_cast<uint64_t>(static_cast<int64_t>(ids[i])) >= rows;
+  };
+  for (size_t at = begin; at < end; at += kStretch) {
+    const size_t after = end - at < kStretch ? end : at + kStretch;
+    uint64_t any = 0;
+    for (size_t i = at; i < after; ++i) any |= is_bad(i) ? 1 : 0;
+    if (any == 0) continue;
+    for (size_t i = at; i < after; ++i) {
+      if (is_bad(i)) return i;
+    }
+  }
+  return end;
+}
+
+size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begin, size_t end) {
+  return ids_are_64 ? first_bad_id_of(static_cast<const int64_t*>(ids), rows, begin, end)
+                    : first_bad_id_of(static_cast<const int32_t*>(ids), rows, begin, end);
+}
+
+template <class Id>
+bool own_slots_of(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
+  const Id* ids = static_cast<const Id*>(args.ids);
+  uint32_t* slots = args.slots;
+  const uint32_t first_slot = args.first_slot;
+  uint64_t absent = 0;
+  if (args.padding_id < 0 && args.resident == nullptr) {
+    for (size_t i = begin; i < end; ++i) slots[i] = first_slot + static_cast<uint32_t>(ids[i]);
+    return true;
+  }
+  for (size_t i = begin; i < end; ++i) {
+    const bool is_padding = static_cast<int64_t>(ids[i]) == args.padding_id;
+    const uint64_t row = args.first_row + static_cast<uint64_t>(ids[i]);
+    const uint64_t word = args.resident == nullptr ? ~uint64_t{0} : args.resident[row / 64];
+    absent |= ~(word >> (row % 64)) & (is_padding ? 0 : 1);
+    *padding += is_padding;
+    slots[i] = is_padding ? kPaddingSlot : first_slot + static_cast<uint32_t>(ids[i]);
+  }
+  return absent == 0;
+}
+
+bool own_slots(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
+  return args.ids_are_64 ? own_slots_of<int64_t>(args, begin, end, padding)
+                         : own_slots_of<int32_t>(args, begin, end, padding);
+}
+
+}  // namespace
+}  // namespace te
