@@ -1,6 +1,7 @@
 #include "table/threads.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <memory>
 #include <mutex>
@@ -14,6 +15,7 @@ namespace {
 struct OpenMp {
   ThreadPool::OpenMpParallel parallel;
   int (*max_threads)();
+  const int pid = getpid();  // in a forked child a runtime that had workers before would hang
 
   OpenMp()
       : parallel(
@@ -22,7 +24,7 @@ struct OpenMp {
 
   // Teams of different sizes in turn would make the runtime end and start threads all the time.
   bool has_team_of(size_t threads) const {
-    return parallel != nullptr && max_threads != nullptr &&
+    return parallel != nullptr && max_threads != nullptr && getpid() == pid &&
            static_cast<size_t>(max_threads()) == threads;
   }
 };
