@@ -1,8 +1,8 @@
 // IoEngine: runs batches of block reads, writes and syncs against open files.
 //
-// One virtual call a batch, never one a block. Engines: portable (a pool of pread/pwrite threads);
-// a deep io_uring engine and a fault-injecting one plug in behind the same interface and must pass
-// the same contract test (tests/cpp/io_contract_test.cc). Thread-safety: `run` may be called from
+// One virtual call a batch, never one a block. Engines: io_uring, portable (a pool of pread/pwrite
+// threads), and in tests one that injects faults; all pass the same contract test
+// (tests/cpp/io_contract_test.cc). Thread-safety: everything may be called from
 // several threads at once. Ownership: the caller keeps files and buffers alive until `run` returns.
 // Cost: `run` blocks until every request of the batch has ended.
 #pragma once
@@ -15,6 +15,7 @@
 
 #include "base/function_ref.h"
 #include "base/status.h"
+#include "io/io_meter.h"
 
 namespace te {
 
@@ -35,16 +36,18 @@ class IoFile {
   int fd() const { return fd_; }
   bool is_direct() const { return direct_; }
   const std::string& path() const { return path_; }
+  // Differs from that of every other file that this process has opened.
+  uint64_t serial() const { return serial_; }
   // Reserves the space now (fallocate), so that a full disk shows here: kNoSpace names the path and
   // the bytes needed and free.
   Status allocate(uint64_t bytes);
   Status sync() const;  // fdatasync
 
  private:
-  IoFile(int fd, bool direct, std::string path)
-      : fd_(fd), direct_(direct), path_(std::move(path)) {}
+  IoFile(int fd, bool direct, std::string path);
   int fd_ = -1;
   bool direct_ = false;
+  uint64_t serial_ = 0;
   std::string path_;
 };
 
@@ -68,9 +71,47 @@ class IoEngine {
   // kCorruption, a full disk kNoSpace, the rest kIo. The first failure is returned after every
   // started request has ended; its message names the path, the offset and the system's reason.
   virtual Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) = 0;
+
+  // What the source of a stream says when it is asked for its next request: here it is; ask again
+  // once one of those in flight has ended; there is none.
+  enum class Next : uint8_t { kRequest, kLater, kEnd };
+  using Source = FunctionRef<Next(IoRequest&)>;
+  // As run, for requests 0, 1, ... that `next` hands out on the calling thread while others are
+  // under way, so that the queue stays full although the buffers are few. Here: one `run` after
+  // another of all requests that are to be had.
+  virtual Status run_stream(Source next, FunctionRef<void(size_t)> on_done);
+
+  // Requests of a stream that keep the device busy.
+  virtual size_t depth() const { return 64; }
+  // Memory that requests will use again and again until it is removed; an engine may register it
+  // with the system.
+  virtual void add_buffer(std::byte* data, size_t bytes);
+  virtual void remove_buffer(std::byte* data);
+  // Before a file is closed that requests have used.
+  virtual void forget(const IoFile& file);
+
+  IoStats read_stats() const { return reads_.snapshot(); }
+  IoStats write_stats() const { return writes_.snapshot(); }
+
+ protected:
+  void record(const IoRequest& request, uint64_t ns, size_t in_flight) {
+    if (request.kind == IoRequest::Kind::kSync) return;
+    (request.kind == IoRequest::Kind::kRead ? reads_ : writes_)
+        .record(request.bytes, ns, in_flight);
+  }
+
+ private:
+  IoMeter reads_;
+  IoMeter writes_;
 };
 
 // `threads` help the calling thread; 0 runs every batch on it.
 std::unique_ptr<IoEngine> make_portable_engine(size_t threads);
+// Linux io_uring: one system call for many requests, up to `depth` in flight. kIo says why this
+// kernel or container does not allow it.
+Result<std::unique_ptr<IoEngine>> make_uring_engine(size_t depth);
+// io_uring where it works, else portable; the environment variable TIERED_EMB_IO=io_uring|portable
+// decides instead, and then fails where its choice does not work.
+Result<std::unique_ptr<IoEngine>> make_engine();
 
 }  // namespace te

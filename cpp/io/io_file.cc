@@ -4,6 +4,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <atomic>
 #include <system_error>
 #include <utility>
 
@@ -70,12 +71,22 @@ IoFile::~IoFile() {
   if (fd_ >= 0) ::close(fd_);
 }
 
+IoFile::IoFile(int fd, bool direct, std::string path)
+    : fd_(fd), direct_(direct), path_(std::move(path)) {
+  static std::atomic<uint64_t> serials{0};
+  serial_ = serials.fetch_add(1, std::memory_order_relaxed);
+}
+
 IoFile::IoFile(IoFile&& other) noexcept
-    : fd_(std::exchange(other.fd_, -1)), direct_(other.direct_), path_(std::move(other.path_)) {}
+    : fd_(std::exchange(other.fd_, -1)),
+      direct_(other.direct_),
+      serial_(other.serial_),
+      path_(std::move(other.path_)) {}
 
 IoFile& IoFile::operator=(IoFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(direct_, other.direct_);
+  std::swap(serial_, other.serial_);
   std::swap(path_, other.path_);
   return *this;
 }

@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <chrono>
 #include <condition_variable>
 #include <memory>
 #include <mutex>
@@ -110,9 +111,17 @@ class PortableEngine final : public IoEngine {
     std::condition_variable progress;
   };
 
-  static Status run_inline(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) {
+  Status timed(const IoRequest& request, size_t in_flight) {
+    const auto start = std::chrono::steady_clock::now();
+    Status status = perform(request);
+    const auto elapsed = std::chrono::steady_clock::now() - start;
+    record(request, static_cast<uint64_t>(elapsed.count()), in_flight);
+    return status;
+  }
+
+  Status run_inline(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) {
     for (size_t i = 0; i < requests.size(); ++i) {
-      TE_RETURN_IF_ERROR(perform(requests[i]));
+      TE_RETURN_IF_ERROR(timed(requests[i], 1));
       on_done(i);
     }
     return Status::ok();
@@ -130,8 +139,9 @@ class PortableEngine final : public IoEngine {
     const size_t i = batch.next++;
     ++batch.running;
     if (batch.next == batch.requests.size()) std::erase(queue_, &batch);
+    const size_t in_flight = batch.running;
     lock.unlock();
-    Status status = perform(batch.requests[i]);
+    Status status = timed(batch.requests[i], in_flight);
     lock.lock();
     --batch.running;
     if (status.is_ok()) {

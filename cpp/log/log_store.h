@@ -30,7 +30,7 @@ struct LogOptions {
   std::vector<uint32_t> layout_row_bytes;  // row size of each LayoutId
   uint32_t block_bytes = 4096;             // power of two, >= 4096
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
-  uint32_t read_buffer_bytes = 1 << 20;    // staging for reads in flight
+  uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
   double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
 };
 

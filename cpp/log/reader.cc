@@ -8,14 +8,20 @@
 namespace te {
 namespace {
 
-// Larger reads would keep the drive's channels from sharing the work.
-constexpr size_t kMergedReadBytesMax = size_t{128} << 10;
+// Neighbouring blocks are merged up to this: larger reads would keep the drive's channels from
+// sharing the work, and take more of the staging buffer.
+constexpr size_t kPlaceBytes = size_t{16} << 10;
+constexpr size_t kPlacesMin = 4;
 
-size_t choose_staging_bytes(const StoreContext& context) {
-  size_t bytes = context.options.read_buffer_bytes / context.options.block_bytes *
-                 size_t{context.options.block_bytes};
+size_t choose_place_bytes(const StoreContext& context) {
+  size_t bytes = std::max<size_t>(kPlaceBytes, context.options.block_bytes);
   for (const RunShape& shape : context.shapes) bytes = std::max<size_t>(bytes, shape.run_bytes);
   return bytes;
+}
+
+size_t choose_places(const StoreContext& context, size_t place_bytes) {
+  const size_t affordable = context.options.read_buffer_bytes / place_bytes;
+  return std::clamp(affordable, kPlacesMin, std::max(context.io->depth(), kPlacesMin));
 }
 
 BlockAddress block_of(uint64_t key) { return BlockAddress(static_cast<uint32_t>(key >> 32)); }
@@ -28,24 +34,62 @@ BlockReader::BlockReader(StoreContext& context, const SegmentTable& table, Segme
       table_(table),
       files_(files),
       writers_(writers.begin(), writers.end()),
-      staging_(choose_staging_bytes(context)) {}
+      place_bytes_(choose_place_bytes(context)),
+      staging_(choose_places(context, place_bytes_) * place_bytes_) {
+  context_.io->add_buffer(staging_.data(), staging_.bytes());
+  for (size_t place = staging_.bytes() / place_bytes_; place-- > 0;)
+    free_places_.push_back(static_cast<uint32_t>(place));
+}
+
+BlockReader::~BlockReader() { context_.io->remove_buffer(staging_.data()); }
 
 Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads) {
   const RunShape& shape = context_.shape(layout);
   TE_CHECK(reads.size() < UINT32_MAX);
-  clear_wave();
+  find_runs(layout, reads);
+  pieces_.clear();
+  next_wanted_ = 0;
+  Status failed;  // what went wrong here; the engine's own failures come first
+  const auto next = [&](IoRequest& request) { return next_request(shape, request, &failed); };
+  const auto on_done = [&](size_t i) {
+    const Piece& piece = pieces_[i];
+    const std::byte* run = staging_.data() + piece.place * place_bytes_;
+    for (uint32_t w = piece.begin; w < piece.end; ++w, run += shape.run_bytes) {
+      Status served = serve(layout, reads, wanted_[w], run);
+      if (!served && failed) failed = std::move(served);
+    }
+    free_places_.push_back(piece.place);
+  };
+  Status status = wanted_.empty() ? Status::ok() : context_.io->run_stream(next, on_done);
+  for (const Piece& piece : pieces_) files_.release(table_.segment_of(wanted_[piece.begin].block));
+  context_.stats.blocks_read += uint64_t{next_wanted_} * shape.span_blocks;
+  context_.stats.read_bytes += uint64_t{next_wanted_} * shape.run_bytes;
+  if (!status) {  // requests that failed have not given their places back
+    free_places_.clear();
+    for (size_t place = staging_.bytes() / place_bytes_; place-- > 0;)
+      free_places_.push_back(static_cast<uint32_t>(place));
+    return status;
+  }
+  TE_RETURN_IF_ERROR(failed);
+  context_.stats.rows_read += reads.size();
+  return Status::ok();
+}
+
+// Lists the runs to be read, in the order of their blocks, and serves the others from memory.
+void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
+  const RunShape& shape = context_.shape(layout);
   order_.clear();
   for (size_t i = 0; i < reads.size(); ++i) {
     order_.push_back(uint64_t{reads[i].block.value} << 32 | i);
   }
   std::sort(order_.begin(), order_.end());
-
+  wanted_.clear();
   const auto n = static_cast<uint32_t>(order_.size());
   for (uint32_t begin = 0, end = 0; begin < n; begin = end) {
     const BlockAddress block = block_of(order_[begin]);
     while (end < n && block_of(order_[end]) == block) ++end;
     TE_CHECK(table_.holds_run(block, shape.span_blocks));
-    const WantedRun wanted{block, begin, end, nullptr};
+    const WantedRun wanted{block, begin, end};
     RunInMemory memory;
     if (table_.state_of(block) == SegmentTable::State::kOpen) {
       for (size_t w = 0; w < writers_.size() && memory.run == nullptr; ++w) {
@@ -54,14 +98,10 @@ Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads) {
     }
     if (memory.run != nullptr) {
       serve_from_memory(shape, reads, wanted, memory);
-      continue;
+    } else {
+      wanted_.push_back(wanted);
     }
-    if (wave_is_full(shape, block)) TE_RETURN_IF_ERROR(run_wave(layout, reads));
-    TE_RETURN_IF_ERROR(add_to_wave(shape, wanted));
   }
-  TE_RETURN_IF_ERROR(run_wave(layout, reads));
-  context_.stats.rows_read += reads.size();
-  return Status::ok();
 }
 
 void BlockReader::serve_from_memory(const RunShape& shape, std::span<const RowRead> reads,
@@ -75,81 +115,54 @@ void BlockReader::serve_from_memory(const RunShape& shape, std::span<const RowRe
   context_.stats.rows_from_write_buffer += wanted.end - wanted.begin;
 }
 
-bool BlockReader::wave_is_full(const RunShape& shape, BlockAddress next) const {
-  if (staged_bytes_ + shape.run_bytes > staging_.bytes()) return true;
-  const bool new_file =
-      wave_.empty() || table_.segment_of(wave_.back().block) != table_.segment_of(next);
-  return new_file && wave_files_ + 1 >= files_.open_max();  // those of the wave must stay open
-}
-
-Status BlockReader::add_to_wave(const RunShape& shape, WantedRun wanted) {
-  const uint64_t offset =
-      uint64_t{table_.block_in_segment(wanted.block)} * context_.options.block_bytes;
-  const SegmentId segment = table_.segment_of(wanted.block);
-  wanted.staging = staging_.data() + staged_bytes_;
-  const bool same_file = !wave_.empty() && table_.segment_of(wave_.back().block) == segment;
-  const auto index = static_cast<uint32_t>(wave_.size());
-  IoRequest* last = requests_.empty() ? nullptr : &requests_.back();
-  if (same_file && last->offset_bytes + last->bytes == offset &&
-      last->bytes + shape.run_bytes <= kMergedReadBytesMax) {
-    last->bytes += shape.run_bytes;
-    pieces_.back().end = index + 1;
-  } else {
-    const IoFile* file = same_file ? last->file : nullptr;
-    if (file == nullptr) {
-      Result<IoFile*> opened = files_.acquire(segment);
-      if (!opened) return opened.status();
-      file = opened.value();
-      ++wave_files_;
-    }
-    requests_.push_back({IoRequest::Kind::kRead, file, offset, wanted.staging, shape.run_bytes});
-    pieces_.push_back({index, index + 1});
+IoEngine::Next BlockReader::next_request(const RunShape& shape, IoRequest& request,
+                                         Status* failed) {
+  if (next_wanted_ == wanted_.size() || !*failed) return IoEngine::Next::kEnd;
+  if (free_places_.empty()) return IoEngine::Next::kLater;
+  const uint32_t begin = next_wanted_;
+  const BlockAddress first = wanted_[begin].block;
+  const SegmentId segment = table_.segment_of(first);
+  uint32_t end = begin + 1;
+  for (; end < wanted_.size(); ++end) {
+    const uint32_t blocks = (end - begin) * shape.span_blocks;
+    const bool follows = wanted_[end].block.value == first.value + blocks &&
+                         table_.segment_of(wanted_[end].block) == segment;
+    if (!follows || (end - begin + 1) * size_t{shape.run_bytes} > place_bytes_) break;
   }
-  wave_.push_back(wanted);
-  staged_bytes_ += shape.run_bytes;
-  return Status::ok();
+  Result<IoFile*> file = files_.hold(segment);
+  if (!file) {
+    *failed = file.status();
+    return IoEngine::Next::kEnd;
+  }
+  request = {IoRequest::Kind::kRead, file.value(),
+             uint64_t{table_.block_in_segment(first)} * context_.options.block_bytes,
+             staging_.data() + free_places_.back() * place_bytes_,
+             (end - begin) * size_t{shape.run_bytes}};
+  pieces_.push_back({begin, end, free_places_.back()});
+  free_places_.pop_back();
+  next_wanted_ = end;
+  return IoEngine::Next::kRequest;
 }
 
-Status BlockReader::run_wave(LayoutId layout, std::span<const RowRead> reads) {
-  Status bad;
-  Status status = context_.io->run(requests_, [&](size_t i) {
-    for (uint32_t w = pieces_[i].begin; w < pieces_[i].end; ++w) {
-      if (Status served = serve(layout, reads, wave_[w]); !served && bad) bad = std::move(served);
-    }
-  });
-  context_.stats.blocks_read += wave_.size() * context_.shape(layout).span_blocks;
-  context_.stats.read_bytes += staged_bytes_;
-  clear_wave();
-  return status ? bad : status;
-}
-
-void BlockReader::clear_wave() {
-  wave_.clear();
-  pieces_.clear();
-  requests_.clear();
-  staged_bytes_ = 0;
-  wave_files_ = 0;
-}
-
-Status BlockReader::serve(LayoutId layout, std::span<const RowRead> reads,
-                          const WantedRun& wanted) {
+Status BlockReader::serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted,
+                          const std::byte* run) const {
   const RunShape& shape = context_.shape(layout);
   const RunIdentity identity{context_.store_id, table_.sequence(table_.segment_of(wanted.block)),
                              wanted.block, layout};
-  const char* wrong = check_run(wanted.staging, shape, identity);
-  const uint32_t row_count = wrong == nullptr ? read_header(wanted.staging).row_count : 0;
+  const char* wrong = check_run(run, shape, identity);
+  const uint32_t row_count = wrong == nullptr ? read_header(run).row_count : 0;
   for (uint32_t k = wanted.begin; k < wanted.end; ++k) {
     const RowRead& read = reads[static_cast<uint32_t>(order_[k])];
     uint32_t place = kNoRow;
     if (wrong == nullptr) {
-      place = find_row(wanted.staging, shape, row_count, read.row);
+      place = find_row(run, shape, row_count, read.row);
       if (place == kNoRow) wrong = "the row is not in the block";
     }
     if (wrong != nullptr) {
       return Status(StatusCode::kCorruption, table_.describe(wanted.block) + ", row " +
                                                  std::to_string(read.row.value) + ": " + wrong);
     }
-    std::memcpy(read.destination, row_at(wanted.staging, shape, place), shape.row_bytes);
+    std::memcpy(read.destination, row_at(run, shape, place), shape.row_bytes);
   }
   return Status::ok();
 }

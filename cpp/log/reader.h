@@ -1,8 +1,9 @@
-// BlockReader: reads wanted rows, each block once, in waves as large as its buffer.
+// BlockReader: reads wanted rows, each block once, all in one stream of requests.
 //
-// Rows in the writers' memory come from there. Neighbouring wanted blocks are read together.
-// Thread-safety: none. Ownership: owns its staging buffer and lists, which grow to the largest
-// batch seen. Cost: a sort of the batch by block; a checksum a block read.
+// Rows in the writers' memory come from there. Neighbouring wanted blocks are read together, and
+// the rows of a request are copied out as it completes, which makes its place in the staging buffer
+// free for the next. Thread-safety: none. Ownership: owns its staging buffer and lists, which grow
+// to the largest batch seen. Cost: a sort of the batch by block; a checksum a block read.
 #pragma once
 
 #include <cstdint>
@@ -22,41 +23,44 @@ class BlockReader {
  public:
   BlockReader(StoreContext& context, const SegmentTable& table, SegmentFiles& files,
               std::span<const SegmentWriter* const> writers);
+  ~BlockReader();
+  // On error the destinations are undefined.
   Status get_many(LayoutId layout, std::span<const RowRead> reads);
 
  private:
-  // The reads of one run, [begin, end) of order_, and where its bytes will be.
+  // The reads of one run: [begin, end) of order_.
   struct WantedRun {
     BlockAddress block;
     uint32_t begin = 0;
     uint32_t end = 0;
-    std::byte* staging = nullptr;
   };
-  // One request serves the runs [begin, end) of wave_.
+  // One request: the runs [begin, end) of wanted_, in one place of the staging buffer.
   struct Piece {
     uint32_t begin = 0;
     uint32_t end = 0;
+    uint32_t place = 0;
   };
 
+  void find_runs(LayoutId layout, std::span<const RowRead> reads);
   void serve_from_memory(const RunShape& shape, std::span<const RowRead> reads,
                          const WantedRun& wanted, const RunInMemory& memory);
-  bool wave_is_full(const RunShape& shape, BlockAddress next) const;
-  Status add_to_wave(const RunShape& shape, WantedRun wanted);
-  void clear_wave();
-  Status run_wave(LayoutId layout, std::span<const RowRead> reads);
-  Status serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted);
+  // The request of the next piece; kLater while the staging buffer is full.
+  IoEngine::Next next_request(const RunShape& shape, IoRequest& request, Status* failed);
+  Status serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted,
+               const std::byte* run) const;
 
   StoreContext& context_;
   const SegmentTable& table_;
   SegmentFiles& files_;
   const std::vector<const SegmentWriter*> writers_;
+  const size_t place_bytes_;
   AlignedBuffer staging_;
-  size_t staged_bytes_ = 0;
-  size_t wave_files_ = 0;
+  // Of the batch at hand.
   std::vector<uint64_t> order_;  // block << 32 | position in the batch
-  std::vector<WantedRun> wave_;
+  std::vector<WantedRun> wanted_;
   std::vector<Piece> pieces_;
-  std::vector<IoRequest> requests_;
+  std::vector<uint32_t> free_places_;
+  uint32_t next_wanted_ = 0;
 };
 
 }  // namespace te

@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <utility>
 
+#include "base/check.h"
+
 namespace te {
 namespace {
 
@@ -36,13 +38,29 @@ SegmentFiles::Iterator* SegmentFiles::find(SegmentId id) {
   return &places_[id.value];
 }
 
-Status SegmentFiles::insert(SegmentId id, IoFile file) {
-  if (recent_.size() >= open_max_) {
-    Entry& oldest = recent_.back();
-    if (!oldest.file.is_direct()) TE_RETURN_IF_ERROR(sync_file(oldest.file));
-    places_[oldest.id.value] = recent_.end();
-    recent_.pop_back();
+SegmentFiles::~SegmentFiles() {
+  while (!recent_.empty()) close(recent_.begin());
+}
+
+void SegmentFiles::close(Iterator entry) {
+  io_.forget(entry->file);
+  places_[entry->id.value] = recent_.end();
+  recent_.erase(entry);
+}
+
+Status SegmentFiles::close_oldest() {
+  for (Iterator entry = recent_.end(); entry != recent_.begin();) {
+    --entry;
+    if (entry->holds > 0) continue;
+    if (!entry->file.is_direct()) TE_RETURN_IF_ERROR(sync_file(entry->file));
+    close(entry);
+    return Status::ok();
   }
+  return Status::ok();
+}
+
+Status SegmentFiles::insert(SegmentId id, IoFile file) {
+  if (recent_.size() >= open_max_) TE_RETURN_IF_ERROR(close_oldest());
   recent_.push_front({id, std::move(file)});
   *find(id) = recent_.begin();
   return Status::ok();
@@ -71,6 +89,18 @@ Result<IoFile*> SegmentFiles::acquire(SegmentId id) {
   return &recent_.front().file;
 }
 
+Result<IoFile*> SegmentFiles::hold(SegmentId id) {
+  Result<IoFile*> file = acquire(id);
+  if (file) ++recent_.front().holds;
+  return file;
+}
+
+void SegmentFiles::release(SegmentId id) {
+  Iterator entry = *find(id);
+  TE_CHECK(entry != recent_.end() && entry->holds > 0);
+  --entry->holds;
+}
+
 Status SegmentFiles::sync(std::span<const SegmentId> ids) {
   std::vector<IoRequest> requests;
   for (size_t begin = 0; begin < ids.size(); begin += kSyncFilesMax) {
@@ -88,8 +118,8 @@ Status SegmentFiles::sync(std::span<const SegmentId> ids) {
 Status SegmentFiles::remove(SegmentId id) {
   Iterator* place = find(id);
   if (*place != recent_.end()) {
-    recent_.erase(*place);
-    *place = recent_.end();
+    TE_CHECK((*place)->holds == 0);
+    close(*place);
   }
   return directory_.remove(path(id));
 }

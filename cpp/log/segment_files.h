@@ -3,8 +3,9 @@
 // A store has more segments than a process may have open files; the least recently acquired one is
 // closed. A file that was written through the page cache is synced before it is closed, so that no
 // write-back error is lost between. Thread-safety: none. Ownership: owns the open files. Invariant:
-// an acquired file stays open until `open_max() - 1` others have been acquired. Cost: an open()
-// where the file is not open yet.
+// an acquired file stays open until `open_max() - 1` others have been acquired, a held one until it
+// is released, even if that makes more than `open_max()`. Cost: an open() where the file is not
+// open yet.
 #pragma once
 
 #include <list>
@@ -21,6 +22,7 @@ namespace te {
 class SegmentFiles {
  public:
   SegmentFiles(StoreDirectory& directory, IoEngine& io);
+  ~SegmentFiles();
 
   size_t open_max() const { return open_max_; }
   std::string path(SegmentId id) const { return directory_.segment(id); }
@@ -28,6 +30,9 @@ class SegmentFiles {
   // A new file with `bytes` reserved on the disk; nothing is left behind on failure.
   Status create(SegmentId id, uint64_t bytes);
   Result<IoFile*> acquire(SegmentId id);
+  // Keeps the file open from acquire to release, as often as it is held.
+  Result<IoFile*> hold(SegmentId id);
+  void release(SegmentId id);
   // Makes the files of all these segments durable, several at a time.
   Status sync(std::span<const SegmentId> ids);
   Status remove(SegmentId id);
@@ -36,11 +41,14 @@ class SegmentFiles {
   struct Entry {
     SegmentId id;
     IoFile file;
+    uint32_t holds = 0;
   };
   using Iterator = std::list<Entry>::iterator;
 
   Iterator* find(SegmentId id);
   Status sync_file(const IoFile& file);
+  Status close_oldest();
+  void close(Iterator entry);
   Status insert(SegmentId id, IoFile file);
 
   StoreDirectory& directory_;

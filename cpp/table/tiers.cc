@@ -13,7 +13,6 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
-constexpr size_t kIoThreads = 8;
 
 uint32_t segment_bytes_for(uint64_t store_bytes) {
   // About a thousand segments a store (more reclaim better, fewer open faster), within reason.
@@ -154,16 +153,17 @@ Status Tiers::open_log() {
   store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
   options.segment_bytes = segment_bytes_for(store_bytes);
   options.block_bytes = block_bytes_for(store_bytes);
-  auto io = make_portable_engine(kIoThreads);
+  auto io = make_engine();
+  if (!io) return io.status();
   if (!config_.ssd_resume) {
-    auto log = LogStore::create(options, std::move(io));
+    auto log = LogStore::create(options, io.take());
     if (!log) return log.status();
     log_ = log.take();
     return log_->checkpoint(*this, checkpoint_metadata());
   }
   std::string blob;
   auto log = LogStore::open(
-      options, std::move(io),
+      options, io.take(),
       [this](LayoutId, RowId row, BlockAddress block) {
         index_->set(row, LocationWord::block(block));
       },

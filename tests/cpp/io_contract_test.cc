@@ -3,6 +3,7 @@
 
 #include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 #include <cstring>
 #include <filesystem>
 #include <functional>
@@ -22,9 +23,19 @@ struct EngineCase {
   std::function<std::unique_ptr<IoEngine>()> make;
 };
 
+// Null where the kernel or the container does not allow it.
+std::unique_ptr<IoEngine> uring_or_null(size_t depth) {
+  auto made = make_uring_engine(depth);
+  if (made.is_ok()) return made.take();
+  BOOST_TEST_MESSAGE("not tested here: " << made.status().message());
+  return nullptr;
+}
+
 const std::vector<EngineCase> kEngines = {
     {"portable, no threads", [] { return make_portable_engine(0); }},
     {"portable, 4 threads", [] { return make_portable_engine(4); }},
+    {"io_uring, 1 in flight", [] { return uring_or_null(1); }},
+    {"io_uring, 64 in flight", [] { return uring_or_null(64); }},
 };
 
 constexpr size_t kPage = kIoAlignmentBytes;
@@ -48,7 +59,7 @@ void for_each_engine(F f) {
     BOOST_TEST_CONTEXT(engine.name) {
       TempDirectory directory;
       auto io = engine.make();
-      f(*io, directory);
+      if (io != nullptr) f(*io, directory);
     }
   }
 }
@@ -91,6 +102,78 @@ BOOST_AUTO_TEST_CASE(what_is_written_is_read) {
     }));
     BOOST_TEST((done == std::vector<int>(done.size(), 1)));
     BOOST_TEST(std::memcmp(in.data(), out.data(), out.bytes()) == 0);
+  });
+}
+
+// A stream with fewer buffers than requests: a buffer is used again once its request has ended.
+BOOST_AUTO_TEST_CASE(a_stream_waits_for_its_buffers) {
+  for_each_engine([](IoEngine& io, const TempDirectory& directory) {
+    constexpr size_t kFiles = 3;
+    constexpr size_t kBlocks = 500;
+    constexpr size_t kBuffers = 5;
+    std::vector<IoFile> files;
+    AlignedBuffer out(kBlocks * kPage);
+    for (size_t b = 0; b < kBlocks; ++b)
+      std::memset(out.data() + b * kPage, static_cast<int>(b % 251), kPage);
+    for (size_t f = 0; f < kFiles; ++f) {
+      files.push_back(create_file(directory / std::to_string(f)));
+      const IoRequest all = write_of(files[f], 0, out.data(), out.bytes());
+      check_ok(io.run({&all, 1}, [](size_t) {}));
+    }
+    for (const bool registered : {true, false}) {
+      AlignedBuffer memory(kBuffers * kPage);
+      if (registered) io.add_buffer(memory.data(), memory.bytes());
+      std::vector<size_t> free_buffers = {0, 1, 2, 3, 4};
+      std::vector<IoRequest> asked;
+      const auto next = [&](IoRequest& request) {
+        if (asked.size() == kFiles * kBlocks) return IoEngine::Next::kEnd;
+        if (free_buffers.empty()) return IoEngine::Next::kLater;
+        const size_t n = asked.size();
+        request = read_of(files[n % kFiles], n / kFiles * kPage,
+                          memory.data() + free_buffers.back() * kPage, kPage);
+        free_buffers.pop_back();
+        asked.push_back(request);
+        return IoEngine::Next::kRequest;
+      };
+      std::vector<int> done(kFiles * kBlocks, 0);
+      check_ok(io.run_stream(next, [&](size_t i) {
+        ++done[i];
+        const IoRequest& r = asked[i];
+        BOOST_TEST_REQUIRE(std::memcmp(r.data, out.data() + r.offset_bytes, kPage) == 0);
+        free_buffers.push_back(static_cast<size_t>(r.data - memory.data()) / kPage);
+      }));
+      BOOST_TEST((done == std::vector<int>(done.size(), 1)));
+      BOOST_TEST(free_buffers.size() == kBuffers);
+      if (registered) io.remove_buffer(memory.data());
+    }
+    for (const IoFile& file : files) io.forget(file);
+    // Another file may get the descriptor of one that was forgotten.
+    files.clear();
+    IoFile other = create_file(directory / "other");
+    const IoRequest write = write_of(other, 0, out.data() + 7 * kPage, kPage);
+    check_ok(io.run({&write, 1}, [](size_t) {}));
+    BOOST_TEST(read_text(directory / "other")[0] == 7);
+    BOOST_TEST(read_text(directory / "0")[0] == 0);
+  });
+}
+
+BOOST_AUTO_TEST_CASE(the_meter_counts_what_was_done) {
+  for_each_engine([](IoEngine& io, const TempDirectory& directory) {
+    IoFile file = create_file(directory / "f");
+    AlignedBuffer data(8 * kPage);
+    std::vector<IoRequest> requests;
+    for (size_t i = 0; i < 8; ++i)
+      requests.push_back(write_of(file, i * kPage, data.data() + i * kPage, kPage));
+    check_ok(io.run(requests, [](size_t) {}));
+    for (IoRequest& request : requests) request.kind = IoRequest::Kind::kRead;
+    check_ok(io.run(requests, [](size_t) {}));
+    check_ok(io.run(requests, [](size_t) {}));
+    const IoStats writes = io.write_stats();
+    const IoStats reads = io.read_stats();
+    BOOST_TEST((writes.requests == 8 && reads.requests == 16));
+    BOOST_TEST((writes.bytes == 8 * kPage && reads.bytes == 16 * kPage));
+    BOOST_TEST((reads.latency_p50_us > 0 && reads.latency_p99_us >= reads.latency_p50_us));
+    BOOST_TEST((reads.queue_depth_mean >= 1 && reads.queue_depth_mean <= 8));
   });
 }
 
@@ -177,6 +260,23 @@ BOOST_AUTO_TEST_CASE(several_threads_may_run_batches_at_once) {
     for (std::thread& thread : threads) thread.join();
     BOOST_TEST(wrong == 0);
   });
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+BOOST_AUTO_TEST_SUITE(io_meter)
+
+BOOST_AUTO_TEST_CASE(percentiles_are_right_to_an_eighth) {
+  IoMeter meter;
+  for (uint64_t us = 1; us <= 1000; ++us) meter.record(10, us * 1000, 3);
+  const IoStats stats = meter.snapshot();
+  BOOST_TEST(stats.requests == 1000u);
+  BOOST_TEST(stats.bytes == 10000u);
+  BOOST_TEST(stats.queue_depth_mean == 3.0);
+  BOOST_TEST(std::abs(stats.latency_p50_us / 500 - 1) < 1.0 / 8);
+  BOOST_TEST(std::abs(stats.latency_p99_us / 990 - 1) < 1.0 / 8);
+  for (uint64_t ns : {uint64_t{0}, uint64_t{1}, uint64_t{7}, ~uint64_t{0}}) meter.record(0, ns, 1);
+  BOOST_TEST(meter.snapshot().requests == 1004u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -38,7 +38,11 @@ class TempDirectory {
   fs::path path_;
 };
 
-inline std::unique_ptr<IoEngine> test_engine() { return make_portable_engine(2); }
+inline std::unique_ptr<IoEngine> test_engine() {
+  auto made = make_engine();
+  TE_CHECK(made.is_ok());
+  return made.take();
+}
 
 inline void check_ok(const Status& status) { BOOST_TEST_REQUIRE(status.is_ok(), status.message()); }
 
