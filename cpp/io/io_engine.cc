@@ -32,7 +32,7 @@ void IoEngine::add_buffer(std::byte*, size_t) {}
 void IoEngine::remove_buffer(std::byte*) {}
 void IoEngine::forget(const IoFile&) {}
 
-Result<std::unique_ptr<IoEngine>> make_engine() {
+Result<std::unique_ptr<IoEngine>> make_io_engine() {
   const char* set = std::getenv("TIERED_EMB_IO");
   const std::string wanted = set == nullptr ? "" : set;
   if (wanted == "portable") return make_portable_engine(kPortableThreads);

@@ -112,6 +112,6 @@ std::unique_ptr<IoEngine> make_portable_engine(size_t threads);
 Result<std::unique_ptr<IoEngine>> make_uring_engine(size_t depth);
 // io_uring where it works, else portable; the environment variable TIERED_EMB_IO=io_uring|portable
 // decides instead, and then fails where its choice does not work.
-Result<std::unique_ptr<IoEngine>> make_engine();
+Result<std::unique_ptr<IoEngine>> make_io_engine();
 
 }  // namespace te

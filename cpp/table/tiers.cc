@@ -153,7 +153,7 @@ Status Tiers::open_log() {
   store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
   options.segment_bytes = segment_bytes_for(store_bytes);
   options.block_bytes = block_bytes_for(store_bytes);
-  auto io = make_engine();
+  auto io = make_io_engine();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
     auto log = LogStore::create(options, io.take());

@@ -39,7 +39,7 @@ class TempDirectory {
 };
 
 inline std::unique_ptr<IoEngine> test_engine() {
-  auto made = make_engine();
+  auto made = make_io_engine();
   TE_CHECK(made.is_ok());
   return made.take();
 }
