@@ -51,11 +51,22 @@ class Stats:
     """Bytes written to segment files, the reclaimer's included."""
     ssd_checkpoint_written_bytes: int
     ssd_rows_reclaimed: int
+    ssd_reclaim_read_bytes: int
     ssd_segments_reclaimed: int
     ssd_segments: int
     ssd_segments_pinned: int
+    ssd_segments_damaged: int
+    """Segments that the reclaimer could not read and leaves alone, at present."""
     ssd_used_bytes: int
     ssd_live_bytes: int
+    ssd_io_engine: str
+    """`io_uring` or `portable`; empty without an ssd tier."""
+    ssd_read_latency_p50_us: float
+    ssd_read_latency_p99_us: float
+    ssd_read_queue_depth: float
+    """Reads in flight, on average, as one that ends finds them."""
+    ssd_write_latency_p50_us: float
+    ssd_write_latency_p99_us: float
     plan_ns: int
     move_ns: int
     forward_ns: int

@@ -14,10 +14,11 @@
 namespace te {
 
 Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
-                           SegmentWriter& outside, SegmentWriter& survivors)
+                           WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors)
     : context_(context),
       directory_(directory),
       table_(table),
+      behind_(behind),
       outside_(outside),
       survivors_(survivors) {}
 
@@ -58,6 +59,7 @@ Status Checkpointer::write_blocks() {
   if (!sync_failure_) return sync_failure_;
   TE_RETURN_IF_ERROR(survivors_.close_all());
   TE_RETURN_IF_ERROR(outside_.close_all());
+  TE_RETURN_IF_ERROR(behind_.drain());
   sync_failure_ = table_.sync_written();
   return sync_failure_;
 }

@@ -24,7 +24,7 @@ namespace te {
 class Checkpointer {
  public:
   Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
-               SegmentWriter& outside, SegmentWriter& survivors);
+               WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors);
 
   Status write(const RowOwner& owner, const std::string& metadata);
   // Rebuilds the segment table from a manifest and its index, then deletes what neither names.
@@ -45,6 +45,7 @@ class Checkpointer {
   StoreContext& context_;
   StoreDirectory& directory_;
   SegmentTable& table_;
+  WriteBehind& behind_;
   SegmentWriter& outside_;
   SegmentWriter& survivors_;
   uint64_t checkpoint_last_ = 0;            // number of the last attempt

@@ -14,6 +14,7 @@
 #include "log/segment_files.h"
 #include "log/segment_table.h"
 #include "log/store_context.h"
+#include "log/write_behind.h"
 #include "log/writer.h"
 
 namespace te {
@@ -53,16 +54,19 @@ class LogStore::Impl {
         context(options, std::move(io)),
         files(directory, *context.io),
         table(context, files),
-        outside(context, table, files, SegmentWriter::Source::kOutside),
-        survivors(context, table, files, SegmentWriter::Source::kSurvivors),
-        reader(context, table, files, std::array<const SegmentWriter*, 2>{&outside, &survivors}),
+        behind(context, table, files),
+        outside(context, table, behind, SegmentWriter::Source::kOutside),
+        survivors(context, table, behind, SegmentWriter::Source::kSurvivors),
+        reader(context, table, files, behind,
+               std::array<const SegmentWriter*, 2>{&outside, &survivors}),
         reclaimer(context, table, files, survivors),
-        checkpointer(context, directory, table, outside, survivors) {}
+        checkpointer(context, directory, table, behind, outside, survivors) {}
 
   StoreDirectory directory;
   StoreContext context;
   SegmentFiles files;
   SegmentTable table;
+  WriteBehind behind;
   SegmentWriter outside;
   SegmentWriter survivors;
   BlockReader reader;
@@ -127,6 +131,7 @@ Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
   TE_CHECK(rows.size() == data.size() && rows.size() == out_blocks.size());
   TE_CHECK(layout.value < impl_->context.shapes.size());
   for (RowId row : rows) TE_CHECK(row.value < impl_->context.options.total_rows);
+  TE_RETURN_IF_ERROR(impl_->behind.settle());
   TE_RETURN_IF_ERROR(impl_->outside.prepare(layout, rows.size()));
   size_t appended = 0;
   Status status = impl_->outside.append(layout, {rows, data}, out_blocks, &appended);
@@ -149,11 +154,19 @@ void LogStore::retire(LayoutId layout, BlockAddress block) {
   impl_->table.remove_live(block, impl_->context.shape(layout).share_bytes);
 }
 
-Status LogStore::reclaim(RowOwner& owner, uint32_t segments_max) {
-  return impl_->reclaimer.reclaim(owner, segments_max);
+LogStore::ReclaimNeed LogStore::reclaim_need() const { return impl_->reclaimer.need(); }
+
+Status LogStore::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
+  TE_RETURN_IF_ERROR(impl_->behind.settle());
+  return impl_->reclaimer.reclaim(owner, chunks_max, wait);
 }
 
+bool LogStore::is_reclaiming() const { return impl_->reclaimer.is_at_work(); }
+
+void LogStore::wait_for_reclaim() { impl_->reclaimer.wait_for_chunk(); }
+
 Status LogStore::checkpoint(const RowOwner& owner, const std::string& metadata) {
+  impl_->reclaimer.abandon();  // its victim may go
   return impl_->checkpointer.write(owner, metadata);
 }
 

@@ -3,11 +3,12 @@
 //
 // The store does not know where each row's newest copy is: location words do (log/row_index.h), and
 // they belong to the caller, who reaches them through RowOwner. The store counts live bytes per
-// segment, so every copy that becomes obsolete must be announced by `retire`. Thread-safety: none;
-// the engine's mutex guards it. Ownership: holds its files, its buffers and an exclusive lock on
-// the directory. Invariants: a block that was handed out is never rewritten in place; segments that
-// the last manifest refers to stay on disk until the next manifest is in place, so the directory
-// always opens as the last `checkpoint`. Cost: docs/ARCHITECTURE.md, file format: docs/FORMAT.md.
+// segment, so every copy that becomes obsolete must be announced by `retire`. Thread-safety: none,
+// but wait_for_reclaim; the engine's mutex guards it. Ownership: holds its files, its buffers and
+// an exclusive lock on the directory. Invariants: a block that was handed out is never rewritten in
+// place; segments that the last manifest refers to stay on disk until the next manifest is in
+// place, so the directory always opens as the last `checkpoint`. Cost: docs/ARCHITECTURE.md, file
+// format: docs/FORMAT.md.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +32,7 @@ struct LogOptions {
   uint32_t block_bytes = 4096;             // power of two, >= 4096
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
+  bool background_io = true;               // false: every write is done when the call returns
   double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
 };
 
@@ -57,7 +59,7 @@ struct RowRead {
 struct LogStats {
   uint64_t rows_read = 0;
   uint64_t rows_from_write_buffer = 0;  // part of rows_read
-  uint64_t blocks_read = 0;
+  uint64_t blocks_read = 0;             // for rows_read
   uint64_t read_bytes = 0;
   uint64_t rows_written = 0;
   uint64_t row_written_bytes = 0;  // payload given to put_many
@@ -65,11 +67,13 @@ struct LogStats {
   uint64_t checkpoint_written_bytes = 0;
   uint64_t rows_reclaimed = 0;  // copied by the reclaimer
   uint64_t segments_reclaimed = 0;
-  uint64_t segments_now = 0;         // files in use, pinned ones included
-  uint64_t segments_pinned_now = 0;  // reclaimed, kept for the last manifest
-  uint64_t segments_spare_now = 0;   // files beyond those: reserved space, not written yet
-  uint64_t used_bytes_now = 0;       // segment files in use, pinned ones excluded
-  uint64_t live_bytes_now = 0;       // rows that count, in bytes of their share of a block
+  uint64_t reclaim_read_bytes = 0;
+  uint64_t segments_now = 0;          // files in use, pinned ones included
+  uint64_t segments_pinned_now = 0;   // reclaimed, kept for the last manifest
+  uint64_t segments_damaged_now = 0;  // that the reclaimer could not read, and leaves alone
+  uint64_t segments_spare_now = 0;    // files beyond those: reserved space, not written yet
+  uint64_t used_bytes_now = 0;        // segment files in use, pinned ones excluded
+  uint64_t live_bytes_now = 0;        // rows that count, in bytes of their share of a block
 };
 
 class LogStore {
@@ -101,9 +105,19 @@ class LogStore {
   Status get_many(LayoutId layout, std::span<const RowRead> reads);
   // The copy of one row in this block no longer counts.
   void retire(LayoutId layout, BlockAddress block);
-  // Reclaims at most `segments_max` segments if the space bound asks for it, or a put found no
-  // space. Survivors that find no space end it early without an error: the next put reports that.
-  Status reclaim(RowOwner& owner, uint32_t segments_max);
+  // Whether segments should be reclaimed: no; used space is over its bound; far over, or a put
+  // found no space.
+  enum class ReclaimNeed : uint8_t { kNone, kSome, kUrgent };
+  ReclaimNeed reclaim_need() const;
+  // Reclaims as long as there is need, at most `chunks_max` chunks of a segment (half a MiB each).
+  // Chunks are read in the background; without `wait` the call returns when the next has not
+  // arrived. Survivors that find no space end it early without an error: the next put reports that.
+  Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait = true);
+  // Whether a segment is half reclaimed: there is something to go on with.
+  bool is_reclaiming() const;
+  // Until the chunk that is being read has arrived. While it waits, other threads may use the
+  // store.
+  void wait_for_reclaim();
   // Makes everything put so far durable and atomically the state that `open` gives: writes buffers,
   // syncs, writes the index of `owner` and a manifest with `metadata`, deletes segments no longer
   // needed.

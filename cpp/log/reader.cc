@@ -29,10 +29,11 @@ BlockAddress block_of(uint64_t key) { return BlockAddress(static_cast<uint32_t>(
 }  // namespace
 
 BlockReader::BlockReader(StoreContext& context, const SegmentTable& table, SegmentFiles& files,
-                         std::span<const SegmentWriter* const> writers)
+                         const WriteBehind& behind, std::span<const SegmentWriter* const> writers)
     : context_(context),
       table_(table),
       files_(files),
+      behind_(behind),
       writers_(writers.begin(), writers.end()),
       place_bytes_(choose_place_bytes(context)),
       staging_(choose_places(context, place_bytes_) * place_bytes_) {
@@ -95,6 +96,8 @@ void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
       for (size_t w = 0; w < writers_.size() && memory.run == nullptr; ++w) {
         memory = writers_[w]->find(block);
       }
+      const std::byte* behind = memory.run == nullptr ? behind_.find(block) : nullptr;
+      if (behind != nullptr) memory = {behind, read_header(behind).row_count};
     }
     if (memory.run != nullptr) {
       serve_from_memory(shape, reads, wanted, memory);

@@ -22,7 +22,7 @@ namespace te {
 class BlockReader {
  public:
   BlockReader(StoreContext& context, const SegmentTable& table, SegmentFiles& files,
-              std::span<const SegmentWriter* const> writers);
+              const WriteBehind& behind, std::span<const SegmentWriter* const> writers);
   ~BlockReader();
   // On error the destinations are undefined.
   Status get_many(LayoutId layout, std::span<const RowRead> reads);
@@ -52,6 +52,7 @@ class BlockReader {
   StoreContext& context_;
   const SegmentTable& table_;
   SegmentFiles& files_;
+  const WriteBehind& behind_;
   const std::vector<const SegmentWriter*> writers_;
   const size_t place_bytes_;
   AlignedBuffer staging_;

@@ -1,18 +1,22 @@
 #include "log/reclaimer.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
 namespace te {
 namespace {
 
-constexpr size_t kChunkBytes = size_t{1} << 20;
+// What is moved in one go, while a step may wait.
+constexpr size_t kChunkBytes = size_t{512} << 10;
 constexpr size_t kRequestBytes = size_t{128} << 10;
 // The segments that two writers hold open and their last ones say nothing about garbage.
 constexpr uint64_t kSlackSegments = 4;
 // A victim must give back at least one part in this many, or reclaiming it is motion without gain.
 constexpr uint32_t kGainParts = 16;
+// Used space is far over its bound when it exceeds it by one part in this many.
+constexpr uint64_t kUrgentParts = 32;
 
 uint32_t widest_span(const StoreContext& context) {
   uint32_t span = 1;
@@ -40,12 +44,20 @@ Reclaimer::Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& f
       fill_bytes_(context.options.segment_bytes -
                   (widest_span(context) - 1) * context.options.block_bytes) {}
 
-bool Reclaimer::is_over_bound() const {
+Reclaimer::~Reclaimer() { abandon(); }
+
+uint64_t Reclaimer::allowed_bytes() const {
   const double packed_ratio = double(context_.options.segment_bytes) / fill_bytes_;
-  const double allowed_bytes = context_.options.space_bound_ratio * packed_ratio *
-                               static_cast<double>(table_.live_bytes_total());
-  return static_cast<double>(table_.used_bytes()) >
-         allowed_bytes + static_cast<double>(slack_bytes_);
+  return slack_bytes_ + static_cast<uint64_t>(context_.options.space_bound_ratio * packed_ratio *
+                                              static_cast<double>(table_.live_bytes_total()));
+}
+
+Reclaimer::Need Reclaimer::need() const {
+  if (table_.shortage() > 0) return Need::kUrgent;
+  const uint64_t allowed = allowed_bytes();
+  if (table_.used_bytes() <= allowed) return Need::kNone;
+  const uint64_t urgent = allowed + allowed / kUrgentParts + slack_bytes_;
+  return table_.used_bytes() <= urgent ? Need::kSome : Need::kUrgent;
 }
 
 SegmentId Reclaimer::choose_victim() const {
@@ -59,69 +71,112 @@ SegmentId Reclaimer::choose_victim() const {
   return is_worth_it(victim) ? victim : SegmentId::none();
 }
 
-Status Reclaimer::reclaim(RowOwner& owner, uint32_t segments_max) {
-  for (uint32_t done = 0; done < segments_max; ++done) {
-    if (table_.shortage() == 0 && !is_over_bound()) break;
-    const SegmentId victim = choose_victim();
-    if (victim.is_none()) break;
-    if (table_.live_bytes(victim) > 0) {
-      Status status = rescue(owner, victim);
-      if (status.code() == StatusCode::kNoSpace) break;
-      TE_RETURN_IF_ERROR(std::move(status));
+Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
+  for (uint32_t done = 0; done < chunks_max;) {
+    if (victim_.is_none()) {
+      if (need() == Need::kNone) return Status::ok();
+      Result<bool> begun = begin();
+      if (!begun) return begun.status();
+      if (!begun.value()) return Status::ok();
     }
-    ++context_.stats.segments_reclaimed;
-    TE_RETURN_IF_ERROR(table_.drop(victim));
+    if (chunk_blocks_ > 0) {
+      if (!wait && !job_.is_done()) return Status::ok();
+      context_.worker->wait(job_);
+      Status status = rescue_chunk(owner);
+      if (status.code() == StatusCode::kNoSpace) {
+        abandon();
+        return Status::ok();
+      }
+      if (!status) {
+        table_.set_damaged(victim_);
+        abandon();
+        return status;
+      }
+      ++done;
+    }
+    if (chunk_first_ >= table_.blocks_used(victim_) || table_.live_bytes(victim_) == 0) {
+      TE_RETURN_IF_ERROR(finish_victim());
+    } else if (Status status = read_chunk(); !status) {
+      abandon();
+      return status;
+    }
   }
   return Status::ok();
 }
 
-Status Reclaimer::read_chunk(const IoFile* file, uint32_t first_block, uint32_t blocks) {
-  const size_t block_bytes = context_.options.block_bytes;
-  const size_t bytes = blocks * block_bytes;
-  requests_.clear();
-  for (size_t at = 0; at < bytes; at += kRequestBytes) {
-    requests_.push_back({IoRequest::Kind::kRead, file, first_block * block_bytes + at,
-                         buffer_.data() + at, std::min(kRequestBytes, bytes - at)});
-  }
-  TE_RETURN_IF_ERROR(context_.io->run(requests_, [](size_t) {}));
-  context_.stats.blocks_read += blocks;
-  context_.stats.read_bytes += bytes;
-  return Status::ok();
+Result<bool> Reclaimer::begin() {
+  const SegmentId victim = choose_victim();
+  if (victim.is_none()) return false;
+  Result<IoFile*> file = files_.hold(victim);
+  if (!file) return file.status();
+  victim_ = victim;
+  chunk_first_ = 0;
+  chunk_blocks_ = 0;
+  return true;
 }
 
-Status Reclaimer::rescue(RowOwner& owner, SegmentId victim) {
+void Reclaimer::wait_for_chunk() { context_.worker->wait(job_); }
+
+void Reclaimer::abandon() {
+  if (victim_.is_none()) return;
+  context_.worker->wait(job_);
+  files_.release(victim_);
+  victim_ = SegmentId::none();
+  chunk_blocks_ = 0;
+}
+
+Status Reclaimer::finish_victim() {
+  TE_CHECK(table_.live_bytes(victim_) == 0);  // else the owner counts a row that is not there
+  const SegmentId done = victim_;
+  abandon();
+  ++context_.stats.segments_reclaimed;
+  return table_.drop(done);
+}
+
+Status Reclaimer::read_chunk() {
   if (buffer_.bytes() == 0) buffer_ = AlignedBuffer(chunk_bytes(context_));
   const size_t block_bytes = context_.options.block_bytes;
-  const auto chunk_blocks = static_cast<uint32_t>(buffer_.bytes() / block_bytes);
-  const uint32_t blocks_used = table_.blocks_used(victim);
-  // Chunks start where a run starts; one that the end of a chunk cuts starts the next chunk.
-  for (uint32_t chunk = 0; chunk < blocks_used && table_.live_bytes(victim) > 0;) {
-    const uint32_t blocks = std::min(chunk_blocks, blocks_used - chunk);
-    // Survivors were written in between, which may have closed the file.
-    Result<IoFile*> file = files_.acquire(victim);
-    if (!file) return file.status();
-    TE_RETURN_IF_ERROR(read_chunk(file.value(), chunk, blocks));
-    uint32_t at = 0;
-    while (at < blocks) {
-      const std::byte* run = buffer_.data() + at * block_bytes;
-      const BlockAddress block = table_.address(victim, chunk + at);
-      const char* wrong = check_rescued(run, block, blocks_used - chunk - at);
-      const BlockHeader header = read_header(run);
-      if (wrong == nullptr && at + header.span_blocks > blocks) break;
-      const LayoutId layout(header.layout);
-      if (wrong == nullptr) {
-        const RunIdentity identity{context_.store_id, table_.sequence(victim), block, layout};
-        wrong = check_run(run, context_.shape(layout), identity);
-      }
-      if (wrong != nullptr) {
-        return Status(StatusCode::kCorruption, table_.describe(block) + ": " + wrong);
-      }
-      TE_RETURN_IF_ERROR(rescue_run(owner, run, block, layout));
-      at += header.span_blocks;
-    }
-    chunk += at;
+  const auto blocks_max = static_cast<uint32_t>(buffer_.bytes() / block_bytes);
+  Result<IoFile*> file = files_.acquire(victim_);
+  if (!file) return file.status();
+  chunk_blocks_ = std::min(blocks_max, table_.blocks_used(victim_) - chunk_first_);
+  const size_t bytes = chunk_blocks_ * block_bytes;
+  job_.requests.clear();
+  for (size_t at = 0; at < bytes; at += kRequestBytes) {
+    job_.requests.push_back({IoRequest::Kind::kRead, file.value(), chunk_first_ * block_bytes + at,
+                             buffer_.data() + at, std::min(kRequestBytes, bytes - at)});
   }
-  TE_CHECK(table_.live_bytes(victim) == 0);  // else the owner counts a row that is not there
+  context_.worker->submit(job_);
+  return Status::ok();
+}
+
+// Moves the live rows of the chunk. A chunk starts where a run starts; a run that its end cuts
+// starts the next one.
+Status Reclaimer::rescue_chunk(RowOwner& owner) {
+  const size_t block_bytes = context_.options.block_bytes;
+  const uint32_t blocks = std::exchange(chunk_blocks_, 0);
+  TE_RETURN_IF_ERROR(Status(job_.status));
+  context_.stats.reclaim_read_bytes += blocks * block_bytes;
+  uint32_t at = 0;
+  while (at < blocks) {
+    const std::byte* run = buffer_.data() + at * block_bytes;
+    const BlockAddress block = table_.address(victim_, chunk_first_ + at);
+    const uint32_t blocks_left = table_.blocks_used(victim_) - chunk_first_ - at;
+    const char* wrong = check_rescued(run, block, blocks_left);
+    const BlockHeader header = read_header(run);
+    if (wrong == nullptr && at + header.span_blocks > blocks) break;
+    const LayoutId layout(header.layout);
+    if (wrong == nullptr) {
+      const RunIdentity identity{context_.store_id, table_.sequence(victim_), block, layout};
+      wrong = check_run(run, context_.shape(layout), identity);
+    }
+    if (wrong != nullptr) {
+      return Status(StatusCode::kCorruption, table_.describe(block) + ": " + wrong);
+    }
+    TE_RETURN_IF_ERROR(rescue_run(owner, run, block, layout));
+    at += header.span_blocks;
+  }
+  chunk_first_ += at;
   return Status::ok();
 }
 

@@ -2,10 +2,11 @@
 //
 // Rosenblum and Ousterhout, "The design and implementation of a log-structured file system", 1992,
 // describe the scheme; greedy with survivors in a stream of their own was best in our simulations
-// (docs/ARCHITECTURE.md). Thread-safety: none. Ownership: owns its read buffer, allocated at the
-// first use. Invariant: a row moves completely or not at all, so any error leaves every row
-// readable. Cost: per segment one sequential read of its blocks and one write of its live rows;
-// nothing at all if it has none.
+// (docs/ARCHITECTURE.md). The victim is read a chunk at a time by the store's worker; what a call
+// does itself is to move the live rows of chunks that have arrived. Thread-safety: none, but
+// wait_for_chunk. Ownership: owns its read buffer, allocated at the first use. Invariant: a row
+// moves completely or not at all, so any error leaves every row readable. Cost: per segment one
+// sequential read of its blocks and one write of its live rows; nothing at all if it has none.
 #pragma once
 
 #include <cstdint>
@@ -13,6 +14,7 @@
 
 #include "base/aligned_buffer.h"
 #include "base/status.h"
+#include "io/io_worker.h"
 #include "log/segment_files.h"
 #include "log/segment_table.h"
 #include "log/store_context.h"
@@ -24,17 +26,31 @@ class Reclaimer {
  public:
   Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& files,
             SegmentWriter& survivors);
-  // Reclaims until nothing asks for it, nothing is worth it, survivors find no space, or
-  // `segments_max` segments are done. Lack of space is not an error here: the next put reports it.
-  Status reclaim(RowOwner& owner, uint32_t segments_max);
+  ~Reclaimer();
+  // How urgent: nothing to do; used space is over its bound; far over, or puts wait for space.
+  using Need = LogStore::ReclaimNeed;
+  Need need() const;
+  bool is_at_work() const { return !victim_.is_none(); }
+  // Works until nothing asks for it, nothing is worth it, survivors find no space, the next chunk
+  // has not arrived and `wait` is false, or `chunks_max` chunks are done. Lack of space is not an
+  // error here: the next put reports it. A victim that cannot be read is an error once, and then
+  // left alone.
+  Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait);
+  // Until the chunk that is being read has arrived. Any thread may wait while others use the store.
+  void wait_for_chunk();
+  // Forgets the victim at hand; its rows that have not moved stay where they are.
+  void abandon();
 
  private:
-  bool is_over_bound() const;
+  uint64_t allowed_bytes() const;
   SegmentId choose_victim() const;
-  Status rescue(RowOwner& owner, SegmentId victim);
-  Status read_chunk(const IoFile* file, uint32_t first_block, uint32_t blocks);
+  // Starts on a victim; false if there is none.
+  Result<bool> begin();
+  Status read_chunk();
+  Status rescue_chunk(RowOwner& owner);
   Status rescue_run(RowOwner& owner, const std::byte* run, BlockAddress block, LayoutId layout);
   const char* check_rescued(const std::byte* run, BlockAddress block, uint32_t blocks_left) const;
+  Status finish_victim();
 
   StoreContext& context_;
   SegmentTable& table_;
@@ -43,7 +59,10 @@ class Reclaimer {
   const uint64_t slack_bytes_;
   const uint32_t fill_bytes_;  // of a segment that is packed as well as any
   AlignedBuffer buffer_;
-  std::vector<IoRequest> requests_;
+  IoWorker::Job job_;
+  SegmentId victim_;           // none: idle
+  uint32_t chunk_first_ = 0;   // its block where the chunk at hand begins
+  uint32_t chunk_blocks_ = 0;  // 0: none is being read
 };
 
 }  // namespace te

@@ -182,12 +182,12 @@ void SegmentTable::set_state(SegmentId id, State state) {
 
 void SegmentTable::run_opened(SegmentId id, uint32_t blocks_used) {
   segments_[id.value].blocks_used = blocks_used;
-  ++segments_[id.value].open_runs;
+  ++segments_[id.value].unfinished;
 }
 
 void SegmentTable::run_closed(SegmentId id) {
-  TE_CHECK(segments_[id.value].open_runs > 0);
-  --segments_[id.value].open_runs;
+  TE_CHECK(segments_[id.value].unfinished > 0);
+  --segments_[id.value].unfinished;
   seal_if_complete(id);
 }
 
@@ -198,11 +198,14 @@ void SegmentTable::leave(SegmentId id) {
 
 void SegmentTable::seal_if_complete(SegmentId id) {
   const Segment& segment = segments_[id.value];
-  if (segment.left && segment.open_runs == 0) set_state(id, State::kSealed);
+  if (segment.left && segment.unfinished == 0) set_state(id, State::kSealed);
 }
 
-void SegmentTable::mark_unsynced(SegmentId id) {
+void SegmentTable::write_ended(SegmentId id) { run_closed(id); }
+
+void SegmentTable::write_started(SegmentId id) {
   Segment& segment = segments_[id.value];
+  ++segment.unfinished;
   if (segment.unsynced) return;
   segment.unsynced = true;
   unsynced_.push_back(id);
@@ -236,6 +239,7 @@ SegmentId SegmentTable::emptiest(bool may_be_pinned) const {
   for (uint32_t i = 0; i < states_.size(); ++i) {
     if (states_[i] != State::kSealed || live_bytes_[i] >= best_bytes) continue;
     if (!may_be_pinned && segments_[i].in_manifest) continue;
+    if (segments_[i].damaged) continue;
     best = SegmentId(i);
     best_bytes = live_bytes_[i];
   }
@@ -304,6 +308,7 @@ void SegmentTable::finish_restore() {
 void SegmentTable::fill(LogStats& stats) const {
   stats.segments_now = segments_used_ + pinned_.size();
   stats.segments_pinned_now = pinned_.size();
+  for (const Segment& segment : segments_) stats.segments_damaged_now += segment.damaged;
   stats.segments_spare_now = file_count_ - stats.segments_now;
   stats.used_bytes_now = used_bytes();
   stats.live_bytes_now = live_bytes_total_;

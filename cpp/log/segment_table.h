@@ -62,8 +62,9 @@ class SegmentTable {
   // --- the life of an open segment
   void run_opened(SegmentId id, uint32_t blocks_used);
   void run_closed(SegmentId id);
-  void leave(SegmentId id);  // its stream moved on: sealed once its open runs are closed
-  void mark_unsynced(SegmentId id);
+  void leave(SegmentId id);  // its stream moved on: sealed once its open runs are written
+  void write_started(SegmentId id);
+  void write_ended(SegmentId id);
   Status sync_written();
   uint32_t blocks_used(SegmentId id) const { return segments_[id.value].blocks_used; }
   uint64_t sequence(SegmentId id) const { return segments_[id.value].sequence; }
@@ -78,8 +79,11 @@ class SegmentTable {
   uint32_t live_bytes(SegmentId id) const { return live_bytes_[id.value]; }
   uint64_t live_bytes_total() const { return live_bytes_total_; }
   uint64_t used_bytes() const { return uint64_t{segments_used_} * context_.options.segment_bytes; }
-  // The sealed segment with the fewest live bytes, among all or those no manifest refers to.
+  // The sealed segment with the fewest live bytes, among all or those no manifest refers to. Not
+  // one that was found damaged.
   SegmentId emptiest(bool may_be_pinned) const;
+
+  void set_damaged(SegmentId id) { segments_[id.value].damaged = true; }
 
   // --- checkpoints
   // Records of the segments a manifest written now must name: those that hold live rows.
@@ -99,10 +103,11 @@ class SegmentTable {
   struct Segment {
     uint64_t sequence = 0;
     uint32_t blocks_used = 0;
-    uint32_t open_runs = 0;
+    uint32_t unfinished = 0;  // open runs, and writes under way
     bool left = false;
     bool in_manifest = false;
     bool unsynced = false;
+    bool damaged = false;
   };
 
   Result<SegmentId> create_file();

@@ -9,6 +9,7 @@
 
 #include "base/types.h"
 #include "io/io_engine.h"
+#include "io/io_worker.h"
 #include "log/block.h"
 #include "log/log_store.h"
 
@@ -17,7 +18,8 @@ namespace te {
 struct StoreContext {
   LogOptions options;
   std::unique_ptr<IoEngine> io;
-  std::vector<RunShape> shapes;  // of each LayoutId
+  std::unique_ptr<IoWorker> worker;  // what need not be waited for
+  std::vector<RunShape> shapes;      // of each LayoutId
   uint32_t blocks_per_segment = 0;
 
   uint64_t store_id = 0;       // random; told apart from every other store ever
@@ -26,7 +28,10 @@ struct StoreContext {
   LogStats stats;
 
   StoreContext(const LogOptions& o, std::unique_ptr<IoEngine> engine)
-      : options(o), io(std::move(engine)), blocks_per_segment(o.segment_bytes / o.block_bytes) {
+      : options(o),
+        io(std::move(engine)),
+        worker(std::make_unique<IoWorker>(*io, o.background_io)),
+        blocks_per_segment(o.segment_bytes / o.block_bytes) {
     for (uint32_t row_bytes : o.layout_row_bytes) {
       shapes.push_back(make_run_shape(o.block_bytes, row_bytes, o.total_rows));
     }

@@ -1,9 +1,8 @@
-// WriteBuffer: the closed blocks at the end of a segment that are not on disk yet.
+// WriteBuffer: the closed blocks at the end of a segment that are not on their way to the disk yet.
 //
-// The only place that writes segment files in bulk: `flush` may become asynchronous behind this
-// interface. Thread-safety: none. Ownership: owns its memory. Invariant: holds the consecutive
-// blocks [first, first + used) of one segment; a block is written once. Cost: one sequential write
-// a flush, or one for each piece between blocks that are still open.
+// Thread-safety: none. Ownership: owns its memory, and passes it on with what it holds. Invariant:
+// holds the consecutive blocks [first, first + used) of one segment; a block is written once. Cost:
+// one sequential write a flush, or one for each piece between blocks that are still open.
 #pragma once
 
 #include <cstdint>
@@ -15,12 +14,13 @@
 #include "base/types.h"
 #include "log/segment_table.h"
 #include "log/store_context.h"
+#include "log/write_behind.h"
 
 namespace te {
 
 class WriteBuffer {
  public:
-  WriteBuffer(StoreContext& context, SegmentTable& table, SegmentFiles& files, uint32_t blocks_max);
+  WriteBuffer(StoreContext& context, SegmentTable& table, WriteBehind& behind, uint32_t blocks_max);
 
   void start(SegmentId segment, uint32_t first_block);
   bool has_room(uint32_t blocks) const { return blocks_used_ + blocks <= blocks_max_; }
@@ -40,19 +40,17 @@ class WriteBuffer {
     BlockAddress block;
     uint32_t span_blocks = 0;
   };
-  // Writes everything but the holes (ascending) and goes on after the last block. On error nothing
-  // has changed, and flushing again is fine.
+  // Passes on everything but the holes (ascending) and goes on after the last block. On error
+  // nothing has changed, and flushing again is fine.
   Status flush(std::span<const Hole> holes);
 
  private:
-  void add_piece(const IoFile* file, uint32_t begin, uint32_t end);
-
   StoreContext& context_;
   SegmentTable& table_;
-  SegmentFiles& files_;
+  WriteBehind& behind_;
   const uint32_t blocks_max_;
   AlignedBuffer memory_;
-  std::vector<IoRequest> requests_;
+  std::vector<WriteBehind::Piece> pieces_;
   SegmentId segment_;
   uint32_t first_block_ = 0;    // within the segment
   uint32_t first_address_ = 0;  // of that block

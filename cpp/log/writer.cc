@@ -20,13 +20,13 @@ uint32_t choose_buffer_blocks(const StoreContext& context) {
 
 }  // namespace
 
-SegmentWriter::SegmentWriter(StoreContext& context, SegmentTable& table, SegmentFiles& files,
+SegmentWriter::SegmentWriter(StoreContext& context, SegmentTable& table, WriteBehind& behind,
                              Source source)
     : context_(context),
       table_(table),
-      files_(files),
+      behind_(behind),
       source_(source),
-      buffer_(context, table, files, choose_buffer_blocks(context)),
+      buffer_(context, table, behind, choose_buffer_blocks(context)),
       open_(context.shapes.size()) {
   holes_.reserve(open_.size());
 }
@@ -106,15 +106,10 @@ Status SegmentWriter::close_run(LayoutId layout) {
   if (buffer_.holds(run.block)) {
     std::memcpy(buffer_.at(run.block), run.bytes.data(), shape.run_bytes);
   } else {
-    Result<IoFile*> file = files_.acquire(segment);
-    if (!file) return file.status();
-    const IoRequest request{
-        IoRequest::Kind::kWrite, file.value(),
-        uint64_t{table_.block_in_segment(run.block)} * context_.options.block_bytes,
-        run.bytes.data(), shape.run_bytes};
-    table_.mark_unsynced(segment);
-    TE_RETURN_IF_ERROR(context_.io->run({&request, 1}, [](size_t) {}));
-    context_.stats.written_bytes += shape.run_bytes;
+    AlignedBuffer copy = behind_.take_buffer(shape.run_bytes);
+    std::memcpy(copy.data(), run.bytes.data(), shape.run_bytes);
+    const WriteBehind::Piece all{0, shape.span_blocks};
+    TE_RETURN_IF_ERROR(behind_.submit(copy, run.block, shape.span_blocks, {&all, 1}));
   }
   run.rows = 0;
   run.block = BlockAddress::none();

@@ -2,8 +2,8 @@
 //
 // A store has two: one for rows from outside, one for the reclaimer's survivors, so that rows of
 // like heat meet. Each layout has one open run, which has its address from the start, fills up in
-// memory, and goes to the write buffer when it is full, or straight to its place where the buffer
-// has gone on without it. Partly filled runs are closed by `close_all` only, and never touched
+// memory, and goes to the write buffer when it is full, or on its own where the buffer has gone on
+// without it. Partly filled runs are closed by `close_all` only, and never touched
 // again. Thread-safety: none. Ownership: owns open runs, buffer and the spare segments ahead.
 //
 // Sequence numbers order the copies of a row for a scan: of two copies, the one in the run with the
@@ -35,7 +35,7 @@ struct RunInMemory {
 class SegmentWriter {
  public:
   enum class Source : uint8_t { kOutside, kSurvivors };
-  SegmentWriter(StoreContext& context, SegmentTable& table, SegmentFiles& files, Source source);
+  SegmentWriter(StoreContext& context, SegmentTable& table, WriteBehind& behind, Source source);
 
   // Makes sure that there is space for so many rows, or changes nothing.
   Status prepare(LayoutId layout, size_t rows);
@@ -64,7 +64,7 @@ class SegmentWriter {
 
   StoreContext& context_;
   SegmentTable& table_;
-  SegmentFiles& files_;
+  WriteBehind& behind_;
   const Source source_;
   WriteBuffer buffer_;
   std::vector<OpenRun> open_;  // by LayoutId

@@ -12,7 +12,6 @@ namespace {
 
 // One update of a huge input runs in batches of at most this many rows.
 constexpr size_t kBatchRowsMax = 65536;
-constexpr uint32_t kSegmentsPerStep = 2;
 // A new row opens at most one map of eight entries in the index.
 constexpr uint64_t kIndexBytesPerNewRowMax = 72;
 // Layouts that lent slots to others get them back after so many batches.
@@ -40,7 +39,11 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
 }
 
 Engine::Engine(std::unique_ptr<Tiers> tiers)
-    : tiers_(std::move(tiers)), mover_(*tiers_), planner_(*tiers_, mover_), executor_(*tiers_) {
+    : tiers_(std::move(tiers)),
+      mover_(*tiers_),
+      planner_(*tiers_, mover_),
+      executor_(*tiers_),
+      reclaim_(mutex_, *tiers_) {
   index_bytes_charged_ = tiers_->index_bytes_charged();
 }
 
@@ -72,7 +75,7 @@ Status Engine::keep_house(size_t ids) {
   if (tiers_->log() == nullptr) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
-  if (Status s = tiers_->log()->reclaim(*tiers_, kSegmentsPerStep); matters(s)) return s;
+  if (Status s = reclaim_.poll(); matters(s)) return s;
   if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
   const uint64_t index_bytes = tiers_->index().memory_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;
@@ -319,6 +322,7 @@ Status Engine::flush() {
 }
 
 Status Engine::close() {
+  reclaim_.stop();
   std::lock_guard lock(mutex_);
   if (closed_) return Status::ok();
   TE_RETURN_IF_ERROR(flush_locked());
@@ -343,7 +347,13 @@ EngineStats Engine::stats() {
   stats.planner = planner_.stats();
   stats.mover = mover_.stats();
   if (closed_) return stats;
-  if (tiers_->log() != nullptr) stats.log = tiers_->log()->stats();
+  if (tiers_->log() != nullptr) {
+    const IoEngine& io = tiers_->log()->io();
+    stats.log = tiers_->log()->stats();
+    stats.io_engine = io.name();
+    stats.reads = io.read_stats();
+    stats.writes = io.write_stats();
+  }
   std::vector<uint32_t> limits;
   for (size_t l = 0; l < tiers_->layouts(); ++l) {
     const LayoutTier& tier = tiers_->layout(LayoutId(static_cast<uint16_t>(l)));

@@ -17,6 +17,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "table/background_reclaim.h"
 #include "table/executor.h"
 #include "table/mover.h"
 #include "table/planner.h"
@@ -28,6 +29,9 @@ struct EngineStats {
   PlannerStats planner;
   MoverStats mover;
   LogStats log;
+  std::string io_engine;  // of the ssd tier; empty without
+  IoStats reads;
+  IoStats writes;
   uint64_t slots = 0;  // that the budget allows
   uint64_t resident_rows = 0;
   uint64_t dirty_rows = 0;
@@ -101,6 +105,7 @@ class Engine {
   EngineStats times_;
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
+  BackgroundReclaim reclaim_;  // the last, so that its thread ends before what it uses
 };
 
 }  // namespace te

@@ -3,6 +3,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <mutex>
 #include <random>
 
 #include "base/aligned_buffer.h"
@@ -13,6 +14,7 @@ namespace {
 
 // What the engine does and what it has seen; outlives the engine, which a store owns.
 struct FaultPlan {
+  std::mutex mutex;               // a store's worker does I/O too
   uint64_t operations = 0;        // writes and syncs so far
   uint64_t fail_at = UINT64_MAX;  // this operation fails ...
   bool fail_ever_after = true;    // ... and all later ones, as for a dead process
@@ -53,6 +55,7 @@ class FaultEngine final : public IoEngine {
   const char* name() const override { return "fault"; }
 
   Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) override {
+    std::lock_guard lock(plan_->mutex);
     for (size_t i = 0; i < requests.size(); ++i) {
       const IoRequest& request = requests[i];
       if (request.kind == IoRequest::Kind::kSync) {
@@ -109,8 +112,9 @@ class FaultEngine final : public IoEngine {
 // A fixed history of puts, forgets, reclaims and checkpoints, broken off where the engine fails.
 class History {
  public:
-  History(const std::string& path, std::shared_ptr<FaultPlan> plan)
-      : plan_(std::move(plan)), model_(options_of(path)) {}
+  // With background I/O a schedule is not the same twice, what must hold is.
+  History(const std::string& path, std::shared_ptr<FaultPlan> plan, bool background_io = false)
+      : plan_(std::move(plan)), model_(options_of(path, background_io)) {}
 
   // Runs until an error or the end. `saved` are the rows of the checkpoints that may be found.
   bool run() {
@@ -154,12 +158,13 @@ class History {
   ModelStore& model() { return model_; }
 
  private:
-  static LogOptions options_of(const std::string& path) {
+  static LogOptions options_of(const std::string& path, bool background_io) {
     LogOptions options = small_options(path);
     options.layout_row_bytes = {132, 3000};
     options.total_rows = 700;
     options.segment_bytes = 32 << 10;
     options.space_bound_ratio = 1.1;
+    options.background_io = background_io;
     return options;
   }
 
@@ -167,7 +172,7 @@ class History {
     std::vector<uint64_t> ids;
     for (uint64_t id = random() % 7; id < 700; id += 1 + random() % 5) ids.push_back(id);
     if (!model_.put(ids)) return false;
-    if (!model_.store->reclaim(model_, 3)) return false;
+    if (!model_.store->reclaim(model_, 3, random() % 2 == 0)) return false;
     if (random() % 4 != 0) return true;
     saved_.push_back(model_.rows);  // may be found from the moment it is tried
     if (!model_.store->checkpoint(model_, "cut")) return false;
@@ -211,6 +216,21 @@ BOOST_AUTO_TEST_CASE(power_loss_at_any_operation_leaves_the_last_checkpoint) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(power_loss_while_writes_are_under_way) {
+  for (uint64_t at = 4; at < 450; at += 9) {
+    BOOST_TEST_CONTEXT("operation " << at) {
+      TempDirectory directory;
+      auto plan = std::make_shared<FaultPlan>();
+      plan->fail_at = at;
+      plan->random.seed(at);
+      History history(directory / "s", plan, true);
+      (void)history.run();
+      history.crash();
+      history.check_reopened();
+    }
+  }
+}
+
 BOOST_AUTO_TEST_CASE(a_failed_operation_loses_nothing) {
   for (uint64_t at = 4; at < 400; at += 7) {
     BOOST_TEST_CONTEXT("operation " << at) {
@@ -218,7 +238,7 @@ BOOST_AUTO_TEST_CASE(a_failed_operation_loses_nothing) {
       auto plan = std::make_shared<FaultPlan>();
       plan->fail_at = at;
       plan->fail_ever_after = false;
-      History history(directory / "s", plan);
+      History history(directory / "s", plan, at % 2 == 0);
       (void)history.run();
       ModelStore& model = history.model();
       check_ok(model.get_all());

@@ -29,7 +29,9 @@ BOOST_AUTO_TEST_CASE(a_new_store_is_empty_and_opens_at_once) {
 
 BOOST_AUTO_TEST_CASE(rows_are_readable_at_once_and_after_the_buffer_is_written) {
   TempDirectory directory;
-  ModelStore model(small_options(directory / "s"));
+  LogOptions options = small_options(directory / "s");
+  options.background_io = false;  // what has left the buffer is on the disk
+  ModelStore model(options);
   model.create();
   check_ok(model.put(id_range(0, 40)));
   check_ok(model.get_all());
@@ -130,11 +132,12 @@ BOOST_AUTO_TEST_CASE(a_dead_segment_costs_no_read) {
   model.create();
   for (int round = 0; round < 30; ++round) check_ok(model.put(id_range(0, 1000)));
   const LogStats before = model.store->stats();
-  check_ok(model.store->reclaim(model, 5));
+  check_ok(model.store->reclaim(model, 1));
   const LogStats after = model.store->stats();
-  BOOST_TEST(after.segments_reclaimed == before.segments_reclaimed + 5);
-  BOOST_TEST(after.blocks_read == before.blocks_read);
-  BOOST_TEST(after.segments_now == before.segments_now - 5);
+  const uint64_t reclaimed = after.segments_reclaimed - before.segments_reclaimed;
+  BOOST_TEST(reclaimed > 5u);
+  BOOST_TEST(after.reclaim_read_bytes == 0u);
+  BOOST_TEST(after.segments_now == before.segments_now - reclaimed);
 }
 
 BOOST_AUTO_TEST_CASE(reclaimed_segments_stay_until_the_next_checkpoint) {

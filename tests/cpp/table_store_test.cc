@@ -291,6 +291,46 @@ BOOST_AUTO_TEST_CASE(two_threads_lose_no_update) {
   BOOST_TEST(store.engine->step(TableId(0)) == 600u);
 }
 
+// Updates, reads and flushes while segments are reclaimed in the background.
+BOOST_AUTO_TEST_CASE(space_is_given_back_while_two_threads_train) {
+  constexpr int64_t kRows = 4000;
+  Store store(kRows, 32, 400 * 32 * 4, OptimizerKind::kSgd);
+  store.config.tables[0].init = {};
+  store.open();
+  std::atomic<bool> failed{false};
+  const auto train = [&](uint64_t seed) {
+    Random random(seed);
+    for (int i = 0; i < 400; ++i) {
+      Feature feature;
+      for (int k = 0; k < 150; ++k)
+        feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
+      const FeatureInput input = feature.input();
+      auto planned = store.engine->plan({&input, 1}, true);
+      std::vector<float> out(32);
+      const std::vector<float> grad(32, -1);
+      const FeatureForward forward{.out = out.data()};
+      const FeatureBackward backward{.grad = grad.data()};
+      const bool ok = planned && store.engine->forward(*planned.value(), {&forward, 1}) &&
+                      store.engine->backward(*planned.value(), {&backward, 1}, {.lr = 1}, false);
+      if (planned) store.engine->release(*planned.value());
+      if (!ok || (i % 100 == 99 && !store.engine->flush())) failed = true;
+    }
+  };
+  std::thread other(train, 1);
+  train(0);
+  other.join();
+  BOOST_TEST(!failed);
+  const LogStats log = store.engine->stats().log;
+  BOOST_TEST(log.segments_reclaimed > 10u);
+  BOOST_TEST(log.reclaim_read_bytes > 0u);
+  BOOST_TEST(log.segments_damaged_now == 0u);
+  store.open();  // closes without a flush; the last one stands
+  float total = 0;
+  for (int64_t id = 0; id < kRows; ++id) total += store.read(id)[0];
+  BOOST_TEST(total <= 2.0f * 400 * 150);
+  BOOST_TEST(total > 2.0f * 300 * 150);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te
