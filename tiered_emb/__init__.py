@@ -25,6 +25,7 @@ from importlib.metadata import version as _version
 import torch as _torch
 
 from tiered_emb import _core, init, optim
+from tiered_emb.checkpoint import Saving, load, save
 from tiered_emb.collection import Table, TieredEmbeddingCollection
 from tiered_emb.convert import convert
 from tiered_emb.embedding import TieredEmbedding
@@ -41,6 +42,7 @@ __all__ = [
     "DtypeError",
     "IdOutOfRangeError",
     "OffsetsError",
+    "Saving",
     "Stats",
     "Table",
     "TieredEmbedding",
@@ -49,7 +51,9 @@ __all__ = [
     "convert",
     "get_num_threads",
     "init",
+    "load",
     "optim",
+    "save",
     "set_num_threads",
 ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -25,6 +25,8 @@ from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import SSD, Tiers, format_bytes
 
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
+_KNOWN_CHUNK_ROWS = 1 << 16
+_READER_DRAM_BYTES = 16 << 20  # of tables that are opened to copy their rows
 
 
 class TableEngine:
@@ -45,28 +47,84 @@ class TableEngine:
         self._kind = 0 if optimizer is None else optimizer.kind
         if tiers.dram is None:
             _check_memory(self.row_bytes)
-        state_value = 0.0 if optimizer is None else optimizer.initial_state()
-        metadata = store_metadata.describe(tables, self._kind, state_value, seed)
+        self._state_value = 0.0 if optimizer is None else optimizer.initial_state()
+        self._seed = seed
+        self.metadata = store_metadata.describe(tables, self._kind, self._state_value, seed)
         ssd = tiers.ssd if isinstance(tiers.ssd, SSD) else None
         self.resumed = ssd is not None and ssd.resume
         if ssd is not None and ssd.resume:
-            store_metadata.check_store(ssd.path, metadata)
-        self._core = _core.make_engine(
-            [table.core(state_value, seed) for table in tables],
-            self._kind,
-            tiers.policy,
-            0 if tiers.dram is None else int(tiers.dram),
-            "" if ssd is None else ssd.path,
-            0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
-            self.resumed,
-            json.dumps(metadata),
-        )
+            store_metadata.check_store(ssd.path, self.metadata)
+        self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
         self._grad_parameters = [
             None if optimizer is None else optimizer.add_table(self, t, table.embedding_dim)
             for t, table in enumerate(tables)
         ]
         self._pooling = Pooling(self._core, optimizer, self._grad_parameters)
+
+    def _make_core(self, resume: bool, source: str | None = None) -> _core.Engine:
+        """The core; of the store at `source`, read only and with little dram, if that is given."""
+        ssd = self.tiers.ssd if isinstance(self.tiers.ssd, SSD) else None
+        if source is not None:
+            ssd = SSD(source, resume=True, read_only=True)
+        dram = _READER_DRAM_BYTES if source is not None else self.tiers.dram
+        return _core.make_engine(
+            [table.core(self._state_value, self._seed) for table in self.tables],
+            self._kind,
+            self.tiers.policy,
+            0 if dram is None else int(dram),
+            "" if ssd is None else ssd.path,
+            0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
+            resume,
+            ssd is not None and ssd.read_only,
+            json.dumps(self.metadata),
+        )
+
+    def begin_save(self, path: str) -> None:
+        """Takes the cut; batches may go on. `finish_save` must follow, in any thread."""
+        self._core.begin_save(path)
+
+    def finish_save(self, path: str, previous: str) -> None:
+        """Writes the cut of `begin_save` to `path`; files that `previous` has too are shared."""
+        self._core.finish_save(path, previous)
+
+    def load(self, path: str) -> None:
+        """Becomes the tables of the store at `path`, which stays as it is.
+
+        Raises `ValueError`, before anything changes, if that is a store of other tables.
+        """
+        store_metadata.check_store(path, self.metadata)
+        ssd = self.tiers.ssd
+        if isinstance(ssd, SSD) and ssd.read_only:
+            raise ValueError(f"{ssd.path}: the store is open for reading only")
+        self._core.discard()
+        if isinstance(ssd, SSD):
+            _core.remove_store(ssd.path)
+            _core.copy_checkpoint(path, ssd.path, "")
+        self._core = self._make_core(resume=isinstance(ssd, SSD))
+        self._pooling = Pooling(self._core, self.optimizer, self._grad_parameters)
+        self._last_stats = None
+        if self.optimizer is not None:
+            self.optimizer.zero_grad()
+        if not isinstance(ssd, SSD):
+            self._copy_rows(path)
+
+    def _copy_rows(self, path: str) -> None:
+        """Writes all rows that the store at `path` has into these tables."""
+        source = self._make_core(resume=True, source=path)
+        try:
+            for table, spec in enumerate(self.tables):
+                self._core.set_step(table, source.step(table))
+                width = sum(math.prod(s) for s in spec.state_shapes(self._kind).values())
+                for ids in _known_rows(source, table):
+                    count = len(ids)
+                    weights = torch.empty((count, spec.embedding_dim), dtype=spec.dtype)
+                    state = torch.empty((count, width))
+                    addresses = (ids.data_ptr(), count, weights.data_ptr(), state.data_ptr())
+                    source.read_rows(table, *addresses)
+                    self._core.write_rows(table, *addresses)
+        finally:
+            source.close()
 
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
@@ -198,6 +256,18 @@ class TableEngine:
     def row_bytes(self) -> int:
         """Bytes of all rows of all tables with their optimizer state."""
         return sum(t.num_embeddings * t.row_bytes(self._kind) for t in self.tables)
+
+
+def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
+    """Ids of the rows that a table has stored, ascending, in pieces."""
+    first = 0
+    while True:
+        ids = torch.empty(_KNOWN_CHUNK_ROWS, dtype=torch.int64)
+        count = core.known_rows(table, first, ids.data_ptr(), len(ids))
+        if count == 0:
+            return
+        yield ids[:count]
+        first = int(ids[count - 1]) + 1
 
 
 def _available_bytes() -> int:

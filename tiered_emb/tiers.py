@@ -59,14 +59,21 @@ class SSD:
             opening it without `resume` raises `FileExistsError`.
         capacity: most bytes of segment files, as int or ``"1TiB"``; None: the disk's free space.
         resume: open the store that is there, as of its last flush or close.
+        read_only: only with `resume`: rows are looked up and never changed, nothing in the
+            directory is written and no lock is taken, so that many processes may serve one store.
+            Rather the tables of a checkpoint than a store that another process trains: there the
+            files of rows that were written again go in time.
     """
 
     path: str
     capacity: Size | None = None
     resume: bool = False
+    read_only: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
+        if self.read_only and not self.resume:
+            raise ValueError("SSD(read_only=True): there is nothing to read without resume=True")
         if self.path == "":
             raise ValueError("SSD(path): the path is empty")
         if self.capacity is not None:

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "log/log_store.h"
+#include "log/checkpoint_copy.h"
 #include "table/engine.h"
 #include "table/threads.h"
 
@@ -150,7 +151,8 @@ TableConfig to_table(const TableTuple& t) {
 std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
                                     const std::string& policy, uint64_t dram_bytes,
                                     const std::string& ssd_path, uint64_t ssd_capacity_bytes,
-                                    bool ssd_resume, const std::string& metadata) {
+                                    bool ssd_resume, bool ssd_read_only,
+                                    const std::string& metadata) {
   EngineConfig config;
   for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
   config.optimizer = static_cast<OptimizerKind>(optimizer);
@@ -159,6 +161,7 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
   config.ssd_path = ssd_path;
   config.ssd_capacity_bytes = ssd_capacity_bytes;
   config.ssd_resume = ssd_resume;
+  config.ssd_read_only = ssd_read_only;
   config.app_metadata = metadata;
   std::unique_ptr<Engine> engine;
   run([&] {
@@ -300,6 +303,17 @@ void write_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uin
   });
 }
 
+size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, size_t count) {
+  size_t found = 0;
+  run([&] {
+    auto known = engine.known_rows(TableId(table), first, {at<int64_t>(ids), count});
+    if (!known) return known.status();
+    found = known.value();
+    return Status::ok();
+  });
+  return found;
+}
+
 void apply_gradients(Engine& engine, uint32_t table, uintptr_t ids, size_t count,
                      uintptr_t gradients, const HyperTuple& hyper) {
   run([&] {
@@ -341,7 +355,17 @@ NB_MODULE(_core, m) {
       .def("write_rows", &write_rows)
       .def("apply_gradients", &apply_gradients)
       .def("flush", [](Engine& engine) { run([&] { return engine.flush(); }); })
+      .def("begin_save",
+           [](Engine& engine, const std::string& path) {
+             run([&] { return engine.begin_save(path); });
+           })
+      .def("finish_save",
+           [](Engine& engine, const std::string& path, const std::string& previous) {
+             run([&] { return engine.finish_save(path, previous); });
+           })
+      .def("known_rows", &known_rows)
       .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })
+      .def("discard", [](Engine& engine) { run([&] { return engine.discard(); }); })
       .def_prop_ro("is_closed", &Engine::is_closed)
       .def("stats", &stats)
       .def("step", [](Engine& engine, uint32_t table) { return engine.step(TableId(table)); })
@@ -350,6 +374,12 @@ NB_MODULE(_core, m) {
       });
   m.def("make_engine", &make_engine);
   m.def("store_metadata", &store_metadata);
+  m.def("copy_checkpoint",
+        [](const std::string& from, const std::string& to, const std::string& previous) {
+          run([&] { return copy_checkpoint(from, to, previous); });
+        });
+  m.def("remove_store",
+        [](const std::string& path) { run([&] { return remove_store(path); }); });
   m.def("store_exists", [](const std::string& path) { return LogStore::exists(path); });
   m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
   m.def("get_num_threads", [] { return num_threads(); });

@@ -13,18 +13,29 @@
 
 namespace te {
 
-Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
-                           WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors)
+namespace {
+
+// A chain of indexes is opened one by one; a whole one replaces it in time.
+constexpr size_t kIndexesMax = 64;
+constexpr uint64_t kChangesFree = 4096;  // rows in changes that are not worth a whole index
+
+}  // namespace
+
+Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentFiles& files,
+                           SegmentTable& table, WriteBehind& behind, SegmentWriter& outside,
+                           SegmentWriter& survivors)
     : context_(context),
       directory_(directory),
+      files_(files),
       table_(table),
       behind_(behind),
       outside_(outside),
       survivors_(survivors) {}
 
-Status Checkpointer::write(const RowOwner& owner, const std::string& metadata) {
-  TE_RETURN_IF_ERROR(write_blocks());
-  Manifest manifest;
+Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, bool seal) {
+  at_hand_ = {};
+  TE_RETURN_IF_ERROR(write_blocks(seal));
+  Manifest& manifest = at_hand_.manifest;
   manifest.store_id = context_.store_id;
   manifest.checkpoint = ++checkpoint_last_;
   manifest.sequence_next = context_.sequence_next;
@@ -33,38 +44,60 @@ Status Checkpointer::write(const RowOwner& owner, const std::string& metadata) {
   manifest.segment_bytes = context_.options.segment_bytes;
   manifest.layout_row_bytes = context_.options.layout_row_bytes;
   manifest.segments = table_.records();
+  manifest.indexes = indexes_;
   manifest.metadata = metadata;
-  const std::string index_path = directory_.index(manifest.checkpoint);
-  Result<IndexSummary> index = write_index(owner, manifest.checkpoint);
-  if (!index) {
-    (void)directory_.remove(index_path);  // best effort: the next open deletes it as well
-    return index.status();
-  }
-  manifest.index = index.value();
-  if (Status status = write_manifest(manifest); !status) {
-    indexes_stale_.push_back(index_path);
+  const bool whole = wants_whole_index();
+  at_hand_.changes = context_.changes.take();
+  Status status = whole ? write_whole_index(owner) : Status::ok();
+  if (status) status = hold_unsynced();
+  if (!status) {
+    release_held();
+    context_.changes.give_up();
+    stale_.push_back(manifest.checkpoint);
     return status;
   }
-  context_.stats.checkpoint_written_bytes += manifest.index.bytes;
-  context_.index_bytes = manifest.index.bytes;
-
-  // The checkpoint stands. What is left is deleting, and a file that stays behind harms nobody.
-  for (const std::string& path : indexes_stale_) (void)directory_.remove(path);
-  indexes_stale_.assign(1, index_path);
-  (void)table_.settle(manifest.segments);
+  // From here on either manifest may be what the next open finds.
+  table_.protect(manifest.segments);
   return Status::ok();
 }
 
-Status Checkpointer::write_blocks() {
+Status Checkpointer::write_blocks(bool seal) {
   if (!sync_failure_) return sync_failure_;
-  TE_RETURN_IF_ERROR(survivors_.close_all());
-  TE_RETURN_IF_ERROR(outside_.close_all());
-  TE_RETURN_IF_ERROR(behind_.drain());
-  sync_failure_ = table_.sync_written();
-  return sync_failure_;
+  TE_RETURN_IF_ERROR(seal ? survivors_.finish_segment() : survivors_.close_all());
+  TE_RETURN_IF_ERROR(seal ? outside_.finish_segment() : outside_.close_all());
+  return behind_.drain();
 }
 
-Result<IndexSummary> Checkpointer::write_index(const RowOwner& owner, uint64_t checkpoint) {
+bool Checkpointer::wants_whole_index() const {
+  if (indexes_.empty() || indexes_.size() >= kIndexesMax || context_.changes.is_incomplete())
+    return true;
+  uint64_t changed = context_.changes.size();
+  for (size_t i = 1; i < indexes_.size(); ++i) changed += indexes_[i].rows;
+  return changed > indexes_[0].rows / 2 + kChangesFree;
+}
+
+Status Checkpointer::hold_unsynced() {
+  const std::vector<SegmentId> unsynced = table_.take_unsynced(at_hand_.manifest.segments);
+  for (SegmentId id : unsynced) {
+    Result<IoFile*> file = files_.hold(id);
+    if (!file) {
+      for (SegmentId again : unsynced) table_.set_unsynced(again);
+      return file.status();
+    }
+    at_hand_.segments.push_back(id);
+    at_hand_.syncs.push_back({.kind = IoRequest::Kind::kSync, .file = file.value()});
+  }
+  return Status::ok();
+}
+
+void Checkpointer::release_held() {
+  for (SegmentId id : at_hand_.segments) files_.release(id);
+  at_hand_.segments.clear();
+  at_hand_.syncs.clear();
+}
+
+Status Checkpointer::write_whole_index(const RowOwner& owner) {
+  const uint64_t checkpoint = at_hand_.manifest.checkpoint;
   const std::string path = directory_.index(checkpoint);
   TE_RETURN_IF_ERROR(directory_.remove(path));
   IndexWriter writer(*context_.io, path);
@@ -77,30 +110,89 @@ Result<IndexSummary> Checkpointer::write_index(const RowOwner& owner, uint64_t c
     writer.add(layout, row, block);
   });
   TE_CHECK(live_bytes == table_.live_bytes_total());  // put and retire agree with the owner
-  return writer.finish();
+  Result<IndexRecord> record = writer.finish();
+  if (!record) return record.status();
+  at_hand_.manifest.indexes.assign(1, record.value());
+  at_hand_.has_index = true;
+  return Status::ok();
 }
 
-Status Checkpointer::write_manifest(const Manifest& manifest) {
+Status Checkpointer::write_index_of_changes() {
+  if (at_hand_.changes.empty()) return Status::ok();
+  ChangeList::sort(at_hand_.changes);
+  const uint64_t checkpoint = at_hand_.manifest.checkpoint;
+  const std::string path = directory_.index(checkpoint);
+  TE_RETURN_IF_ERROR(directory_.remove(path));
+  IndexWriter writer(*context_.io, path);
+  TE_RETURN_IF_ERROR(writer.start({context_.store_id, checkpoint, context_.options.total_rows}));
+  for (const ChangeList::Change& change : at_hand_.changes)
+    writer.add(change.layout, change.row, change.block);
+  Result<IndexRecord> record = writer.finish();
+  if (!record) return record.status();
+  at_hand_.manifest.indexes.push_back(record.value());
+  return Status::ok();
+}
+
+Status Checkpointer::write() {
+  if (Status synced = context_.io->run(at_hand_.syncs, [](size_t) {}); !synced) {
+    at_hand_.is_sync_failed = true;
+    return synced;
+  }
+  if (!at_hand_.has_index) TE_RETURN_IF_ERROR(write_index_of_changes());
+  return write_manifest();
+}
+
+Status Checkpointer::write_manifest() {
   const std::string tmp = directory_.manifest_tmp();
   TE_RETURN_IF_ERROR(directory_.remove(tmp));
-  const std::vector<std::byte> bytes = encode_manifest(manifest);
+  const std::vector<std::byte> bytes = encode_manifest(at_hand_.manifest);
   AlignedWriter writer(*context_.io, tmp);
   TE_RETURN_IF_ERROR(writer.create());
   TE_RETURN_IF_ERROR(writer.append(bytes.data(), bytes.size()));
   TE_RETURN_IF_ERROR(writer.finish());
   TE_RETURN_IF_ERROR(directory_.sync());
-  // From here on either manifest may be what the next open finds, until the last sync succeeds.
-  table_.protect(manifest.segments);
   TE_RETURN_IF_ERROR(directory_.rename(tmp, directory_.manifest()));
   if (Status synced = directory_.sync(); !synced) {
-    sync_failure_ = synced;
+    at_hand_.is_sync_failed = true;
     return synced;
   }
-  context_.stats.checkpoint_written_bytes += writer.bytes();
+  at_hand_.written_bytes = writer.bytes();
   return Status::ok();
 }
 
-Status Checkpointer::restore(const Manifest& manifest, RowOwner::RowVisitor on_row) {
+Status Checkpointer::end(Status written) {
+  release_held();
+  Manifest& manifest = at_hand_.manifest;
+  if (!written) {
+    if (at_hand_.is_sync_failed) sync_failure_ = written;
+    context_.changes.give_up();
+    stale_.push_back(manifest.checkpoint);
+    return written;
+  }
+  const uint64_t own = manifest.checkpoint;
+  context_.index_bytes = 0;
+  for (const IndexRecord& index : manifest.indexes) {
+    context_.index_bytes += index.bytes;
+    if (index.checkpoint == own) at_hand_.written_bytes += index.bytes;
+  }
+  context_.stats.checkpoint_written_bytes += at_hand_.written_bytes;
+
+  // The checkpoint stands. What is left is deleting, and a file that stays behind harms nobody.
+  const auto is_used = [&](uint64_t number) {
+    return std::any_of(manifest.indexes.begin(), manifest.indexes.end(),
+                       [=](const IndexRecord& index) { return index.checkpoint == number; });
+  };
+  for (const IndexRecord& index : indexes_) stale_.push_back(index.checkpoint);
+  for (uint64_t number : stale_) {
+    if (!is_used(number)) (void)directory_.remove(directory_.index(number));
+  }
+  stale_.clear();
+  indexes_ = manifest.indexes;
+  (void)table_.settle(manifest.segments);
+  return Status::ok();
+}
+
+Status Checkpointer::restore(const Manifest& manifest, LogStore::RowRestorer on_row) {
   Result<std::vector<StoreDirectory::Entry>> entries = directory_.list();
   if (!entries) return entries.status();
   context_.store_id = manifest.store_id;
@@ -109,9 +201,10 @@ Status Checkpointer::restore(const Manifest& manifest, RowOwner::RowVisitor on_r
   TE_RETURN_IF_ERROR(restore_rows(manifest, on_row));
   // All is known to be good: only now is anything changed.
   checkpoint_last_ = manifest.checkpoint;
-  context_.index_bytes = manifest.index.bytes;
-  indexes_stale_.assign(1, directory_.index(manifest.checkpoint));
-  return discard_unreferenced(manifest, entries.value());
+  indexes_ = manifest.indexes;
+  for (const IndexRecord& index : indexes_) context_.index_bytes += index.bytes;
+  return context_.options.read_only ? Status::ok()
+                                    : discard_unreferenced(manifest, entries.value());
 }
 
 Status Checkpointer::restore_segments(const Manifest& manifest,
@@ -141,32 +234,37 @@ Status Checkpointer::restore_segments(const Manifest& manifest,
   return Status::ok();
 }
 
-Status Checkpointer::restore_rows(const Manifest& manifest, RowOwner::RowVisitor on_row) {
+Status Checkpointer::restore_rows(const Manifest& manifest, LogStore::RowRestorer on_row) {
   Status bad;
-  const IndexIdentity identity{manifest.store_id, manifest.checkpoint, manifest.total_rows};
-  const std::string path = directory_.index(manifest.checkpoint);
+  std::string path;
   const auto restore_row = [&](LayoutId layout, RowId row, BlockAddress block) {
+    if (!bad || !on_row(layout, row, block)) return;
     const RunShape& shape = context_.shape(layout);
     if (!table_.holds_run(block, shape.span_blocks)) [[unlikely]] {
-      if (bad) {
-        bad = Status(StatusCode::kCorruption, path + ": row " + std::to_string(row.value) +
-                                                  " is in block " + std::to_string(block.value) +
-                                                  ", which is in no segment of the manifest");
-      }
+      bad = Status(StatusCode::kCorruption, path + ": row " + std::to_string(row.value) +
+                                                " is in block " + std::to_string(block.value) +
+                                                ", which is in no segment of the manifest");
       return;
     }
     table_.add_live(block, 1, shape.share_bytes);
-    on_row(layout, row, block);
   };
-  TE_RETURN_IF_ERROR(read_index(*context_.io, path, identity, manifest.index,
-                                context_.shapes.size(), restore_row));
-  return bad;
+  // The newest first: what it tells of a row counts.
+  for (size_t i = manifest.indexes.size(); i-- > 0;) {
+    const IndexRecord& index = manifest.indexes[i];
+    const IndexIdentity identity{manifest.store_id, index.checkpoint, manifest.total_rows};
+    path = directory_.index(index.checkpoint);
+    TE_RETURN_IF_ERROR(
+        read_index(*context_.io, path, identity, index, context_.shapes.size(), restore_row));
+    TE_RETURN_IF_ERROR(Status(bad));
+  }
+  return Status::ok();
 }
 
 Status Checkpointer::discard_unreferenced(const Manifest& manifest,
                                           const std::vector<StoreDirectory::Entry>& entries) {
   std::unordered_map<std::string, uint64_t> keep;  // path -> bytes that belong to the checkpoint
-  keep[directory_.index(manifest.checkpoint)] = manifest.index.bytes;
+  for (const IndexRecord& index : manifest.indexes)
+    keep[directory_.index(index.checkpoint)] = index.bytes;
   for (const SegmentRecord& record : manifest.segments) {
     keep[directory_.segment(SegmentId(record.segment))] =
         uint64_t{record.blocks_used} * context_.options.block_bytes;

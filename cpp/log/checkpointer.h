@@ -2,9 +2,12 @@
 //
 // Order, each step durable before the next: segment data, index file, manifest under a temporary
 // name, directory, rename, directory. Until the rename the old checkpoint is what opens, after it
-// the new one; files of neither are deleted only once the rename is durable. Thread-safety: none.
-// Invariant: after an error the store goes on, with the old checkpoint, except after a failed sync:
-// the system may have dropped what it could not write, so no later checkpoint is trusted.
+// the new one; files of neither are deleted only once the rename is durable. An index tells what
+// has changed since the one before; a whole one is written when the changes since the last come to
+// half of it. Thread-safety: none, but `write`, which touches only the checkpoint at hand and the
+// engine. Invariant: after an error the store goes on, with the old checkpoint, except after a
+// failed sync: the system may have dropped what it could not write, so no later checkpoint is
+// trusted.
 #pragma once
 
 #include <cstdint>
@@ -23,33 +26,56 @@ namespace te {
 
 class Checkpointer {
  public:
-  Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
-               WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors);
+  Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentFiles& files,
+               SegmentTable& table, WriteBehind& behind, SegmentWriter& outside,
+               SegmentWriter& survivors);
 
-  Status write(const RowOwner& owner, const std::string& metadata);
-  // Rebuilds the segment table from a manifest and its index, then deletes what neither names.
-  Status restore(const Manifest& manifest, RowOwner::RowVisitor on_row);
+  // See LogStore::begin_checkpoint, and the two after it.
+  Status begin(const RowOwner& owner, const std::string& metadata, bool seal);
+  Status write();
+  Status end(Status written);
+  // Rebuilds the segment table from a manifest and its indexes, then deletes what neither names.
+  Status restore(const Manifest& manifest, LogStore::RowRestorer on_row);
   // Deletes leftovers of a store that was never finished.
   Status clear_directory();
 
  private:
-  Status write_blocks();
-  Result<IndexSummary> write_index(const RowOwner& owner, uint64_t checkpoint);
-  Status write_manifest(const Manifest& manifest);
+  // The checkpoint between begin and end.
+  struct AtHand {
+    Manifest manifest;
+    std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
+    bool has_index = false;
+    std::vector<SegmentId> segments;   // to sync, held
+    std::vector<IoRequest> syncs;
+    uint64_t written_bytes = 0;
+    bool is_sync_failed = false;
+  };
+
+  Status write_blocks(bool seal);
+  Status hold_unsynced();
+  void release_held();
+  bool wants_whole_index() const;
+  // Of all rows, in the indexes' place, or of the changes, after them.
+  Status write_whole_index(const RowOwner& owner);
+  Status write_index_of_changes();
+  Status write_manifest();
   Status restore_segments(const Manifest& manifest,
                           const std::vector<StoreDirectory::Entry>& entries);
-  Status restore_rows(const Manifest& manifest, RowOwner::RowVisitor on_row);
+  Status restore_rows(const Manifest& manifest, LogStore::RowRestorer on_row);
   Status discard_unreferenced(const Manifest& manifest,
                               const std::vector<StoreDirectory::Entry>& entries);
 
   StoreContext& context_;
   StoreDirectory& directory_;
+  SegmentFiles& files_;
   SegmentTable& table_;
   WriteBehind& behind_;
   SegmentWriter& outside_;
   SegmentWriter& survivors_;
-  uint64_t checkpoint_last_ = 0;            // number of the last attempt
-  std::vector<std::string> indexes_stale_;  // index files to delete after the next checkpoint
+  uint64_t checkpoint_last_ = 0;      // number of the last attempt
+  std::vector<IndexRecord> indexes_;  // of the last checkpoint
+  std::vector<uint64_t> stale_;       // numbers of index files that no checkpoint needs
+  AtHand at_hand_;
   Status sync_failure_;
 };
 

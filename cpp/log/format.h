@@ -13,7 +13,7 @@ namespace te {
 
 static_assert(std::endian::native == std::endian::little, "files are little-endian");
 
-inline constexpr uint16_t kFormatVersion = 1;
+inline constexpr uint16_t kFormatVersion = 2;
 inline constexpr uint32_t kBlockMagic = 0x4b424554;     // "TEBK"
 inline constexpr uint32_t kIndexMagic = 0x58494554;     // "TEIX"
 inline constexpr uint32_t kSectionMagic = 0x43534554;   // "TESC"
@@ -77,8 +77,8 @@ struct SectionHeader {
 };
 static_assert(sizeof(SectionHeader) == 32 && offsetof(SectionHeader, range_rows) == 16);
 
-// Starts the manifest; then layout_count row sizes (uint32), segment_count SegmentRecords, the
-// metadata, and padding.
+// Starts the manifest; then layout_count row sizes (uint32), index_count IndexRecords,
+// segment_count SegmentRecords, the metadata, and padding.
 struct ManifestHeader {
   uint32_t magic;
   uint32_t crc32c;  // of everything after this field, padding excluded
@@ -86,21 +86,29 @@ struct ManifestHeader {
   uint16_t reserved0;
   uint32_t layout_count;
   uint64_t store_id;
-  uint64_t checkpoint;  // the index file is index-<checkpoint>
+  uint64_t checkpoint;
   uint64_t sequence_next;
   uint64_t total_rows;
   uint32_t block_bytes;
   uint32_t segment_bytes;
   uint64_t segment_count;
   uint64_t metadata_bytes;
-  uint64_t index_bytes;
-  uint64_t index_rows;
-  uint32_t index_crc32c;  // of the whole index file
+  uint32_t index_count;
   uint32_t reserved1;
 };
-static_assert(sizeof(ManifestHeader) == 96 && offsetof(ManifestHeader, store_id) == 16);
+static_assert(sizeof(ManifestHeader) == 80 && offsetof(ManifestHeader, store_id) == 16);
 static_assert(offsetof(ManifestHeader, segment_count) == 56);
-static_assert(offsetof(ManifestHeader, index_crc32c) == 88);
+static_assert(offsetof(ManifestHeader, index_count) == 72);
+
+// One index file, index-<checkpoint>. The first is whole, each later one tells what has changed.
+struct IndexRecord {
+  uint64_t checkpoint;
+  uint64_t bytes;
+  uint64_t rows;
+  uint32_t crc32c;  // of the whole file
+  uint32_t reserved;
+};
+static_assert(sizeof(IndexRecord) == 32 && offsetof(IndexRecord, crc32c) == 24);
 
 struct SegmentRecord {
   uint32_t segment;

@@ -132,20 +132,20 @@ bool is_header_good(const std::byte* bytes, const IndexIdentity& identity) {
 }  // namespace
 
 Status read_index(IoEngine& io, const std::string& path, const IndexIdentity& identity,
-                  const IndexSummary& summary, size_t layouts, RowOwner::RowVisitor f) {
+                  const IndexRecord& record, size_t layouts, RowOwner::RowVisitor f) {
   Result<IoFile> file = IoFile::open(path, IoFile::Mode::kRead);
   if (!file) return corrupt(path, "the manifest refers to it: " + file.status().message());
-  if (summary.bytes < sizeof(IndexHeader) || summary.bytes % kFilePaddingBytes != 0) {
+  if (record.bytes < sizeof(IndexHeader) || record.bytes % kFilePaddingBytes != 0) {
     return corrupt(path, "impossible size in the manifest");
   }
-  ForwardReader reader(io, file.value(), summary.bytes);
+  ForwardReader reader(io, file.value(), record.bytes);
   TE_RETURN_IF_ERROR(reader.need(sizeof(IndexHeader)));
   if (!is_header_good(reader.data(), identity)) return corrupt(path, "damaged header");
   reader.consume(sizeof(IndexHeader));
 
   uint64_t rows = 0;
   uint64_t row_min = 0;
-  while (rows < summary.rows) {
+  while (rows < record.rows) {
     const std::string place = "section after row " + std::to_string(row_min);
     if (reader.left_bytes() < sizeof(SectionHeader)) return corrupt(path, place + " is missing");
     TE_RETURN_IF_ERROR(reader.need(sizeof(SectionHeader)));
@@ -163,11 +163,11 @@ Status read_index(IoEngine& io, const std::string& path, const IndexIdentity& id
     rows += section.row_count;
     row_min = section.first_row + section.range_rows;
   }
-  if (rows != summary.rows || reader.left_bytes() >= kFilePaddingBytes) {
+  if (rows != record.rows || reader.left_bytes() >= kFilePaddingBytes) {
     return corrupt(path, "does not end where the manifest says");
   }
   TE_RETURN_IF_ERROR(reader.need(reader.left_bytes()));
-  return reader.crc32c() == summary.crc32c ? Status::ok() : corrupt(path, "checksum mismatch");
+  return reader.crc32c() == record.crc32c ? Status::ok() : corrupt(path, "checksum mismatch");
 }
 
 }  // namespace te

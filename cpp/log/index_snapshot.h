@@ -1,4 +1,5 @@
-// The index snapshot: where every row was at a checkpoint, in one file.
+// An index file: where rows were at a checkpoint: all of them, or those that had moved since the
+// checkpoint before.
 //
 // A file is a header and sections. A section covers rows of one layout within one region of 65,536
 // rows, dense or sparse, whichever is smaller, with a checksum of its own. Thread-safety: none.
@@ -19,13 +20,6 @@
 #include "log/log_store.h"
 
 namespace te {
-
-// What the manifest keeps of an index file.
-struct IndexSummary {
-  uint64_t bytes = 0;
-  uint64_t rows = 0;
-  uint32_t crc32c = 0;
-};
 
 // Which store and checkpoint an index belongs to.
 struct IndexIdentity {
@@ -51,7 +45,7 @@ class IndexWriter {
     offsets_[section_.row_count] = static_cast<uint16_t>(row.value - section_.first_row);
     words_[section_.row_count++] = LocationWord::block(block).bits();
   }
-  Result<IndexSummary> finish();
+  Result<IndexRecord> finish();
 
   static constexpr int kRegionBits = 16;
   static constexpr uint32_t kRegionRows = 1u << kRegionBits;
@@ -66,6 +60,7 @@ class IndexWriter {
   uint64_t region_ = 0;
   RowId last_row_;
   uint64_t rows_ = 0;
+  uint64_t checkpoint_ = 0;
   std::vector<uint16_t> offsets_;
   std::vector<uint32_t> words_;
   std::vector<uint32_t> dense_;
@@ -73,6 +68,6 @@ class IndexWriter {
 
 // Streams the rows of an index file, ascending. `f` sees no row of a damaged section.
 Status read_index(IoEngine& io, const std::string& path, const IndexIdentity& identity,
-                  const IndexSummary& summary, size_t layouts, RowOwner::RowVisitor f);
+                  const IndexRecord& record, size_t layouts, RowOwner::RowVisitor f);
 
 }  // namespace te

@@ -12,6 +12,7 @@ IndexWriter::IndexWriter(IoEngine& io, std::string path)
 IndexWriter::~IndexWriter() = default;
 
 Status IndexWriter::start(const IndexIdentity& identity) {
+  checkpoint_ = identity.checkpoint;
   IndexHeader header{};
   header.magic = kIndexMagic;
   header.format_version = kFormatVersion;
@@ -60,11 +61,11 @@ void IndexWriter::end_section() {
   section_.row_count = 0;
 }
 
-Result<IndexSummary> IndexWriter::finish() {
+Result<IndexRecord> IndexWriter::finish() {
   if (section_.row_count > 0) end_section();
   if (status_) status_ = file_.finish();
   if (!status_) return status_;
-  return IndexSummary{file_.bytes(), rows_, file_.crc32c()};
+  return IndexRecord{checkpoint_, file_.bytes(), rows_, file_.crc32c(), 0};
 }
 
 }  // namespace te

@@ -52,7 +52,7 @@ class LogStore::Impl {
   Impl(StoreDirectory d, const LogOptions& options, std::unique_ptr<IoEngine> io)
       : directory(std::move(d)),
         context(options, std::move(io)),
-        files(directory, *context.io),
+        files(directory, *context.io, options.read_only),
         table(context, files),
         behind(context, table, files),
         outside(context, table, behind, SegmentWriter::Source::kOutside),
@@ -60,7 +60,7 @@ class LogStore::Impl {
         reader(context, table, files, behind,
                std::array<const SegmentWriter*, 2>{&outside, &survivors}),
         reclaimer(context, table, files, survivors),
-        checkpointer(context, directory, table, behind, outside, survivors) {}
+        checkpointer(context, directory, files, table, behind, outside, survivors) {}
 
   StoreDirectory directory;
   StoreContext context;
@@ -93,17 +93,18 @@ Result<std::unique_ptr<LogStore>> LogStore::create(const LogOptions& options,
   auto impl = std::make_unique<Impl>(std::move(directory), options, std::move(io));
   impl->context.store_id = random_store_id();
   TE_RETURN_IF_ERROR(impl->checkpointer.clear_directory());
-  TE_RETURN_IF_ERROR(impl->checkpointer.write(NoRows(), ""));
-  return std::unique_ptr<LogStore>(new LogStore(std::move(impl)));
+  std::unique_ptr<LogStore> store(new LogStore(std::move(impl)));
+  TE_RETURN_IF_ERROR(store->checkpoint(NoRows(), ""));
+  return store;
 }
 
 Result<std::unique_ptr<LogStore>> LogStore::open(const LogOptions& options,
                                                  std::unique_ptr<IoEngine> io,
-                                                 RowOwner::RowVisitor on_row,
+                                                 RowRestorer on_row,
                                                  std::string* metadata) {
   StoreDirectory directory(options.path);
   if (!exists(options.path)) return read_manifest(directory).status();
-  TE_RETURN_IF_ERROR(directory.lock());
+  if (!options.read_only) TE_RETURN_IF_ERROR(directory.lock());
   Result<Manifest> read = read_manifest(directory);
   if (!read) return read.status();
   Manifest manifest = read.take();
@@ -137,6 +138,7 @@ Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
   Status status = impl_->outside.append(layout, {rows, data}, out_blocks, &appended);
   if (!status) {
     for (size_t i = 0; i < appended; ++i) retire(layout, out_blocks[i]);
+    impl_->context.changes.give_up();  // it has copies now that do not count
     return status;
   }
   const RunShape& shape = impl_->context.shape(layout);
@@ -166,8 +168,19 @@ bool LogStore::is_reclaiming() const { return impl_->reclaimer.is_at_work(); }
 void LogStore::wait_for_reclaim() { impl_->reclaimer.wait_for_chunk(); }
 
 Status LogStore::checkpoint(const RowOwner& owner, const std::string& metadata) {
+  TE_RETURN_IF_ERROR(begin_checkpoint(owner, metadata, false));
+  return end_checkpoint(write_checkpoint());
+}
+
+Status LogStore::begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal) {
+  return impl_->checkpointer.begin(owner, metadata, seal);
+}
+
+Status LogStore::write_checkpoint() { return impl_->checkpointer.write(); }
+
+Status LogStore::end_checkpoint(Status written) {
   impl_->reclaimer.abandon();  // its victim may go
-  return impl_->checkpointer.write(owner, metadata);
+  return impl_->checkpointer.end(std::move(written));
 }
 
 const LogOptions& LogStore::options() const { return impl_->context.options; }

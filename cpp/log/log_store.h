@@ -32,6 +32,8 @@ struct LogOptions {
   uint32_t block_bytes = 4096;             // power of two, >= 4096
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
+  uint32_t changes_max = 1 << 20;  // rows that an index of changes tells; beyond, all are told
+  bool read_only = false;  // open: takes no lock and changes no file; only get_many may be called
   bool background_io = true;               // false: every write is done when the call returns
   double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
 };
@@ -81,14 +83,16 @@ class LogStore {
   // Creates a store in a directory that has none. kAlreadyExists if it has one.
   static Result<std::unique_ptr<LogStore>> create(const LogOptions& options,
                                                   std::unique_ptr<IoEngine> io);
+  // Takes a row of an index; false if the owner has it already, from a newer one.
+  using RowRestorer = FunctionRef<bool(LayoutId, RowId, BlockAddress)>;
   // Opens the store as of its last checkpoint. `options` must describe the same rows
   // (kInvalidArgument names the first difference); block and segment size are the store's own, see
-  // options(). `on_row` gets every row of the index, ascending; `metadata` the blob of that
-  // checkpoint. Files that the checkpoint does not refer to are deleted. After an error, `on_row`
-  // may have seen some rows, and no file was changed.
+  // options(). `on_row` gets every row of the index files, the newest file first; `metadata` the
+  // blob of that checkpoint. Files that the checkpoint does not refer to are deleted. After an
+  // error, `on_row` may have seen some rows, and no file was changed.
   static Result<std::unique_ptr<LogStore>> open(const LogOptions& options,
                                                 std::unique_ptr<IoEngine> io,
-                                                RowOwner::RowVisitor on_row, std::string* metadata);
+                                                RowRestorer on_row, std::string* metadata);
   // Only reads the metadata blob of the last checkpoint; takes no lock.
   static Result<std::string> read_metadata(const std::string& path);
   static bool exists(const std::string& path);
@@ -119,9 +123,16 @@ class LogStore {
   // store.
   void wait_for_reclaim();
   // Makes everything put so far durable and atomically the state that `open` gives: writes buffers,
-  // syncs, writes the index of `owner` and a manifest with `metadata`, deletes segments no longer
-  // needed.
+  // syncs, writes an index and a manifest with `metadata`, deletes segments no longer needed. A row
+  // that a checkpoint has must have a copy at every later one.
   Status checkpoint(const RowOwner& owner, const std::string& metadata);
+  // The same in three steps, so that the store can be used during the second. The checkpoint is the
+  // state at `begin`. With `seal`, no file that it names is written again, so that links to them
+  // stay what they are. After an error of begin nothing more is to be done; end takes the status of
+  // write, and gives it back.
+  Status begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal);
+  Status write_checkpoint();  // by any thread, while others use the store
+  Status end_checkpoint(Status written);
 
   const LogOptions& options() const;
   const IoEngine& io() const;

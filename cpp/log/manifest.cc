@@ -43,12 +43,11 @@ std::vector<std::byte> encode_manifest(const Manifest& manifest) {
   header.segment_bytes = manifest.segment_bytes;
   header.segment_count = manifest.segments.size();
   header.metadata_bytes = manifest.metadata.size();
-  header.index_bytes = manifest.index.bytes;
-  header.index_rows = manifest.index.rows;
-  header.index_crc32c = manifest.index.crc32c;
+  header.index_count = static_cast<uint32_t>(manifest.indexes.size());
   std::vector<std::byte> out;
   put(out, &header, 1);
   put(out, manifest.layout_row_bytes.data(), manifest.layout_row_bytes.size());
+  put(out, manifest.indexes.data(), manifest.indexes.size());
   put(out, manifest.segments.data(), manifest.segments.size());
   put(out, manifest.metadata.data(), manifest.metadata.size());
   const uint32_t crc = crc32c(out.data() + kChecksumEndBytes, out.size() - kChecksumEndBytes);
@@ -70,6 +69,7 @@ Result<Manifest> decode_manifest(std::span<const std::byte> bytes, const std::st
   std::span<const std::byte> rest = bytes.subspan(sizeof(header));
   std::vector<char> metadata;
   if (!take(rest, manifest.layout_row_bytes, header.layout_count) ||
+      !take(rest, manifest.indexes, header.index_count) ||
       !take(rest, manifest.segments, header.segment_count) ||
       !take(rest, metadata, header.metadata_bytes)) {
     return corrupt(path, "cut short, or its lengths are damaged");
@@ -87,7 +87,6 @@ Result<Manifest> decode_manifest(std::span<const std::byte> bytes, const std::st
   manifest.total_rows = header.total_rows;
   manifest.block_bytes = header.block_bytes;
   manifest.segment_bytes = header.segment_bytes;
-  manifest.index = {header.index_bytes, header.index_rows, header.index_crc32c};
   manifest.metadata.assign(metadata.begin(), metadata.end());
   return manifest;
 }

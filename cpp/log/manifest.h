@@ -24,7 +24,7 @@ struct Manifest {
   uint32_t segment_bytes = 0;
   std::vector<uint32_t> layout_row_bytes;
   std::vector<SegmentRecord> segments;
-  IndexSummary index;
+  std::vector<IndexRecord> indexes;  // the whole one, then the changes since
   std::string metadata;
 };
 

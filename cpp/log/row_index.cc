@@ -121,21 +121,23 @@ void RowIndex::grow(Region& region) {
   }
 }
 
-void RowIndex::visit(FunctionRef<void(RowId, LocationWord)> f) const {
+void RowIndex::visit(RowId first, RowId end, FunctionRef<void(RowId, LocationWord)> f) const {
   if (direct_ != nullptr) {
-    for (uint64_t row = 0; row < total_rows_; ++row) {
+    for (uint64_t row = first.value; row < end.value; ++row) {
       if (direct_[row] != 0) f(RowId(row), LocationWord::from_bits(direct_[row]));
     }
     return;
   }
   std::vector<std::pair<uint16_t, uint32_t>> sorted;
-  for (uint64_t r = 0; r < regions_.size(); ++r) {
+  for (uint64_t r = first.value >> kRegionBits; r << kRegionBits < end.value; ++r) {
     const Region& region = regions_[r];
-    const uint64_t first = r << kRegionBits;
+    const uint64_t base = r << kRegionBits;
+    const auto give = [&](uint64_t row, uint32_t word) {
+      if (row >= first.value && row < end.value) f(RowId(row), LocationWord::from_bits(word));
+    };
     if (region.dense) {
       for (uint32_t key = 0; key < kRegionRows; ++key) {
-        if (region.dense[key] != 0)
-          f(RowId(first + key), LocationWord::from_bits(region.dense[key]));
+        if (region.dense[key] != 0) give(base + key, region.dense[key]);
       }
     } else if (region.map) {
       sorted.clear();
@@ -144,7 +146,7 @@ void RowIndex::visit(FunctionRef<void(RowId, LocationWord)> f) const {
         if (entry.word != 0) sorted.emplace_back(entry.key, entry.word);
       }
       std::sort(sorted.begin(), sorted.end());
-      for (const auto& [key, word] : sorted) f(RowId(first + key), LocationWord::from_bits(word));
+      for (const auto& [key, word] : sorted) give(base + key, word);
     }
   }
 }

@@ -46,7 +46,11 @@ class RowIndex {
                            : static_cast<const void*>(&regions_[row.value >> kRegionBits]));
   }
   // Every row whose word is not "never written", in ascending order. `f` must not call set.
-  void visit(FunctionRef<void(RowId, LocationWord)> f) const;
+  void visit(FunctionRef<void(RowId, LocationWord)> f) const {
+    visit(RowId(0), RowId(total_rows_), f);
+  }
+  // The same in [first, end).
+  void visit(RowId first, RowId end, FunctionRef<void(RowId, LocationWord)> f) const;
   // Memory held, counting a direct array in full.
   uint64_t memory_bytes() const { return memory_bytes_; }
   bool is_direct() const { return direct_ != nullptr; }

@@ -10,11 +10,8 @@
 namespace te {
 namespace {
 
-// Files in one batch of syncs; fewer than may be open, so that none is closed under it.
-constexpr size_t kSyncFilesMax = 15;
 constexpr size_t kOpenMin = 16;
 constexpr size_t kOpenMax = 4096;
-static_assert(kSyncFilesMax < kOpenMin);
 
 // A quarter of what the process may open, within reason: others need files too.
 size_t choose_open_max() {
@@ -25,8 +22,11 @@ size_t choose_open_max() {
 
 }  // namespace
 
-SegmentFiles::SegmentFiles(StoreDirectory& directory, IoEngine& io)
-    : directory_(directory), io_(io), open_max_(choose_open_max()) {}
+SegmentFiles::SegmentFiles(StoreDirectory& directory, IoEngine& io, bool read_only)
+    : directory_(directory),
+      io_(io),
+      open_max_(choose_open_max()),
+      mode_(read_only ? IoFile::Mode::kRead : IoFile::Mode::kReadWrite) {}
 
 Status SegmentFiles::sync_file(const IoFile& file) {
   const IoRequest request{.kind = IoRequest::Kind::kSync, .file = &file};
@@ -83,7 +83,7 @@ Result<IoFile*> SegmentFiles::acquire(SegmentId id) {
     recent_.splice(recent_.begin(), recent_, *place);
     return &recent_.front().file;
   }
-  Result<IoFile> file = IoFile::open(path(id), IoFile::Mode::kReadWrite);
+  Result<IoFile> file = IoFile::open(path(id), mode_);
   if (!file) return file.status();
   TE_RETURN_IF_ERROR(insert(id, file.take()));
   return &recent_.front().file;
@@ -99,20 +99,6 @@ void SegmentFiles::release(SegmentId id) {
   Iterator entry = *find(id);
   TE_CHECK(entry != recent_.end() && entry->holds > 0);
   --entry->holds;
-}
-
-Status SegmentFiles::sync(std::span<const SegmentId> ids) {
-  std::vector<IoRequest> requests;
-  for (size_t begin = 0; begin < ids.size(); begin += kSyncFilesMax) {
-    requests.clear();
-    for (SegmentId id : ids.subspan(begin, std::min(kSyncFilesMax, ids.size() - begin))) {
-      Result<IoFile*> file = acquire(id);
-      if (!file) return file.status();
-      requests.push_back({.kind = IoRequest::Kind::kSync, .file = file.value()});
-    }
-    TE_RETURN_IF_ERROR(io_.run(requests, [](size_t) {}));
-  }
-  return Status::ok();
 }
 
 Status SegmentFiles::remove(SegmentId id) {

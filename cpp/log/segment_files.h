@@ -21,7 +21,7 @@ namespace te {
 
 class SegmentFiles {
  public:
-  SegmentFiles(StoreDirectory& directory, IoEngine& io);
+  SegmentFiles(StoreDirectory& directory, IoEngine& io, bool read_only);
   ~SegmentFiles();
 
   size_t open_max() const { return open_max_; }
@@ -33,8 +33,6 @@ class SegmentFiles {
   // Keeps the file open from acquire to release, as often as it is held.
   Result<IoFile*> hold(SegmentId id);
   void release(SegmentId id);
-  // Makes the files of all these segments durable, several at a time.
-  Status sync(std::span<const SegmentId> ids);
   Status remove(SegmentId id);
 
  private:
@@ -54,6 +52,7 @@ class SegmentFiles {
   StoreDirectory& directory_;
   IoEngine& io_;
   const size_t open_max_;
+  const IoFile::Mode mode_;
   std::list<Entry> recent_;       // most recently acquired first
   std::vector<Iterator> places_;  // of each segment; recent_.end() where its file is not open
 };

@@ -206,21 +206,17 @@ void SegmentTable::write_ended(SegmentId id) { run_closed(id); }
 void SegmentTable::write_started(SegmentId id) {
   Segment& segment = segments_[id.value];
   ++segment.unfinished;
-  if (segment.unsynced) return;
   segment.unsynced = true;
-  unsynced_.push_back(id);
 }
 
-Status SegmentTable::sync_written() {
-  // Some were dropped since, or dropped and begun anew, and are in the list twice.
-  std::erase_if(unsynced_, [this](SegmentId id) {
-    const bool matters = is_used(states_[id.value]) && segments_[id.value].unsynced;
-    segments_[id.value].unsynced = false;
-    return !matters;
-  });
-  TE_RETURN_IF_ERROR(files_.sync(unsynced_));
-  unsynced_.clear();
-  return Status::ok();
+std::vector<SegmentId> SegmentTable::take_unsynced(std::span<const SegmentRecord> records) {
+  std::vector<SegmentId> taken;
+  for (const SegmentRecord& record : records) {
+    Segment& segment = segments_[record.segment];
+    if (segment.unsynced) taken.push_back(SegmentId(record.segment));
+    segment.unsynced = false;
+  }
+  return taken;
 }
 
 // --- live bytes
@@ -265,13 +261,15 @@ Status SegmentTable::settle(std::span<const SegmentRecord> records) {
   for (Segment& segment : segments_) segment.in_manifest = false;
   protect(records);
   Status result;
-  for (SegmentId id : pinned_) {
+  std::erase_if(pinned_, [&](SegmentId id) {
+    if (segments_[id.value].in_manifest) return false;  // reclaimed since that manifest was begun
     if (Status status = delete_file(id); !status && result) result = status;
-  }
-  pinned_.clear();
+    return true;
+  });
   // Sealed segments without live rows are in no manifest now: nothing keeps their files.
   for (uint32_t i = 0; i < segments_.size(); ++i) {
     if (states_[i] != State::kSealed || live_bytes_[i] != 0) continue;
+    if (segments_[i].in_manifest) continue;
     if (Status status = delete_file(SegmentId(i)); !status && result) result = status;
   }
   return result;

@@ -65,7 +65,9 @@ class SegmentTable {
   void leave(SegmentId id);  // its stream moved on: sealed once its open runs are written
   void write_started(SegmentId id);
   void write_ended(SegmentId id);
-  Status sync_written();
+  // Segments of these records whose writes may not be durable; from now on they count as such.
+  std::vector<SegmentId> take_unsynced(std::span<const SegmentRecord> records);
+  void set_unsynced(SegmentId id) { segments_[id.value].unsynced = true; }
   uint32_t blocks_used(SegmentId id) const { return segments_[id.value].blocks_used; }
   uint64_t sequence(SegmentId id) const { return segments_[id.value].sequence; }
 
@@ -133,7 +135,6 @@ class SegmentTable {
   std::vector<uint32_t> live_bytes_;
   std::vector<SegmentId> free_ids_;
   std::vector<SegmentId> reserve_;
-  std::vector<SegmentId> unsynced_;
   std::vector<SegmentId> pinned_;
   uint64_t file_count_ = 0;     // in any state but kFree
   uint32_t segments_used_ = 0;  // open or sealed

@@ -11,6 +11,7 @@
 #include "io/io_engine.h"
 #include "io/io_worker.h"
 #include "log/block.h"
+#include "log/change_list.h"
 #include "log/log_store.h"
 
 namespace te {
@@ -24,14 +25,16 @@ struct StoreContext {
 
   uint64_t store_id = 0;       // random; told apart from every other store ever
   uint64_t sequence_next = 1;  // of the next block closed or segment begun
-  uint64_t index_bytes = 0;    // of the index file of the last checkpoint
+  uint64_t index_bytes = 0;    // of the index files of the last checkpoint
+  ChangeList changes;
   LogStats stats;
 
   StoreContext(const LogOptions& o, std::unique_ptr<IoEngine> engine)
       : options(o),
         io(std::move(engine)),
         worker(std::make_unique<IoWorker>(*io, o.background_io)),
-        blocks_per_segment(o.segment_bytes / o.block_bytes) {
+        blocks_per_segment(o.segment_bytes / o.block_bytes),
+        changes(o.changes_max) {
     for (uint32_t row_bytes : o.layout_row_bytes) {
       shapes.push_back(make_run_shape(o.block_bytes, row_bytes, o.total_rows));
     }

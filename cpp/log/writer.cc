@@ -58,6 +58,7 @@ Status SegmentWriter::append(LayoutId layout, const RowList& list,
     write_rows(run.bytes.data(), shape, run.rows, list, i, i + take);
     std::fill_n(out_blocks.begin() + static_cast<ptrdiff_t>(i), take, run.block);
     table_.add_live(run.block, take, shape.share_bytes);
+    for (size_t k = i; k < i + take; ++k) context_.changes.add(layout, list.rows[k], run.block);
     run.rows += static_cast<uint32_t>(take);
     i += take;
     *appended = i;
@@ -151,6 +152,14 @@ Status SegmentWriter::close_all() {
     if (open_[l].rows > 0) TE_RETURN_IF_ERROR(close_run(LayoutId(static_cast<uint16_t>(l))));
   }
   return flush();
+}
+
+Status SegmentWriter::finish_segment() {
+  TE_RETURN_IF_ERROR(close_all());
+  if (segment_.is_none()) return Status::ok();
+  table_.leave(segment_);
+  segment_ = SegmentId::none();
+  return Status::ok();
 }
 
 RunInMemory SegmentWriter::find(BlockAddress block) const {

@@ -47,6 +47,8 @@ class SegmentWriter {
                          uint64_t source_sequence, BlockAddress* out_block);
   // Closes every open run and writes the buffer.
   Status close_all();
+  // And goes on in a new segment.
+  Status finish_segment();
   RunInMemory find(BlockAddress block) const;
 
  private:

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "log/checkpoint_copy.h"
 #include "table/batch_check.h"
 #include "table/threads.h"
 
@@ -54,6 +55,13 @@ Status Engine::check_open() const {
   return Status(StatusCode::kInvalidArgument, "the table is closed");
 }
 
+Status Engine::check_writable() const {
+  TE_RETURN_IF_ERROR(check_open());
+  if (!tiers_->config().ssd_read_only) return Status::ok();
+  return Status(StatusCode::kInvalidArgument,
+                tiers_->config().ssd_path + ": the store is open for reading only");
+}
+
 bool Engine::is_closed() const {
   std::lock_guard lock(mutex_);
   return closed_;
@@ -72,7 +80,7 @@ Plan& Engine::take_plan() {
 // Work that is due between batches: the reclaimer's share, and the index's growth out of the
 // budget.
 Status Engine::keep_house(size_t ids) {
-  if (tiers_->log() == nullptr) return Status::ok();
+  if (tiers_->log() == nullptr || tiers_->config().ssd_read_only) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
   if (Status s = reclaim_.poll(); matters(s)) return s;
@@ -149,7 +157,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
 
 Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_update) {
   std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
   Plan& plan = take_plan();
   if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
     free_plans_.push_back(&plan);
@@ -242,7 +250,7 @@ Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* w
 Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const void* weights,
                           const float* state) {
   std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   const Table& table = tiers_->table(table_id);
@@ -282,7 +290,7 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
 Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
                                const float* gradients, const Hyperparameters& hyper) {
   std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
@@ -309,27 +317,110 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
   return Status::ok();
 }
 
-Status Engine::flush_locked() {
-  if (tiers_->log() == nullptr) return Status::ok();
-  TE_RETURN_IF_ERROR(mover_.clean());
-  return tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
+Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int64_t> ids) const {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  const Table& table = tiers_->table(table_id);
+  const uint64_t base = table.first_row.value;
+  const uint64_t end = base + table.config.rows;
+  size_t count = 0;
+  // Piece by piece, as a visitor cannot stop.
+  for (uint64_t at = base + static_cast<uint64_t>(first); at < end && count < ids.size();) {
+    const uint64_t piece_end = std::min(end, at + (ids.size() - count));
+    tiers_->index().visit(RowId(at), RowId(piece_end), [&](RowId row, LocationWord) {
+      ids[count++] = static_cast<int64_t>(row.value - base);
+    });
+    at = piece_end;
+  }
+  return count;
+}
+
+bool Engine::has_store() const {
+  return tiers_->log() != nullptr && !tiers_->config().ssd_read_only;
+}
+
+// State at the call: rows and metadata are taken under the mutex, what is slow comes without it.
+Status Engine::begin_checkpoint(bool seal) {
+  std::unique_lock lock(mutex_);
+  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
+  TE_RETURN_IF_ERROR(check_open());
+  if (has_store()) {
+    TE_RETURN_IF_ERROR(mover_.clean());
+    TE_RETURN_IF_ERROR(
+        tiers_->log()->begin_checkpoint(*tiers_, tiers_->checkpoint_metadata(), seal));
+  }
+  checkpointing_ = true;
+  return Status::ok();
+}
+
+Status Engine::write_checkpoint() {
+  if (!has_store()) return Status::ok();
+  Status written = tiers_->log()->write_checkpoint();
+  std::lock_guard lock(mutex_);
+  return tiers_->log()->end_checkpoint(std::move(written));
+}
+
+void Engine::end_checkpoint_turn() {
+  {
+    std::lock_guard lock(mutex_);
+    checkpointing_ = false;
+  }
+  checkpoint_ended_.notify_all();
 }
 
 Status Engine::flush() {
-  std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
-  return flush_locked();
+  TE_RETURN_IF_ERROR(begin_checkpoint(false));
+  Status written = write_checkpoint();
+  end_checkpoint_turn();
+  return written;
 }
 
-Status Engine::close() {
-  reclaim_.stop();
+Status Engine::begin_save(const std::string& path) {
+  TE_RETURN_IF_ERROR(begin_checkpoint(true));
+  Status status = tiers_->log() == nullptr ? save_slots(path) : Status::ok();
+  if (!status) end_checkpoint_turn();
+  return status;
+}
+
+Status Engine::finish_save(const std::string& path, const std::string& previous) {
+  Status status = write_checkpoint();
+  // Nobody deletes what the last checkpoint names before the next one has ended.
+  if (status && tiers_->log() != nullptr)
+    status = copy_checkpoint(tiers_->config().ssd_path, path, previous);
+  end_checkpoint_turn();
+  return status;
+}
+
+// Without an ssd tier: a new store with the rows of all slots.
+Status Engine::save_slots(const std::string& path) {
   std::lock_guard lock(mutex_);
+  auto io = make_io_engine();
+  if (!io) return io.status();
+  auto log = LogStore::create(tiers_->log_options(path), io.take());
+  if (!log) return log.status();
+  Status status = mover_.copy_slots(*log.value());
+  if (status) status = log.value()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
+  mover_.forget_homes();
+  return status;
+}
+
+Status Engine::close_with(bool flush) {
+  reclaim_.stop();
+  std::unique_lock lock(mutex_);
+  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
   if (closed_) return Status::ok();
-  TE_RETURN_IF_ERROR(flush_locked());
+  if (flush && has_store()) {
+    TE_RETURN_IF_ERROR(mover_.clean());
+    TE_RETURN_IF_ERROR(tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata()));
+  }
   closed_ = true;
   tiers_->close();
   return Status::ok();
 }
+
+Status Engine::close() { return close_with(true); }
+
+Status Engine::discard() { return close_with(false); }
 
 uint64_t Engine::step(TableId table) const {
   std::lock_guard lock(mutex_);

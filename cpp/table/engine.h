@@ -8,6 +8,7 @@
 // mover.h, executor.h.
 #pragma once
 
+#include <condition_variable>
 #include <cstdint>
 #include <memory>
 #include <mutex>
@@ -69,8 +70,18 @@ class Engine {
   // One update of a table with summed gradients [n, dim] of distinct ids.
   Status apply_gradients(TableId table, std::span<const int64_t> ids, const float* gradients,
                          const Hyperparameters& hyper);
+  // Up to `ids.size()` rows of a table at or after `first` that have been written or looked up,
+  // ascending. Rows that are not among them have their initial values.
+  Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;
+  // Makes the state at the call durable; batches of other threads go on while it is being written.
   Status flush();
-  Status close();  // flush, then give everything back; closing twice is fine
+  // In two steps, the second by any thread: makes `path` a store that opens as the state at the
+  // first. `previous`: see copy_checkpoint. One save or flush at a time; a second one waits. After
+  // an error of begin there is nothing to finish.
+  Status begin_save(const std::string& path);
+  Status finish_save(const std::string& path, const std::string& previous);
+  Status close();    // flush, then give everything back; closing twice is fine
+  Status discard();  // the same without the flush: the store stays at its last one
   bool is_closed() const;
   EngineStats stats();
   // Updates of a table so far (the optimizer's step).
@@ -86,13 +97,20 @@ class Engine {
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
   Status keep_house(size_t ids);
-  Status flush_locked();
+  Status check_writable() const;
+  bool has_store() const;  // that checkpoints are for
+  Status begin_checkpoint(bool seal);
+  Status write_checkpoint();
+  void end_checkpoint_turn();
+  Status save_slots(const std::string& path);
+  Status close_with(bool flush);
   // Rows that may be planned at once beside those that are pinned.
   size_t rows_per_batch(TableId table);
   Plan& take_plan();
   Status check_row_ids(TableId table, std::span<const int64_t> ids) const;
 
   mutable std::mutex mutex_;
+  std::condition_variable checkpoint_ended_;
   // All guarded by mutex_:
   std::unique_ptr<Tiers> tiers_;
   Mover mover_;
@@ -105,6 +123,7 @@ class Engine {
   EngineStats times_;
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
+  bool checkpointing_ = false;  // a flush or save is between its begin and its end
   BackgroundReclaim reclaim_;  // the last, so that its thread ends before what it uses
 };
 

@@ -116,10 +116,50 @@ Status Mover::clean() {
     for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
       const size_t n = std::min(kBatchRows, dirty_.size() - i);
       TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));
-      TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, kChunksPerBatch));
+      if (tiers_.log()->reclaim_need() == LogStore::ReclaimNeed::kUrgent)
+        TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, kChunksPerBatch));
     }
   }
   return Status::ok();
+}
+
+Status Mover::copy_slots(LogStore& store) {
+  constexpr size_t kBatchRows = 4096;
+  TE_CHECK(tiers_.log() == nullptr);
+  Status status;
+  LayoutId layout;
+  const auto put = [&] {
+    if (rows_.empty() || !status) return;
+    blocks_.resize(rows_.size());
+    status = store.put_many(layout, rows_, data_, blocks_);
+    for (size_t i = 0; i < rows_.size() && status.is_ok(); ++i) {
+      const LocationWord word = tiers_.index().get(rows_[i]);
+      tiers_.layout(layout).directory[word.slot_index()].home = blocks_[i];
+    }
+    rows_.clear();
+    data_.clear();
+  };
+  rows_.clear();
+  data_.clear();
+  for (const Table& table : tiers_.tables()) {
+    put();
+    layout = table.layout;
+    const RowId end(table.first_row.value + table.config.rows);
+    tiers_.index().visit(table.first_row, end, [&](RowId row, LocationWord word) {
+      rows_.push_back(row);
+      data_.push_back(tiers_.layout(layout).data(word.slot_index()));
+      if (rows_.size() == kBatchRows) put();
+    });
+  }
+  put();
+  return status;
+}
+
+void Mover::forget_homes() {
+  tiers_.index().visit([&](RowId row, LocationWord word) {
+    tiers_.layout(tiers_.table_of(row).layout).directory[word.slot_index()].home =
+        BlockAddress::none();
+  });
 }
 
 // Moves rows from slots at and above `limit` to free slots below it. All of them are unpinned.

@@ -37,6 +37,10 @@ class Mover {
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
   // Writes every dirty row to the log, in order of row number; they stay in their slots, clean.
   Status clean();
+  // Puts the rows of all slots into another store, and notes where in their slots, which have no
+  // use for it without an ssd tier; forget_homes takes the notes back.
+  Status copy_slots(LogStore& store);
+  void forget_homes();
   // Changes the slot limit of a layout; shrinking evicts and moves rows. It stops at pinned slots.
   Status set_limit(LayoutId layout, uint32_t limit);
   // Moves budget between layouts until each may use as many slots as `needed` says, taking it from

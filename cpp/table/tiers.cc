@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "log/change_list.h"
 
 namespace te {
 namespace {
@@ -13,6 +14,8 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
+// The list of rows changed since the last checkpoint takes at most this part of the budget.
+constexpr uint64_t kBudgetPartOfChanges = 64;
 
 uint32_t segment_bytes_for(uint64_t store_bytes) {
   // About a thousand segments a store (more reclaim better, fewer open faster), within reason.
@@ -140,10 +143,9 @@ void Tiers::set_limits() {
   }
 }
 
-Status Tiers::open_log() {
+LogOptions Tiers::log_options(const std::string& path) const {
   LogOptions options;
-  options.path = config_.ssd_path;
-  options.capacity_bytes = config_.ssd_capacity_bytes;
+  options.path = path;
   options.total_rows = total_rows_;
   uint64_t store_bytes = 0;
   for (const auto& tier : layouts_) {
@@ -153,6 +155,18 @@ Status Tiers::open_log() {
   store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
   options.segment_bytes = segment_bytes_for(store_bytes);
   options.block_bytes = block_bytes_for(store_bytes);
+  return options;
+}
+
+Status Tiers::open_log() {
+  LogOptions options = log_options(config_.ssd_path);
+  options.capacity_bytes = config_.ssd_capacity_bytes;
+  options.read_only = config_.ssd_read_only;
+  if (config_.dram_bytes != 0) {
+    const uint64_t changes = config_.dram_bytes / kBudgetPartOfChanges / sizeof(ChangeList::Change);
+    options.changes_max =
+        static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, options.changes_max));
+  }
   auto io = make_io_engine();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
@@ -165,7 +179,9 @@ Status Tiers::open_log() {
   auto log = LogStore::open(
       options, io.take(),
       [this](LayoutId, RowId row, BlockAddress block) {
+        if (!index_->get(row).is_never_written()) return false;
         index_->set(row, LocationWord::block(block));
+        return true;
       },
       &blob);
   if (!log) return log.status();

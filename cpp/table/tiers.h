@@ -79,6 +79,8 @@ class Tiers final : public RowOwner {
   LogStore* log() { return log_.get(); }
   const EngineConfig& config() const { return config_; }
   std::span<const LayoutDemand> demands() const { return demands_; }
+  // Of a store of these tables at `path`.
+  LogOptions log_options(const std::string& path) const;
   // Gives back the store and the memory of the arenas; nothing else may be called afterwards.
   void close();
 

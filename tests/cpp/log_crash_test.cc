@@ -175,7 +175,8 @@ class History {
     if (!model_.store->reclaim(model_, 3, random() % 2 == 0)) return false;
     if (random() % 4 != 0) return true;
     saved_.push_back(model_.rows);  // may be found from the moment it is tried
-    if (!model_.store->checkpoint(model_, "cut")) return false;
+    if (!model_.store->begin_checkpoint(model_, "cut", random() % 2 == 0)) return false;
+    if (!model_.store->end_checkpoint(model_.store->write_checkpoint())) return false;
     saved_.erase(saved_.begin(), saved_.end() - 1);
     return true;
   }

@@ -51,14 +51,14 @@ struct SampleRun {
 Manifest sample_manifest() {
   Manifest manifest;
   manifest.store_id = kStoreId;
-  manifest.checkpoint = 7;
+  manifest.checkpoint = 8;
   manifest.sequence_next = 43;
   manifest.total_rows = 200000;
   manifest.block_bytes = 4096;
   manifest.segment_bytes = 1 << 20;
   manifest.layout_row_bytes = {132, 68};
   manifest.segments = {{1, 4, 40}, {5, 256, 12}};
-  manifest.index = {4096, 6, 0xfb4352ed};
+  manifest.indexes = {{7, 4096, 6, 0x845e41c9, 0}, {8, 4096, 2, 0x0badcafe, 0}};
   manifest.metadata = "hi";
   return manifest;
 }
@@ -80,7 +80,7 @@ std::ostream& operator<<(std::ostream& out, const IndexRow& r) {
 
 constexpr IndexIdentity kIndexIdentity{kStoreId, 7, 200000};
 
-IndexSummary write_index(const std::string& path, const std::vector<IndexRow>& rows,
+IndexRecord write_index(const std::string& path, const std::vector<IndexRow>& rows,
                          const IndexIdentity& identity = kIndexIdentity) {
   auto io = test_engine();
   IndexWriter writer(*io, path);
@@ -92,11 +92,11 @@ IndexSummary write_index(const std::string& path, const std::vector<IndexRow>& r
   return summary.value();
 }
 
-Status read_rows(const std::string& path, const IndexSummary& summary, std::vector<IndexRow>& rows,
+Status read_rows(const std::string& path, const IndexRecord& record, std::vector<IndexRow>& rows,
                  const IndexIdentity& identity = kIndexIdentity) {
   auto io = test_engine();
   rows.clear();
-  return read_index(*io, path, identity, summary, 3, [&](LayoutId l, RowId r, BlockAddress b) {
+  return read_index(*io, path, identity, record, 3, [&](LayoutId l, RowId r, BlockAddress b) {
     rows.push_back({r.value, l.value, b.value});
   });
 }
@@ -113,7 +113,7 @@ BOOST_AUTO_TEST_CASE(golden_bytes_of_a_block) {
   BOOST_TEST(sample.shape.rows_max == 336u);
   BOOST_TEST(sample.shape.rows_offset_bytes == 1400u);
   BOOST_TEST(hex(sample.run.data(), 0, 64) ==
-             "5445424b7ce610f601000300020000000100000008000000"
+             "5445424b1434f57402000300020000000100000008000000"
              "88776655443322112a0000000000000028000000000000000301000004000000"
              "0500000009000000");
   BOOST_TEST(hex(sample.run.data(), 1400, 1416) == "01020304050607081112131415161718");
@@ -125,13 +125,13 @@ BOOST_AUTO_TEST_CASE(golden_bytes_of_a_block) {
 BOOST_AUTO_TEST_CASE(golden_bytes_of_an_index) {
   TempDirectory directory;
   const std::string path = directory / "index";
-  const IndexSummary summary = write_index(path, kSampleRows);
+  const IndexRecord summary = write_index(path, kSampleRows);
   BOOST_TEST(summary.bytes == 4096u);
   BOOST_TEST(summary.rows == 6u);
-  BOOST_TEST(summary.crc32c == 0xfb4352edu);
+  BOOST_TEST(summary.crc32c == 0x845e41c9u);
   const std::string bytes = read_text(path);
   BOOST_TEST(hex(bytes, 0, 176) ==
-             "5445495804003ea901000000000000008877665544332211"
+             "54454958884992ca02000000000000008877665544332211"
              "0700000000000000400d0300000000000000000000000000"
              "54455343bca99d86000000000000000004000000030000000000000000000000"
              "0b0000000b000000000000000c000000"
@@ -145,10 +145,11 @@ BOOST_AUTO_TEST_CASE(golden_bytes_of_an_index) {
 BOOST_AUTO_TEST_CASE(golden_bytes_of_a_manifest) {
   const std::vector<std::byte> bytes = encode_manifest(sample_manifest());
   BOOST_TEST(hex(bytes, 0, bytes.size()) ==
-             "54454d46bd0ffabf0100000002000000887766554433221107000000000000002b00000000000000"
-             "400d03000000000000100000000010000200000000000000020000000000000000100000000000000"
-             "600000000000000ed5243fb0000000084000000440000000100000004000000280000000000000005"
-             "000000000100000c000000000000006869");
+             "54454d4602c345160200000002000000887766554433221108000000000000002b0000000000"
+             "0000400d03000000000000100000000010000200000000000000020000000000000002000000"
+             "000000008400000044000000070000000000000000100000000000000600000000000000c941"
+             "5e8400000000080000000000000000100000000000000200000000000000fecaad0b00000000"
+             "0100000004000000280000000000000005000000000100000c000000000000006869");
 }
 
 BOOST_AUTO_TEST_CASE(shapes_use_their_blocks_well) {
@@ -260,7 +261,7 @@ BOOST_AUTO_TEST_CASE(an_index_comes_back) {
       row += 1 + (round < 2 ? 0 : random() % (uint64_t{1} << (round * 2)));
     }
     const std::string path = directory / std::to_string(round);
-    const IndexSummary summary = write_index(path, rows, identity);
+    const IndexRecord summary = write_index(path, rows, identity);
     std::vector<IndexRow> found;
     check_ok(read_rows(path, summary, found, identity));
     BOOST_TEST((found == rows));
@@ -271,7 +272,7 @@ BOOST_AUTO_TEST_CASE(an_index_comes_back) {
 BOOST_AUTO_TEST_CASE(any_damage_of_an_index_is_noticed) {
   TempDirectory directory;
   const std::string path = directory / "index";
-  const IndexSummary summary = write_index(path, kSampleRows);
+  const IndexRecord summary = write_index(path, kSampleRows);
   const std::string good = read_text(path);
   std::vector<IndexRow> rows;
   check_ok(read_rows(path, summary, rows));
@@ -299,7 +300,7 @@ BOOST_AUTO_TEST_CASE(any_damage_of_an_index_is_noticed) {
 BOOST_AUTO_TEST_CASE(an_index_with_hostile_sections_never_crashes) {
   TempDirectory directory;
   const std::string path = directory / "index";
-  const IndexSummary summary = write_index(path, kSampleRows);
+  const IndexRecord summary = write_index(path, kSampleRows);
   const std::string good = read_text(path);
   std::mt19937_64 random(11);
   const std::vector<std::pair<size_t, size_t>> sections = {{48, 48}, {96, 36}, {132, 44}};

@@ -1,5 +1,6 @@
 // Random sequences of put, get, forget, reclaim, checkpoint and reopening against a std::map.
 #include <random>
+#include <thread>
 
 #include "log_fixture.h"
 
@@ -57,6 +58,7 @@ class ModelRun {
     options.segment_bytes = c.segment_bytes;
     options.total_rows = c.total_rows;
     options.capacity_bytes = c.capacity_bytes;
+    options.changes_max = random_() % 2 == 0 ? 500 : 1 << 20;
     return options;
   }
 
@@ -95,21 +97,44 @@ class ModelRun {
   }
 
   void forget() {
+    if (model_.options.capacity_bytes != 0) return;  // they would have to find space again
     for (uint64_t id : some_ids(60)) {
-      if (model_.rows.count(id) != 0) model_.forget(id);
+      if (model_.rows.count(id) == 0) continue;
+      model_.forget(id);
+      forgotten_.push_back(id);
     }
   }
 
   void checkpoint() {
+    std::erase_if(forgotten_, [this](uint64_t id) { return model_.rows.count(id) != 0; });
+    check_ok(model_.put(forgotten_));  // what a checkpoint has had, it keeps
+    forgotten_.clear();
     metadata_ = "cut " + std::to_string(random_());
-    check_ok(model_.store->checkpoint(model_, metadata_));
-    saved_ = model_.rows;
+    const std::map<uint64_t, ModelStore::Row> rows = model_.rows;
+    check_ok(model_.store->begin_checkpoint(model_, metadata_, random_() % 2 == 0));
+    std::thread writer;
+    Status written;
+    const bool meanwhile = random_() % 2 == 0 && model_.options.capacity_bytes == 0;
+    if (meanwhile) {
+      writer = std::thread([&] { written = model_.store->write_checkpoint(); });
+      for (int i = 0; i < 3; ++i) {  // what comes now is not in the checkpoint
+        put();
+        get();
+        check_ok(model_.store->reclaim(model_, 1 + random_() % 4, random_() % 2 == 0));
+      }
+      writer.join();
+    } else {
+      written = model_.store->write_checkpoint();
+    }
+    check_ok(model_.store->end_checkpoint(written));
+    saved_ = rows;
   }
 
   // The process dies: whatever followed the last checkpoint is gone, the rest is exactly there.
   void reopen() {
     model_.store.reset();
     model_.rows.clear();
+    forgotten_.clear();
     std::string metadata;
     check_ok(model_.try_open(&metadata));
     BOOST_TEST_REQUIRE(metadata == metadata_);
@@ -136,6 +161,7 @@ class ModelRun {
   std::mt19937_64 random_;
   ModelStore model_;
   std::map<uint64_t, ModelStore::Row> saved_;
+  std::vector<uint64_t> forgotten_;
   std::string metadata_;
 };
 

@@ -1,0 +1,270 @@
+"""Checkpoints of whole models: tables, their optimizers and the dense part in one atomic cut.
+
+A checkpoint is a directory:
+
+    CHECKPOINT        JSON: which of the files below are the checkpoint; replaced atomically
+    state-<n>.pt      dense part, optimizers' settings and `extra`, by `torch.save`
+    tables-<n>-<i>/   the i-th engine's store (docs/FORMAT.md), sharing its files by hard links
+
+So a save costs what has changed since the last one, and a checkpoint keeps the disk space of the
+files that the store has given up since. Saving to a path again replaces what is there; to keep
+several checkpoints, use several paths.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import re
+import shutil
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from tiered_emb import store_metadata
+from tiered_emb.engine import TableEngine
+
+_FORMAT = 1
+_ROOT = "CHECKPOINT"
+_PARTS = re.compile(r"(state-\d+\.pt|tables-\d+-\d+|CHECKPOINT\.tmp)")
+
+
+class Saving:
+    """A checkpoint that is being written. Thread-safe."""
+
+    def __init__(self, finish: threading.Thread) -> None:
+        self._thread = finish
+        self._error: BaseException | None = None
+
+    def wait(self) -> None:
+        """Returns once the checkpoint is durable; raises what went wrong."""
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+
+    @property
+    def is_done(self) -> bool:
+        """Whether `wait` would return at once."""
+        return not self._thread.is_alive()
+
+
+def save(
+    model: nn.Module, path: str | os.PathLike[str], extra: Any = None, *, wait: bool = True
+) -> Saving:
+    """Saves a model: all its tiered tables and optimizers, and its other parameters and buffers.
+
+    The checkpoint is the state at the call. A kill at any moment leaves the checkpoint that was at
+    `path` before, or this one. Tables with an ssd tier write what has changed since their last save
+    or flush; tables without one write all their rows before the call returns.
+
+    Args:
+        model: its tiered tables may be anywhere in it.
+        path: a directory; made if absent. An earlier checkpoint there is replaced.
+        extra: anything that `torch.save` takes, saved in the same cut: the step, the state of the
+            dense optimizer.
+        wait: False returns as soon as the cut is taken; training may go on while it is written.
+
+    Returns:
+        The checkpoint being written; done if `wait`.
+
+    Raises:
+        FileExistsError: `path` is a directory of something else.
+        ValueError: a table is closed.
+        OSError: the disk is full, or fails. What was there before stays.
+    """
+    root = Path(path)
+    earlier = _read_root(root)
+    if earlier is None and root.is_dir():
+        foreign = [p.name for p in root.iterdir() if not _PARTS.fullmatch(p.name)]
+        if foreign:
+            raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
+    number = 1 if earlier is None else earlier["number"] + 1
+    previous = [] if earlier is None else earlier["tables"]
+    root.mkdir(parents=True, exist_ok=True)
+    for part in _parts(root):  # left by a save that was killed
+        if earlier is None or part.name not in (earlier["state"], *previous):
+            _remove(part)
+
+    engines = _engines(model)
+    state = io.BytesIO()
+    torch.save(
+        {
+            "dense": _dense_state(model),
+            "optimizers": [_optimizer_state(engine) for engine in engines],
+            "extra": extra,
+        },
+        state,
+    )
+    names = [f"tables-{number}-{i}" for i in range(len(engines))]
+    begun: list[int] = []
+    try:
+        for i, engine in enumerate(engines):
+            engine.begin_save(str(root / names[i]))
+            begun.append(i)
+    except BaseException:
+        for i in begun:
+            engines[i].finish_save(str(root / names[i]), "")
+        raise
+
+    def finish() -> None:
+        errors: list[BaseException] = []
+        for i, engine in enumerate(engines):  # each has been begun, so each must be finished
+            same = str(root / previous[i]) if i < len(previous) else ""
+            try:
+                engine.finish_save(str(root / names[i]), same)
+            except BaseException as error:
+                errors.append(error)
+        if errors:
+            raise errors[0]
+        _write(root / f"state-{number}.pt", state.getbuffer())
+        manifest = {
+            "format": _FORMAT,
+            "number": number,
+            "state": f"state-{number}.pt",
+            "tables": names,
+        }
+        _write(root / f"{_ROOT}.tmp", json.dumps(manifest).encode())
+        _sync_directory(root)
+        os.replace(root / f"{_ROOT}.tmp", root / _ROOT)
+        _sync_directory(root)
+        _sync_directory(root.resolve().parent)
+        for part in _parts(root):
+            if part.name not in (manifest["state"], *names):
+                _remove(part)
+
+    def run() -> None:
+        try:
+            finish()
+        except BaseException as error:
+            saving._error = error
+
+    thread = threading.Thread(target=run, name="tiered_emb.save")
+    saving = Saving(thread)
+    thread.start()
+    if wait:
+        saving.wait()
+    return saving
+
+
+def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
+    """Makes a model what it was when it was saved, and returns `extra`.
+
+    Tier sizes, eviction policies and thread counts may differ from those of the saved model. The
+    ssd store of a table is replaced; it may be one that a killed process left behind
+    (`te.SSD(path, resume=True)`). `extra` is unpickled: load only what you trust.
+
+    Args:
+        model: with the same tables (names, sizes, dims, dtypes, initial values, optimizers, seeds),
+            in the same order, and the same other parameters and buffers.
+        path: what was given to `save`.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint.
+        ValueError: the model is not the one that was saved: names the first difference. Nothing
+            has changed then.
+    """
+    root = Path(path)
+    checkpoint = _read_root(root)
+    if checkpoint is None:
+        raise FileNotFoundError(f"{root}: there is no checkpoint")
+    engines = _engines(model)
+    names = checkpoint["tables"]
+    if len(engines) != len(names):
+        raise ValueError(
+            f"{root}: the checkpoint has {len(names)} sets of tables, the model {len(engines)}"
+        )
+    for engine, name in zip(engines, names, strict=True):
+        store_metadata.check_store(str(root / name), engine.metadata)
+    state = torch.load(root / checkpoint["state"], weights_only=False)
+    _check_dense(root, _dense_state(model), state["dense"])
+
+    for engine, name in zip(engines, names, strict=True):
+        engine.load(str(root / name))
+    for engine, saved in zip(engines, state["optimizers"], strict=True):
+        if engine.optimizer is not None:
+            engine.optimizer.param_groups[0].update(saved)
+    model.load_state_dict(state["dense"], strict=False)
+    return state["extra"]
+
+
+def _engines(model: nn.Module) -> list[TableEngine]:
+    """The engines of a model's tiered tables, each once, in the order of its modules."""
+    found: dict[int, TableEngine] = {}
+    for module in model.modules():
+        engine = getattr(module, "_engine", None)
+        if isinstance(engine, TableEngine):
+            found.setdefault(id(engine), engine)
+    return list(found.values())
+
+
+def _dense_state(model: nn.Module) -> dict[str, Any]:
+    """The state dict of everything but the tiered tables."""
+    state: dict[str, Any] = {}
+    for name, module in model.named_modules():
+        if not isinstance(getattr(module, "_engine", None), TableEngine):
+            module._save_to_state_dict(state, f"{name}." if name else "", False)
+    return state
+
+
+def _check_dense(root: Path, have: dict[str, Any], saved: dict[str, Any]) -> None:
+    for key in have.keys() ^ saved.keys():
+        owner = "the checkpoint" if key in saved else "the model"
+        raise ValueError(f"{root}: only {owner} has {key!r}")
+    for key, value in have.items():
+        if isinstance(value, torch.Tensor) and value.shape != saved[key].shape:
+            raise ValueError(
+                f"{root}: {key!r} has shape {tuple(saved[key].shape)}, "
+                f"in the model {tuple(value.shape)}"
+            )
+
+
+def _optimizer_state(engine: TableEngine) -> dict[str, Any]:
+    """Learning rate and the like; the state of rows is stored beside them."""
+    if engine.optimizer is None:
+        return {}
+    return {k: v for k, v in engine.optimizer.param_groups[0].items() if k != "params"}
+
+
+def _read_root(root: Path) -> dict[str, Any] | None:
+    try:
+        text = (root / _ROOT).read_text(encoding="utf-8")
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    try:
+        checkpoint: dict[str, Any] = json.loads(text)
+        version = checkpoint["format"]
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{root / _ROOT}: not a checkpoint of this package") from None
+    if version != _FORMAT:
+        raise ValueError(f"{root / _ROOT}: format {version}, this release reads {_FORMAT}")
+    return checkpoint
+
+
+def _parts(root: Path) -> list[Path]:
+    return [p for p in root.iterdir() if _PARTS.fullmatch(p.name)]
+
+
+def _remove(part: Path) -> None:
+    if part.is_dir():
+        shutil.rmtree(part)
+    else:
+        part.unlink()
+
+
+def _write(path: Path, data: Any) -> None:
+    with open(path, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _sync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
