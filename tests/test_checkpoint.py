@@ -1,0 +1,368 @@
+"""`te.save` and `te.load`: one cut of tables, optimizers and dense part, whatever happens."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from oracle import assert_same_bits
+from torch import nn
+
+import tiered_emb as te
+
+ROWS = {"a": 3000, "b": 200}
+SHARED = Path(__file__).resolve().parent
+
+
+class Model(nn.Module):
+    """Two tables, a dense layer and a buffer."""
+
+    def __init__(self, tiers: te.Tiers | None, optimizer: Any = te.optim.Adagrad, **kwargs: Any):
+        super().__init__()
+        torch.manual_seed(5)
+        tables = [te.Table("a", ROWS["a"], 16), te.Table("b", ROWS["b"], 8)]
+        self.emb = te.TieredEmbeddingCollection(
+            tables, tiers=tiers, optimizer=optimizer(0.1, **kwargs)
+        )
+        self.mlp = nn.Linear(3, 4)
+        self.register_buffer("seen", torch.zeros(()))
+
+    def train_on(self, seed: int, steps: int = 20) -> Model:
+        generator = torch.Generator().manual_seed(seed)
+        for _ in range(steps):
+            batch = {n: torch.randint(0, r, (64,), generator=generator) for n, r in ROWS.items()}
+            sum(out.pow(2).sum() for out in self.emb(batch).values()).backward()
+        with torch.no_grad():
+            self.mlp.weight += seed
+            self.seen += 1
+        return self
+
+
+def on_ssd(folder: Path, name: str, dram: int = 40_000, **kwargs: Any) -> te.Tiers:
+    return te.Tiers(dram=dram, ssd=te.SSD(str(folder / name), **kwargs))
+
+
+def state_of(model: Model) -> dict[str, torch.Tensor]:
+    state = {"mlp": model.mlp.weight.detach().clone(), "seen": model.seen.clone()}
+    for name, rows in ROWS.items():
+        state[name] = model.emb.to_dense(name)
+        for key, value in model.emb.state_rows(name, range(rows)).items():
+            state[f"{name}.{key}"] = value
+    return state
+
+
+def assert_same_state(model: Model, want: dict[str, torch.Tensor]) -> None:
+    have = state_of(model)
+    assert have.keys() == want.keys()
+    for key, value in want.items():
+        assert_same_bits(have[key], value, key)
+
+
+TIERS = {
+    "less dram": lambda folder: on_ssd(folder, "less", 25_000),
+    "all in dram": lambda folder: te.Tiers(),
+    "all rows fit, with ssd": lambda folder: on_ssd(folder, "fits", 10_000_000),
+}
+
+
+@pytest.mark.parametrize("optimizer", [te.optim.Adagrad, te.optim.Adam, te.optim.RowwiseAdagrad])
+@pytest.mark.parametrize("source", ["ssd", "dram"])
+def test_loads_into_any_tiers(tmp_path: Path, source: str, optimizer: Any) -> None:
+    tiers = on_ssd(tmp_path, "store") if source == "ssd" else te.Tiers()
+    model = Model(tiers, optimizer).train_on(1)
+    te.save(model, tmp_path / "ck", {"step": 20})
+    saved = state_of(model)
+    trained = state_of(model.train_on(2))
+    for make in TIERS.values():
+        other = Model(make(tmp_path), optimizer).train_on(9)
+        assert te.load(other, tmp_path / "ck") == {"step": 20}
+        assert_same_state(other, saved)
+        assert_same_state(other.train_on(2), trained)  # the step counters came along
+        other.emb.close()
+
+
+def test_the_cut_is_the_state_at_the_call(tmp_path: Path) -> None:
+    """Training goes on while the checkpoint is written."""
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    wants = []
+    for i in range(6):
+        wants.append(state_of(model))
+        saving = te.save(model, tmp_path / f"ck{i}", i, wait=False)
+        model.train_on(2 + i)
+        saving.wait()
+        assert saving.is_done
+    for i, want in enumerate(wants):
+        other = Model(on_ssd(tmp_path, "other"))
+        assert te.load(other, tmp_path / f"ck{i}") == i
+        assert_same_state(other, want)
+        other.emb.close()
+        te_files = list((tmp_path / "other").iterdir())
+        for file in te_files:
+            file.unlink()
+
+
+def test_saves_flushes_and_training_at_once(tmp_path: Path) -> None:
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    errors: list[BaseException] = []
+
+    def save_often(name: str) -> None:
+        try:
+            for _ in range(5):
+                te.save(model, tmp_path / name)
+                model.emb.flush()
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=save_often, args=(f"ck{i}",)) for i in range(2)]
+    for thread in threads:
+        thread.start()
+    for seed in range(10):
+        model.train_on(seed)
+    for thread in threads:
+        thread.join()
+    assert not errors
+    te.save(model, tmp_path / "ck0")
+    other = Model(te.Tiers())
+    te.load(other, tmp_path / "ck0")
+    assert_same_state(other, state_of(model))
+
+
+def test_a_save_costs_what_has_changed(tmp_path: Path) -> None:
+    rows, dim = 200_000, 16
+    bag = te.TieredEmbedding(
+        rows, dim, optimizer=te.optim.SGD(0.1), tiers=on_ssd(tmp_path, "store", 2_000_000)
+    )
+    for first in range(0, rows, 4000):
+        bag.write_rows(torch.arange(first, first + 4000), torch.ones(4000, dim))
+    te.save(bag, tmp_path / "ck")
+
+    def written() -> int:
+        stats = bag.stats()
+        return stats.ssd_written_bytes + stats.ssd_checkpoint_written_bytes
+
+    before = written()
+    changed = torch.randperm(rows)[: rows // 100]
+    bag.write_rows(changed, torch.zeros(len(changed), dim))
+    te.save(bag, tmp_path / "ck")
+    row_bytes = len(changed) * (dim * 4)
+    assert written() - before <= 1.3 * row_bytes + 40_000  # the manifest names every segment
+    stats = bag.stats()
+    te.save(bag, tmp_path / "ck")  # nothing has changed
+    assert bag.stats().ssd_written_bytes == stats.ssd_written_bytes
+    # The files are the store's own.
+    segment = next((tmp_path / "ck" / "tables-3-0").glob("segment-*"))
+    assert segment.stat().st_ino == (tmp_path / "store" / segment.name).stat().st_ino
+
+
+def test_old_checkpoints_stay_what_they_were(tmp_path: Path) -> None:
+    """Although the store goes on, reclaims their segments, closes and opens again."""
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    wants = []
+    for i in range(4):
+        te.save(model, tmp_path / f"ck{i}")
+        wants.append(state_of(model))
+        for seed in range(10):
+            model.train_on(10 * i + seed)
+    model.emb.close()
+    reopened = Model(on_ssd(tmp_path, "store", resume=True))
+    reopened.train_on(77)
+    reopened.emb.close()
+    for i, want in enumerate(wants):
+        other = Model(te.Tiers())
+        te.load(other, tmp_path / f"ck{i}")
+        assert_same_state(other, want)
+
+
+def test_loading_does_not_touch_the_checkpoint(tmp_path: Path) -> None:
+    """Two models share its files, train on and close: it stays, and so does the other."""
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    te.save(model, tmp_path / "ck")
+    want = state_of(model)
+    model.train_on(2)
+    ahead = state_of(model)
+    other = Model(on_ssd(tmp_path, "other"))
+    te.load(other, tmp_path / "ck")
+    for seed in range(20):
+        other.train_on(seed)
+    other.emb.close()
+    assert_same_state(model, ahead)
+    third = Model(on_ssd(tmp_path, "third"))
+    te.load(third, tmp_path / "ck")
+    assert_same_state(third, want)
+
+
+def test_dense_part_optimizers_and_several_engines(tmp_path: Path) -> None:
+    def make() -> nn.ModuleDict:
+        torch.manual_seed(3)
+        plain = nn.ModuleDict(
+            {"one": nn.EmbeddingBag(50, 4), "two": nn.EmbeddingBag(60, 4), "top": nn.Linear(4, 1)}
+        )
+        model = te.convert(plain, optimizer=te.optim.SGD(0.5))
+        assert isinstance(model, nn.ModuleDict)
+        model["frozen"] = te.TieredEmbedding(30, 2)
+        return model
+
+    model = make()
+    model["one"].optimizer.param_groups[0]["lr"] = 0.125
+    model["one"](torch.tensor([[1, 2]])).sum().backward()
+    with torch.no_grad():
+        model["top"].weight.zero_()
+    te.save(model, tmp_path / "ck", extra=[1, torch.ones(2)])
+    other = make()
+    extra = te.load(other, tmp_path / "ck")
+    assert extra[0] == 1
+    assert extra[1].eq(1).all()
+    assert other["one"].optimizer.param_groups[0]["lr"] == 0.125
+    for key, value in model.state_dict().items():
+        assert_same_bits(other.state_dict()[key], value, key)
+
+
+def test_not_fused_gradients_do_not_survive_a_load(tmp_path: Path) -> None:
+    model = Model(te.Tiers(), te.optim.SGD, fused=False)
+    te.save(model, tmp_path / "ck")
+    want = state_of(model)
+    model.emb({"a": torch.arange(5)})["a"].sum().backward()
+    te.load(model, tmp_path / "ck")
+    model.emb.optimizer.step()
+    assert_same_state(model, want)
+    model.emb({"a": torch.arange(5)})["a"].sum().backward()
+    model.emb.optimizer.step()
+    assert not torch.equal(model.emb.rows("a", range(5)), want["a"][:5])
+
+
+def test_a_graph_from_before_a_load_is_refused(tmp_path: Path) -> None:
+    model = Model(te.Tiers()).train_on(1)
+    te.save(model, tmp_path / "ck")
+    out = model.emb({"a": torch.arange(5)})["a"]
+    te.load(model, tmp_path / "ck")
+    want = state_of(model)
+    with pytest.raises(ValueError, match="closed"):
+        out.sum().backward()
+    assert_same_state(model, want)
+
+
+def test_wrong_models_are_refused_before_anything_changes(tmp_path: Path) -> None:
+    te.save(Model(te.Tiers()).train_on(1), tmp_path / "ck")
+
+    class Larger(Model):
+        def __init__(self) -> None:
+            super().__init__(te.Tiers())
+            self.more = nn.Linear(2, 2)
+
+    class Wider(Model):
+        def __init__(self) -> None:
+            super().__init__(te.Tiers())
+            self.mlp = nn.Linear(3, 5)
+
+    cases = [
+        (Model(te.Tiers(), te.optim.SGD), "optimizer"),
+        (Larger(), "only the model has 'more.weight'"),
+        (Wider(), r"'mlp.weight' has shape \(4, 3\), in the model \(5, 3\)"),
+        (nn.Linear(2, 2), "1 sets of tables, the model 0"),
+    ]
+    for model, message in cases:
+        before = {k: v.clone() for k, v in model.state_dict().items()}
+        with pytest.raises(ValueError, match=message):
+            te.load(model, tmp_path / "ck")
+        for key, value in before.items():
+            assert_same_bits(model.state_dict()[key], value, key)
+
+
+def test_places_that_are_no_checkpoints(tmp_path: Path) -> None:
+    model = Model(te.Tiers())
+    with pytest.raises(FileNotFoundError, match="no checkpoint"):
+        te.load(model, tmp_path / "nowhere")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("x")
+    with pytest.raises(FileExistsError, match=r"thesis\.tex"):
+        te.save(model, tmp_path / "mine")
+    assert [p.name for p in (tmp_path / "mine").iterdir()] == ["thesis.tex"]
+    te.save(model, tmp_path / "ck")
+    root = tmp_path / "ck" / "CHECKPOINT"
+    good = json.loads(root.read_text())
+    root.write_text(json.dumps({**good, "format": 99}))
+    with pytest.raises(ValueError, match="format 99"):
+        te.load(model, tmp_path / "ck")
+    root.write_text("nonsense")
+    with pytest.raises(ValueError, match="not a checkpoint"):
+        te.load(model, tmp_path / "ck")
+    model.emb.close()
+    with pytest.raises(ValueError, match="closed"):
+        te.save(model, tmp_path / "closed")
+
+
+def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
+    te.save(Model(te.Tiers()).train_on(1), tmp_path / "ck")
+    segment = next((tmp_path / "ck" / "tables-1-0").glob("segment-*"))
+    data = bytearray(segment.read_bytes())
+    data[len(data) // 2] ^= 1
+    segment.write_bytes(data)
+    with pytest.raises(OSError, match=segment.name):
+        te.load(Model(te.Tiers()), tmp_path / "ck")
+
+
+def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    te.save(model, tmp_path / "ck")
+    want = state_of(model)
+    model.train_on(2)
+    with pytest.raises(TypeError):
+        te.save(model, tmp_path / "ck", extra=(lambda: 0).__code__)  # cannot be pickled
+    blocker = tmp_path / "ck" / "tables-2-0"
+    blocker.write_text("in the way")
+    blocker.chmod(0)
+    other = Model(te.Tiers())
+    te.load(other, tmp_path / "ck")
+    assert_same_state(other, want)
+    te.save(model, tmp_path / "ck")  # what was in the way was a leftover to it
+    te.load(other, tmp_path / "ck")
+    assert_same_state(other, state_of(model))
+
+
+def test_many_readers_serve_one_store(tmp_path: Path) -> None:
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    te.save(model, tmp_path / "ck")
+    tables = str(tmp_path / "ck" / "tables-1-0")
+    before = {p: p.stat().st_mtime_ns for p in Path(tables).iterdir()}
+    tiers = te.Tiers(dram=30_000, ssd=te.SSD(tables, resume=True, read_only=True))
+    readers = [Model(tiers) for _ in range(2)]
+    batch = {"a": torch.arange(0, 3000, 30), "b": torch.arange(100)}
+    with torch.no_grad():
+        want = model.emb(batch)
+        for reader in readers:
+            for name, out in reader.emb(batch).items():
+                assert_same_bits(out, want[name], name)
+    for attempt in (
+        lambda: readers[0].emb(batch),
+        lambda: readers[0].emb.write_rows("a", [1], torch.zeros(1, 16)),
+        lambda: te.load(readers[0], tmp_path / "ck"),
+    ):
+        with pytest.raises(ValueError, match="reading only"):
+            attempt()
+    for reader in readers:
+        reader.emb.flush()
+        reader.emb.close()
+    assert {p: p.stat().st_mtime_ns for p in Path(tables).iterdir()} == before
+    with pytest.raises(ValueError, match="without resume=True"):
+        te.SSD("x", read_only=True)
+
+
+def test_kills_leave_a_completed_checkpoint(tmp_path: Path) -> None:
+    """SIGKILL while a child trains, flushes and saves; TIERED_EMB_KILLS of them."""
+    kills = os.environ.get("TIERED_EMB_KILLS", "15")
+    done = subprocess.run(
+        [sys.executable, "-I", str(SHARED / "kill_loop.py"), str(tmp_path), kills],
+        capture_output=True,
+        text=True,
+        timeout=3000,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert f"{kills} kills" in done.stdout
+    assert int(done.stdout.split("last checkpoint: step ")[1].split()[0]) > 20
