@@ -25,6 +25,7 @@ from torch import nn
 import tiered_emb as te
 
 ROWS, DIM = 4000, 12
+KILLS_A_STORE = 25  # the replay becomes longer and longer
 
 
 class Model(nn.Module):
@@ -120,12 +121,15 @@ def run_child(function: object, *args: object) -> int:
 
 
 def main(argv: list[str]) -> int:
-    folder, kills = Path(argv[0]), int(argv[1])
+    kills = int(argv[1])
     seed = int(argv[2]) if len(argv) > 2 else 0
     chance = random.Random(seed)
     torch.set_num_threads(1)
     te.set_num_threads(1)
+    Model(None).step()  # imports what torch imports at the first use, once for all children
     for kill in range(kills):
+        folder = Path(argv[0]) / str(kill // KILLS_A_STORE)
+        folder.mkdir(exist_ok=True)
         child = run_child(train, folder, seed * 100_003 + kill)
         time.sleep(0.02 + chance.random() * 0.4)
         os.kill(child, signal.SIGKILL)
