@@ -31,6 +31,7 @@ from tiered_emb.convert import convert
 from tiered_emb.embedding import TieredEmbedding
 from tiered_emb.errors import ArgumentError, DtypeError, IdOutOfRangeError, OffsetsError
 from tiered_emb.stats import Stats
+from tiered_emb.table_files import export_rows, import_rows
 from tiered_emb.threads import get_num_threads, set_num_threads
 from tiered_emb.tiers import SSD, Tiers
 
@@ -49,7 +50,9 @@ __all__ = [
     "TieredEmbeddingCollection",
     "Tiers",
     "convert",
+    "export_rows",
     "get_num_threads",
+    "import_rows",
     "init",
     "load",
     "optim",

@@ -77,18 +77,7 @@ def save(
         OSError: the disk is full, or fails. What was there before stays.
     """
     root = Path(path)
-    earlier = _read_root(root)
-    if earlier is None and root.is_dir():
-        foreign = [p.name for p in root.iterdir() if not _PARTS.fullmatch(p.name)]
-        if foreign:
-            raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
-    number = 1 if earlier is None else earlier["number"] + 1
-    previous = [] if earlier is None else earlier["tables"]
-    root.mkdir(parents=True, exist_ok=True)
-    for part in _parts(root):  # left by a save that was killed
-        if earlier is None or part.name not in (earlier["state"], *previous):
-            _remove(part)
-
+    number, previous = _make_ready(root)
     engines = _engines(model)
     state = io.BytesIO()
     torch.save(
@@ -100,41 +89,12 @@ def save(
         state,
     )
     names = [f"tables-{number}-{i}" for i in range(len(engines))]
-    begun: list[int] = []
-    try:
-        for i, engine in enumerate(engines):
-            engine.begin_save(str(root / names[i]))
-            begun.append(i)
-    except BaseException:
-        for i in begun:
-            engines[i].finish_save(str(root / names[i]), "")
-        raise
+    targets = [str(root / name) for name in names]
+    _begin(engines, targets)
 
     def finish() -> None:
-        errors: list[BaseException] = []
-        for i, engine in enumerate(engines):  # each has been begun, so each must be finished
-            same = str(root / previous[i]) if i < len(previous) else ""
-            try:
-                engine.finish_save(str(root / names[i]), same)
-            except BaseException as error:
-                errors.append(error)
-        if errors:
-            raise errors[0]
-        _write(root / f"state-{number}.pt", state.getbuffer())
-        manifest = {
-            "format": _FORMAT,
-            "number": number,
-            "state": f"state-{number}.pt",
-            "tables": names,
-        }
-        _write(root / f"{_ROOT}.tmp", json.dumps(manifest).encode())
-        _sync_directory(root)
-        os.replace(root / f"{_ROOT}.tmp", root / _ROOT)
-        _sync_directory(root)
-        _sync_directory(root.resolve().parent)
-        for part in _parts(root):
-            if part.name not in (manifest["state"], *names):
-                _remove(part)
+        _finish(engines, targets, [str(root / name) for name in previous])
+        _publish(root, number, names, state.getbuffer())
 
     def run() -> None:
         try:
@@ -148,6 +108,63 @@ def save(
     if wait:
         saving.wait()
     return saving
+
+
+def _make_ready(root: Path) -> tuple[int, list[str]]:
+    """Number of the next checkpoint at `root`, and the stores of the one that is there."""
+    earlier = read_root(root)
+    if earlier is None and root.is_dir():
+        foreign = [p.name for p in root.iterdir() if not _PARTS.fullmatch(p.name)]
+        if foreign:
+            raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
+    root.mkdir(parents=True, exist_ok=True)
+    if earlier is None:
+        _remove_parts(root, keep=())
+        return 1, []
+    _remove_parts(root, keep=(earlier["state"], *earlier["tables"]))  # left by a killed save
+    return earlier["number"] + 1, earlier["tables"]
+
+
+def _begin(engines: list[TableEngine], targets: list[str]) -> None:
+    """Takes the cut of every engine, or of none."""
+    begun: list[int] = []
+    try:
+        for i, engine in enumerate(engines):
+            engine.begin_save(targets[i])
+            begun.append(i)
+    except BaseException:
+        for i in begun:
+            engines[i].finish_save(targets[i], "")
+        raise
+
+
+def _finish(engines: list[TableEngine], targets: list[str], previous: list[str]) -> None:
+    """Writes what was begun: each engine's, even if that of another fails."""
+    errors: list[BaseException] = []
+    for i, engine in enumerate(engines):
+        try:
+            engine.finish_save(targets[i], previous[i] if i < len(previous) else "")
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _publish(root: Path, number: int, names: list[str], state: Any) -> None:
+    """Makes the parts of this number the checkpoint, and removes those of others."""
+    manifest = {
+        "format": _FORMAT,
+        "number": number,
+        "state": f"state-{number}.pt",
+        "tables": names,
+    }
+    _write(root / f"state-{number}.pt", state)
+    _write(root / f"{_ROOT}.tmp", json.dumps(manifest).encode())
+    _sync_directory(root)
+    os.replace(root / f"{_ROOT}.tmp", root / _ROOT)
+    _sync_directory(root)
+    _sync_directory(root.resolve().parent)
+    _remove_parts(root, keep=(f"state-{number}.pt", *names))
 
 
 def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
@@ -168,7 +185,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
             has changed then.
     """
     root = Path(path)
-    checkpoint = _read_root(root)
+    checkpoint = read_root(root)
     if checkpoint is None:
         raise FileNotFoundError(f"{root}: there is no checkpoint")
     engines = _engines(model)
@@ -229,7 +246,8 @@ def _optimizer_state(engine: TableEngine) -> dict[str, Any]:
     return {k: v for k, v in engine.optimizer.param_groups[0].items() if k != "params"}
 
 
-def _read_root(root: Path) -> dict[str, Any] | None:
+def read_root(root: Path) -> dict[str, Any] | None:
+    """What the checkpoint in a directory consists of; None if there is none."""
     try:
         text = (root / _ROOT).read_text(encoding="utf-8")
     except (FileNotFoundError, NotADirectoryError):
@@ -244,15 +262,14 @@ def _read_root(root: Path) -> dict[str, Any] | None:
     return checkpoint
 
 
-def _parts(root: Path) -> list[Path]:
-    return [p for p in root.iterdir() if _PARTS.fullmatch(p.name)]
-
-
-def _remove(part: Path) -> None:
-    if part.is_dir():
-        shutil.rmtree(part)
-    else:
-        part.unlink()
+def _remove_parts(root: Path, keep: tuple[str, ...]) -> None:
+    for part in list(root.iterdir()):
+        if not _PARTS.fullmatch(part.name) or part.name in keep:
+            continue
+        if part.is_dir():
+            shutil.rmtree(part)
+        else:
+            part.unlink()
 
 
 def _write(path: Path, data: Any) -> None:

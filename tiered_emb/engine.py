@@ -126,6 +126,13 @@ class TableEngine:
         finally:
             source.close()
 
+    def known_rows(self, table: int) -> Iterator[torch.Tensor]:
+        """Ids of rows that were ever written or looked up, ascending, in pieces of some 65,536.
+
+        All others have their initial values.
+        """
+        return _known_rows(self._core, table)
+
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
         return self._pooling.lookup(features)
@@ -247,6 +254,23 @@ class TableEngine:
             self.stats()
             self._core.close()
 
+    def step(self, table: int) -> int:
+        """Updates of a table so far."""
+        return self._core.step(table)
+
+    def segments(self) -> list[tuple[int, int, int]]:
+        """(number, blocks used, live bytes) of each segment of the store."""
+        return self._core.segments()
+
+    def verify(self, segment: int) -> list[_core.FaultTuple]:
+        """What is wrong with a segment of a store that is open for reading only."""
+        return self._core.verify(segment)
+
+    @property
+    def optimizer_kind(self) -> int:
+        """The core's number of the optimizer; 0 without one."""
+        return self._kind
+
     @property
     def is_closed(self) -> bool:
         """Whether `close` was called."""
@@ -259,7 +283,6 @@ class TableEngine:
 
 
 def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
-    """Ids of the rows that a table has stored, ascending, in pieces."""
     first = 0
     while True:
         ids = torch.empty(_KNOWN_CHUNK_ROWS, dtype=torch.int64)

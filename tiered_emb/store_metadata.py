@@ -30,12 +30,19 @@ def describe(
     }
 
 
+def read(path: str) -> Metadata:
+    """What the store at `path` says of its tables; `ValueError` if it says nothing."""
+    try:
+        stored: Metadata = json.loads(_core.store_metadata(path))
+        assert isinstance(stored["tables"], list)
+        return stored
+    except (ValueError, KeyError, TypeError, AssertionError):
+        raise ValueError(f"{path}: the store was not written by this package's tables") from None
+
+
 def check_store(path: str, metadata: Metadata) -> None:
     """Raises `ValueError` naming the first difference of the store at `path` from `metadata`."""
-    try:
-        stored = json.loads(_core.store_metadata(path))
-    except ValueError:
-        raise ValueError(f"{path}: the store was not written by this package's tables") from None
+    stored = read(path)
     for key in ("format", "seed", "optimizer", "state_value"):
         if stored.get(key) != metadata[key]:
             raise ValueError(

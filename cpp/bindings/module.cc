@@ -13,8 +13,8 @@
 #include <cerrno>
 #include <tuple>
 
-#include "log/log_store.h"
 #include "log/checkpoint_copy.h"
+#include "log/log_store.h"
 #include "table/engine.h"
 #include "table/threads.h"
 
@@ -303,6 +303,31 @@ void write_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uin
   });
 }
 
+// (segment, blocks used, live bytes) of each.
+nb::list segments(Engine& engine) {
+  nb::list list;
+  for (const SegmentInfo& s : engine.segments())
+    list.append(nb::make_tuple(s.segment.value, s.blocks_used, s.live_bytes));
+  return list;
+}
+
+// (path, block, blocks, what, [(table, id), ...]) of each fault of a segment.
+nb::list verify(Engine& engine, uint32_t segment) {
+  std::vector<SegmentFault> faults;
+  std::string path;
+  run([&] { return engine.verify(SegmentId(segment), faults, &path); });
+  nb::list list;
+  for (const SegmentFault& fault : faults) {
+    nb::list rows;
+    for (RowId row : fault.rows) {
+      const auto [table, id] = engine.place_of(row);
+      rows.append(nb::make_tuple(table.value, id));
+    }
+    list.append(nb::make_tuple(path, fault.block, fault.blocks, fault.what, rows));
+  }
+  return list;
+}
+
 size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, size_t count) {
   size_t found = 0;
   run([&] {
@@ -364,6 +389,8 @@ NB_MODULE(_core, m) {
              run([&] { return engine.finish_save(path, previous); });
            })
       .def("known_rows", &known_rows)
+      .def("segments", &segments)
+      .def("verify", &verify)
       .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })
       .def("discard", [](Engine& engine) { run([&] { return engine.discard(); }); })
       .def_prop_ro("is_closed", &Engine::is_closed)
@@ -378,8 +405,7 @@ NB_MODULE(_core, m) {
         [](const std::string& from, const std::string& to, const std::string& previous) {
           run([&] { return copy_checkpoint(from, to, previous); });
         });
-  m.def("remove_store",
-        [](const std::string& path) { run([&] { return remove_store(path); }); });
+  m.def("remove_store", [](const std::string& path) { run([&] { return remove_store(path); }); });
   m.def("store_exists", [](const std::string& path) { return LogStore::exists(path); });
   m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
   m.def("get_num_threads", [] { return num_threads(); });

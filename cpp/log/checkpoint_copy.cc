@@ -98,8 +98,8 @@ Status copy_checkpoint(const std::string& from, const std::string& to,
   for (const auto& entry : leftovers.value()) TE_RETURN_IF_ERROR(target.remove(entry.path));
 
   for (const IndexRecord& index : manifest.indexes) {
-    TE_RETURN_IF_ERROR(share_file(source.index(index.checkpoint), target.index(index.checkpoint),
-                                  index.bytes));
+    TE_RETURN_IF_ERROR(
+        share_file(source.index(index.checkpoint), target.index(index.checkpoint), index.bytes));
   }
   const auto held = segments_of(previous, manifest.store_id);
   for (const SegmentRecord& record : manifest.segments) {

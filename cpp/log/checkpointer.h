@@ -45,7 +45,7 @@ class Checkpointer {
     Manifest manifest;
     std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
     bool has_index = false;
-    std::vector<SegmentId> segments;   // to sync, held
+    std::vector<SegmentId> segments;  // to sync, held
     std::vector<IoRequest> syncs;
     uint64_t written_bytes = 0;
     bool is_sync_failed = false;

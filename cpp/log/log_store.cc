@@ -11,6 +11,7 @@
 #include "log/manifest.h"
 #include "log/reader.h"
 #include "log/reclaimer.h"
+#include "log/scrubber.h"
 #include "log/segment_files.h"
 #include "log/segment_table.h"
 #include "log/store_context.h"
@@ -99,8 +100,7 @@ Result<std::unique_ptr<LogStore>> LogStore::create(const LogOptions& options,
 }
 
 Result<std::unique_ptr<LogStore>> LogStore::open(const LogOptions& options,
-                                                 std::unique_ptr<IoEngine> io,
-                                                 RowRestorer on_row,
+                                                 std::unique_ptr<IoEngine> io, RowRestorer on_row,
                                                  std::string* metadata) {
   StoreDirectory directory(options.path);
   if (!exists(options.path)) return read_manifest(directory).status();
@@ -182,6 +182,15 @@ Status LogStore::end_checkpoint(Status written) {
   impl_->reclaimer.abandon();  // its victim may go
   return impl_->checkpointer.end(std::move(written));
 }
+
+std::vector<SegmentInfo> LogStore::segments() const { return impl_->table.segments(); }
+
+Status LogStore::verify(SegmentId segment, const RowOwner& owner,
+                        std::vector<SegmentFault>& faults) {
+  return Scrubber(impl_->context, impl_->table, impl_->files).scrub(segment, owner, faults);
+}
+
+std::string LogStore::segment_path(SegmentId segment) const { return impl_->files.path(segment); }
 
 const LogOptions& LogStore::options() const { return impl_->context.options; }
 

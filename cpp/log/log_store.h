@@ -34,7 +34,7 @@ struct LogOptions {
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
   uint32_t changes_max = 1 << 20;  // rows that an index of changes tells; beyond, all are told
   bool read_only = false;  // open: takes no lock and changes no file; only get_many may be called
-  bool background_io = true;               // false: every write is done when the call returns
+  bool background_io = true;        // false: every write is done when the call returns
   double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
 };
 
@@ -78,6 +78,23 @@ struct LogStats {
   uint64_t live_bytes_now = 0;        // rows that count, in bytes of their share of a block
 };
 
+// A segment that holds rows, or has held some.
+struct SegmentInfo {
+  SegmentId segment;
+  uint32_t blocks_used = 0;
+  uint32_t live_bytes = 0;
+};
+
+// Blocks [block, block + blocks) of a segment that cannot be read, or without any: rows that are
+// not where they should be.
+struct SegmentFault {
+  SegmentId segment;
+  uint32_t block = 0;
+  uint32_t blocks = 0;
+  std::string what;
+  std::vector<RowId> rows;  // live rows that are lost with it
+};
+
 class LogStore {
  public:
   // Creates a store in a directory that has none. kAlreadyExists if it has one.
@@ -91,8 +108,8 @@ class LogStore {
   // blob of that checkpoint. Files that the checkpoint does not refer to are deleted. After an
   // error, `on_row` may have seen some rows, and no file was changed.
   static Result<std::unique_ptr<LogStore>> open(const LogOptions& options,
-                                                std::unique_ptr<IoEngine> io,
-                                                RowRestorer on_row, std::string* metadata);
+                                                std::unique_ptr<IoEngine> io, RowRestorer on_row,
+                                                std::string* metadata);
   // Only reads the metadata blob of the last checkpoint; takes no lock.
   static Result<std::string> read_metadata(const std::string& path);
   static bool exists(const std::string& path);
@@ -133,6 +150,11 @@ class LogStore {
   Status begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal);
   Status write_checkpoint();  // by any thread, while others use the store
   Status end_checkpoint(Status written);
+
+  std::vector<SegmentInfo> segments() const;
+  // Reads a segment of segments() and appends what is wrong with it.
+  Status verify(SegmentId segment, const RowOwner& owner, std::vector<SegmentFault>& faults);
+  std::string segment_path(SegmentId segment) const;
 
   const LogOptions& options() const;
   const IoEngine& io() const;

@@ -303,6 +303,15 @@ void SegmentTable::finish_restore() {
   }
 }
 
+std::vector<SegmentInfo> SegmentTable::segments() const {
+  std::vector<SegmentInfo> result;
+  for (uint32_t i = 0; i < segments_.size(); ++i) {
+    if (is_used(states_[i]))
+      result.push_back({SegmentId(i), segments_[i].blocks_used, live_bytes_[i]});
+  }
+  return result;
+}
+
 void SegmentTable::fill(LogStats& stats) const {
   stats.segments_now = segments_used_ + pinned_.size();
   stats.segments_pinned_now = pinned_.size();

@@ -98,6 +98,7 @@ class SegmentTable {
   bool restore(const SegmentRecord& record);
   void finish_restore();
 
+  std::vector<SegmentInfo> segments() const;  // in use
   void fill(LogStats& stats) const;
   std::string describe(BlockAddress block) const;  // "<file>: block 3 (address 259)"
 

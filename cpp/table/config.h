@@ -30,7 +30,7 @@ struct EngineConfig {
   uint64_t ssd_capacity_bytes = 0;
   bool ssd_resume = false;
   bool ssd_read_only = false;  // with resume: rows are read, never changed; takes no lock
-  std::string app_metadata;  // stored with each checkpoint, given back on resume
+  std::string app_metadata;    // stored with each checkpoint, given back on resume
 };
 
 // Row numbers fit in 40 bits (the random counters hold no more).

@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 
+#include "base/check.h"
 #include "log/checkpoint_copy.h"
 #include "table/batch_check.h"
 #include "table/threads.h"
@@ -333,6 +334,28 @@ Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int
     at = piece_end;
   }
   return count;
+}
+
+std::vector<SegmentInfo> Engine::segments() const {
+  std::lock_guard lock(mutex_);
+  return tiers_->log() == nullptr ? std::vector<SegmentInfo>() : tiers_->log()->segments();
+}
+
+Status Engine::verify(SegmentId segment, std::vector<SegmentFault>& faults, std::string* path) {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_CHECK(tiers_->config().ssd_read_only);
+  *path = tiers_->log()->segment_path(segment);
+  return tiers_->log()->verify(segment, *tiers_, faults);
+}
+
+std::pair<TableId, uint64_t> Engine::place_of(RowId row) const {
+  const Tiers& tiers = *tiers_;
+  const Table& table = tiers.table_of(row);
+  for (uint32_t t = 0; t < tiers.tables_count(); ++t) {
+    if (&tiers.table(TableId(t)) == &table) return {TableId(t), row.value - table.first_row.value};
+  }
+  TE_CHECK(false);
 }
 
 bool Engine::has_store() const {

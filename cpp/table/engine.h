@@ -14,6 +14,7 @@
 #include <mutex>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "base/status.h"
@@ -73,6 +74,12 @@ class Engine {
   // Up to `ids.size()` rows of a table at or after `first` that have been written or looked up,
   // ascending. Rows that are not among them have their initial values.
   Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;
+  // Of the ssd tier; none without it.
+  std::vector<SegmentInfo> segments() const;
+  // What is wrong with a segment of an engine that is open for reading only.
+  Status verify(SegmentId segment, std::vector<SegmentFault>& faults, std::string* path);
+  // The table of a row, and the row's number in it.
+  std::pair<TableId, uint64_t> place_of(RowId row) const;
   // Makes the state at the call durable; batches of other threads go on while it is being written.
   Status flush();
   // In two steps, the second by any thread: makes `path` a store that opens as the state at the
@@ -124,7 +131,7 @@ class Engine {
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
   bool checkpointing_ = false;  // a flush or save is between its begin and its end
-  BackgroundReclaim reclaim_;  // the last, so that its thread ends before what it uses
+  BackgroundReclaim reclaim_;   // the last, so that its thread ends before what it uses
 };
 
 }  // namespace te

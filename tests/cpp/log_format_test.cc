@@ -81,7 +81,7 @@ std::ostream& operator<<(std::ostream& out, const IndexRow& r) {
 constexpr IndexIdentity kIndexIdentity{kStoreId, 7, 200000};
 
 IndexRecord write_index(const std::string& path, const std::vector<IndexRow>& rows,
-                         const IndexIdentity& identity = kIndexIdentity) {
+                        const IndexIdentity& identity = kIndexIdentity) {
   auto io = test_engine();
   IndexWriter writer(*io, path);
   check_ok(writer.start(identity));

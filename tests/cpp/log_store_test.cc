@@ -7,7 +7,8 @@ namespace te::test {
 namespace {
 
 Result<std::unique_ptr<LogStore>> open_anyhow(const LogOptions& options) {
-  return LogStore::open(options, test_engine(), [](LayoutId, RowId, BlockAddress) { return true; }, nullptr);
+  return LogStore::open(
+      options, test_engine(), [](LayoutId, RowId, BlockAddress) { return true; }, nullptr);
 }
 
 }  // namespace

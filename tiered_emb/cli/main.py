@@ -18,6 +18,9 @@ from tiered_emb.data.errors import DataError
 
 COMMANDS = {
     "train": "tiered_emb.cli.train",
+    "inspect": "tiered_emb.cli.inspect",
+    "verify": "tiered_emb.cli.verify",
+    "export": "tiered_emb.cli.export",
 }
 
 
