@@ -76,7 +76,7 @@ def main(argv: list[str] | None = None) -> int:
             data = str(DATA / data)
         steps = ["--steps", "20"] if args.smoke else []
         report = train([data, *options, *COMPARISON, *steps])
-        report["options"]["data"] = Path(data).name  # type: ignore[index]
+        report["data"] = report["options"]["data"] = Path(data).name  # type: ignore[index]
         for run in report["runs"]:  # type: ignore[attr-defined]
             print(
                 f"{name:26} {run['title']:16} AUC {run['test_auc']:.5f} "

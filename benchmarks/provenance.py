@@ -27,7 +27,10 @@ def provenance(script: str, argv: list[str] | None) -> dict[str, object]:
     changed = subprocess.run(
         [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
     )
-    arguments = sys.argv[1:] if argv is None else argv
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--out" in arguments:  # where the report went says nothing about its figures
+        at = arguments.index("--out")
+        del arguments[at : at + 2]
     return {
         "machine": {
             "cpu": names[0] if names else platform.processor(),
