@@ -263,7 +263,7 @@ def test_wrong_models_are_refused_before_anything_changes(tmp_path: Path) -> Non
 
     cases = [
         (Model(te.Tiers(), te.optim.SGD), "optimizer"),
-        (Larger(), "only the model has 'more.weight'"),
+        (Larger(), "only the model has 'more.bias'"),
         (Wider(), r"'mlp.weight' has shape \(4, 3\), in the model \(5, 3\)"),
         (nn.Linear(2, 2), "1 sets of tables, the model 0"),
     ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,48 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
         te.export_rows(nn.Linear(1, 1), tmp_path / "x.parquet")
     assert_same_bits(bag.to_dense(), before, "rows")
     assert not list(tmp_path.glob("*.tmp"))
+
+
+# ---- The newest state
+
+
+def test_newest_after_a_kill(tmp_path: Path) -> None:
+    """Rows that were evicted after the last flush are there; the cut itself still opens too."""
+    bag = trained(tmp_path)
+    bag.flush()
+    cut = bag.to_dense()
+    generator = torch.Generator().manual_seed(2)
+    states = [cut]
+    for _ in range(200):
+        ids = torch.randint(0, 4000, (100,), generator=generator)
+        bag(ids, torch.arange(0, 100, 4)).pow(2).sum().backward()
+        states.append(bag.to_dense())
+    shutil.copytree(tmp_path / "store", tmp_path / "copy")  # as a kill leaves it
+
+    def opened(name: str, resume: Any) -> te.TieredEmbedding:
+        tiers = te.Tiers(dram=30_000, ssd=te.SSD(str(tmp_path / name), resume=resume))
+        return te.TieredEmbedding(
+            5000, 12, mode="sum", tiers=tiers, optimizer=te.optim.Adagrad(0.1), name="ads"
+        )
+
+    index = next((tmp_path / "copy").glob("index-*"))
+    shutil.copytree(tmp_path / "copy", tmp_path / "damaged")
+    (tmp_path / "damaged" / index.name).write_bytes(b"x" * 4096)
+    with pytest.raises(OSError, match="index-"):
+        opened("damaged", True)
+    for name in ("copy", "damaged"):
+        newest = opened(name, "newest")
+        rows = newest.to_dense()
+        changed = (rows != cut).any(1)
+        assert changed.sum() > 1000
+        history = torch.stack(states)
+        assert ((history == rows).all(2)).any(0).all()  # each row as it once was
+        newest.close()
+        again = opened(name, True)
+        assert_same_bits(again.to_dense(), rows, "the newest state is the store's now")
+        again.close()
+    with pytest.raises(ValueError, match="'newest'"):
+        te.SSD("x", resume="oldest")
 
 
 # ---- Commands

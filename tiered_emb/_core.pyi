@@ -53,6 +53,7 @@ def make_engine(
     ssd_path: str,
     ssd_capacity_bytes: int,
     ssd_resume: bool,
+    ssd_newest: bool,
     ssd_read_only: bool,
     metadata: str,
 ) -> Engine: ...

@@ -228,7 +228,7 @@ def _dense_state(model: nn.Module) -> dict[str, Any]:
 
 
 def _check_dense(root: Path, have: dict[str, Any], saved: dict[str, Any]) -> None:
-    for key in have.keys() ^ saved.keys():
+    for key in sorted(have.keys() ^ saved.keys()):
         owner = "the checkpoint" if key in saved else "the model"
         raise ValueError(f"{root}: only {owner} has {key!r}")
     for key, value in have.items():

@@ -51,7 +51,8 @@ class TableEngine:
         self._seed = seed
         self.metadata = store_metadata.describe(tables, self._kind, self._state_value, seed)
         ssd = tiers.ssd if isinstance(tiers.ssd, SSD) else None
-        self.resumed = ssd is not None and ssd.resume
+        self.resumed = ssd is not None and bool(ssd.resume)
+        self._loaded = False
         if ssd is not None and ssd.resume:
             store_metadata.check_store(ssd.path, self.metadata)
         self._core = self._make_core(self.resumed)
@@ -76,6 +77,7 @@ class TableEngine:
             "" if ssd is None else ssd.path,
             0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
             resume,
+            resume and ssd is not None and ssd.resume == "newest" and not self._loaded,
             ssd is not None and ssd.read_only,
             json.dumps(self.metadata),
         )
@@ -101,6 +103,7 @@ class TableEngine:
         if isinstance(ssd, SSD):
             _core.remove_store(ssd.path)
             _core.copy_checkpoint(path, ssd.path, "")
+        self._loaded = True
         self._core = self._make_core(resume=isinstance(ssd, SSD))
         self._pooling = Pooling(self._core, self.optimizer, self._grad_parameters)
         self._last_stats = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass, field
+from typing import Literal
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
@@ -58,7 +59,10 @@ class SSD:
         path: directory; created if absent. One that already holds a store is never overwritten:
             opening it without `resume` raises `FileExistsError`.
         capacity: most bytes of segment files, as int or ``"1TiB"``; None: the disk's free space.
-        resume: open the store that is there, as of its last flush or close.
+        resume: True opens the store that is there, as of its last flush or close. ``"newest"``
+            opens it with the newest copy of every row that has reached the disk: after a crash,
+            rows of different ages, and the optimizer's step count of the last flush. Also the way
+            back when an index file is damaged. The store then goes on from there.
         read_only: only with `resume`: rows are looked up and never changed, nothing in the
             directory is written and no lock is taken, so that many processes may serve one store.
             Rather the tables of a checkpoint than a store that another process trains: there the
@@ -67,12 +71,14 @@ class SSD:
 
     path: str
     capacity: Size | None = None
-    resume: bool = False
+    resume: bool | Literal["newest"] = False
     read_only: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "path", os.fspath(self.path))
-        if self.read_only and not self.resume:
+        if self.resume not in (False, True, "newest"):
+            raise ValueError(f"SSD(resume=...): must be a bool or 'newest', got {self.resume!r}")
+        if self.read_only and self.resume is not True:
             raise ValueError("SSD(read_only=True): there is nothing to read without resume=True")
         if self.path == "":
             raise ValueError("SSD(path): the path is empty")

@@ -151,7 +151,7 @@ TableConfig to_table(const TableTuple& t) {
 std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
                                     const std::string& policy, uint64_t dram_bytes,
                                     const std::string& ssd_path, uint64_t ssd_capacity_bytes,
-                                    bool ssd_resume, bool ssd_read_only,
+                                    bool ssd_resume, bool ssd_newest, bool ssd_read_only,
                                     const std::string& metadata) {
   EngineConfig config;
   for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
@@ -161,6 +161,7 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
   config.ssd_path = ssd_path;
   config.ssd_capacity_bytes = ssd_capacity_bytes;
   config.ssd_resume = ssd_resume;
+  config.ssd_newest = ssd_newest;
   config.ssd_read_only = ssd_read_only;
   config.app_metadata = metadata;
   std::unique_ptr<Engine> engine;

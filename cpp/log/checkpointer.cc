@@ -284,6 +284,11 @@ Status Checkpointer::discard_unreferenced(const Manifest& manifest,
   return Status::ok();
 }
 
+void Checkpointer::go_on_after(const Manifest& manifest) {
+  checkpoint_last_ = manifest.checkpoint;
+  for (const IndexRecord& index : manifest.indexes) stale_.push_back(index.checkpoint);
+}
+
 Status Checkpointer::clear_directory() {
   Result<std::vector<StoreDirectory::Entry>> entries = directory_.list();
   if (!entries) return entries.status();

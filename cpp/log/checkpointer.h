@@ -36,6 +36,8 @@ class Checkpointer {
   Status end(Status written);
   // Rebuilds the segment table from a manifest and its indexes, then deletes what neither names.
   Status restore(const Manifest& manifest, LogStore::RowRestorer on_row);
+  // The next checkpoint follows this one, whose indexes it does not use.
+  void go_on_after(const Manifest& manifest);
   // Deletes leftovers of a store that was never finished.
   Status clear_directory();
 

@@ -11,6 +11,7 @@
 #include "log/manifest.h"
 #include "log/reader.h"
 #include "log/reclaimer.h"
+#include "log/recovery.h"
 #include "log/scrubber.h"
 #include "log/segment_files.h"
 #include "log/segment_table.h"
@@ -62,6 +63,13 @@ class LogStore::Impl {
                std::array<const SegmentWriter*, 2>{&outside, &survivors}),
         reclaimer(context, table, files, survivors),
         checkpointer(context, directory, files, table, behind, outside, survivors) {}
+
+  Status recover(const Manifest& manifest, RowRestorer on_row) {
+    context.store_id = manifest.store_id;
+    TE_RETURN_IF_ERROR(Recovery(context, directory, files, table).run(manifest, on_row));
+    checkpointer.go_on_after(manifest);
+    return Status::ok();
+  }
 
   StoreDirectory directory;
   StoreContext context;
@@ -115,7 +123,8 @@ Result<std::unique_ptr<LogStore>> LogStore::open(const LogOptions& options,
   actual.segment_bytes = manifest.segment_bytes;
   TE_RETURN_IF_ERROR(check_options(actual));
   auto impl = std::make_unique<Impl>(std::move(directory), actual, std::move(io));
-  TE_RETURN_IF_ERROR(impl->checkpointer.restore(manifest, on_row));
+  TE_RETURN_IF_ERROR(options.newest ? impl->recover(manifest, on_row)
+                                    : impl->checkpointer.restore(manifest, on_row));
   if (metadata != nullptr) *metadata = std::move(manifest.metadata);
   return std::unique_ptr<LogStore>(new LogStore(std::move(impl)));
 }

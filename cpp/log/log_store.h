@@ -34,6 +34,9 @@ struct LogOptions {
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
   uint32_t changes_max = 1 << 20;  // rows that an index of changes tells; beyond, all are told
   bool read_only = false;  // open: takes no lock and changes no file; only get_many may be called
+  // open: not the last checkpoint, but the newest copy of every row that is on the disk; the caller
+  // makes a checkpoint of what it got.
+  bool newest = false;
   bool background_io = true;        // false: every write is done when the call returns
   double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
 };

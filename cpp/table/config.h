@@ -29,6 +29,7 @@ struct EngineConfig {
   std::string ssd_path;     // empty: no ssd tier
   uint64_t ssd_capacity_bytes = 0;
   bool ssd_resume = false;
+  bool ssd_newest = false;     // with resume: the newest copy of every row, instead of the last cut
   bool ssd_read_only = false;  // with resume: rows are read, never changed; takes no lock
   std::string app_metadata;    // stored with each checkpoint, given back on resume
 };

@@ -162,6 +162,7 @@ Status Tiers::open_log() {
   LogOptions options = log_options(config_.ssd_path);
   options.capacity_bytes = config_.ssd_capacity_bytes;
   options.read_only = config_.ssd_read_only;
+  options.newest = config_.ssd_newest;
   if (config_.dram_bytes != 0) {
     const uint64_t changes = config_.dram_bytes / kBudgetPartOfChanges / sizeof(ChangeList::Change);
     options.changes_max =
@@ -186,7 +187,8 @@ Status Tiers::open_log() {
       &blob);
   if (!log) return log.status();
   log_ = log.take();
-  return restore_metadata(blob);
+  TE_RETURN_IF_ERROR(restore_metadata(blob));
+  return config_.ssd_newest ? log_->checkpoint(*this, checkpoint_metadata()) : Status::ok();
 }
 
 std::string app_metadata_of(const std::string& blob) {
