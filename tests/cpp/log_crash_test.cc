@@ -117,11 +117,13 @@ class History {
       : plan_(std::move(plan)), model_(options_of(path, background_io)) {}
 
   // Runs until an error or the end. `saved` are the rows of the checkpoints that may be found.
-  bool run() {
-    model_.create(std::make_unique<FaultEngine>(plan_));
+  bool run(uint64_t seed = 9, int steps = 60) {
+    auto made = LogStore::create(model_.options, std::make_unique<FaultEngine>(plan_));
+    if (!made) return false;
+    model_.store = made.take();
     saved_ = {model_.rows};
-    std::mt19937_64 random(9);
-    for (int step = 0; step < 60; ++step) {
+    std::mt19937_64 random(seed);
+    for (int step = 0; step < steps; ++step) {
       if (!do_step(random)) return false;
     }
     return true;
@@ -211,6 +213,34 @@ BOOST_AUTO_TEST_CASE(power_loss_at_any_operation_leaves_the_last_checkpoint) {
       plan->random.seed(at);
       History history(directory / "s", plan);
       BOOST_TEST(!history.run());
+      history.crash();
+      history.check_reopened();
+    }
+  }
+}
+
+// Schedules from one seed each: what is done, which operation fails, whether that is the end of the
+// process, and which unsynced pages survive. TE_TEST_SCHEDULES of them, TE_TEST_SEED replays one.
+BOOST_AUTO_TEST_CASE(random_schedules_of_faults) {
+  const char* fixed = std::getenv("TE_TEST_SEED");
+  const char* wanted = std::getenv("TE_TEST_SCHEDULES");
+  const uint64_t count = fixed != nullptr    ? 1
+                         : wanted != nullptr ? std::strtoull(wanted, nullptr, 10)
+                                             : 150;
+  const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : 1;
+  for (uint64_t seed = first; seed < first + count; ++seed) {
+    BOOST_TEST_CONTEXT("replay with TE_TEST_SEED=" << seed) {
+      TempDirectory directory;
+      std::mt19937_64 random(seed);
+      auto plan = std::make_shared<FaultPlan>();
+      plan->random.seed(seed);
+      plan->fail_at = 4 + random() % 140;
+      plan->fail_ever_after = random() % 2 == 0;
+      History history(directory / "s", plan, random() % 4 == 0);
+      const bool survived = history.run(random(), 16);
+      if (survived || !plan->fail_ever_after) {
+        check_ok(history.model().get_all());  // nothing that was accepted is lost meanwhile
+      }
       history.crash();
       history.check_reopened();
     }
