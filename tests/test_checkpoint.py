@@ -308,6 +308,38 @@ def test_a_damaged_checkpoint_is_reported(tmp_path: Path) -> None:
         te.load(Model(te.Tiers()), tmp_path / "ck")
 
 
+def test_histories_that_branch_do_not_share_files(tmp_path: Path) -> None:
+    """Best and last: back to the best, on from there, over the last of the other history."""
+    model = Model(on_ssd(tmp_path, "store"))
+    for seed in range(6):
+        model.train_on(seed)
+    te.save(model, tmp_path / "best")
+    for seed in range(10, 16):
+        model.train_on(seed)
+    te.save(model, tmp_path / "last")
+    te.load(model, tmp_path / "best")
+    for seed in range(20, 26):
+        model.train_on(seed)
+    te.save(model, tmp_path / "last")
+    want = state_of(model)
+    other = Model(te.Tiers())
+    te.load(other, tmp_path / "last")
+    assert_same_state(other, want)
+
+
+def test_saves_to_one_path_take_turns(tmp_path: Path) -> None:
+    models = [Model(on_ssd(tmp_path, f"store{i}")).train_on(i) for i in range(3)]
+    savings = [te.save(model, tmp_path / "ck", i, wait=False) for i, model in enumerate(models)]
+    for saving in savings:
+        saving.wait()
+    other = Model(te.Tiers())
+    assert te.load(other, tmp_path / "ck") == 2
+    assert_same_state(other, state_of(models[2]))
+    assert sorted(p.name for p in (tmp_path / "ck").iterdir()) == [
+        "CHECKPOINT", "LOCK", "state-3.pt", "tables-3-0"
+    ]  # fmt: skip
+
+
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:
     model = Model(on_ssd(tmp_path, "store")).train_on(1)
     te.save(model, tmp_path / "ck")
@@ -343,6 +375,7 @@ def test_many_readers_serve_one_store(tmp_path: Path) -> None:
         lambda: readers[0].emb(batch),
         lambda: readers[0].emb.write_rows("a", [1], torch.zeros(1, 16)),
         lambda: te.load(readers[0], tmp_path / "ck"),
+        lambda: te.save(readers[0], tmp_path / "ck2"),
     ):
         with pytest.raises(ValueError, match="reading only"):
             attempt()
@@ -352,6 +385,23 @@ def test_many_readers_serve_one_store(tmp_path: Path) -> None:
     assert {p: p.stat().st_mtime_ns for p in Path(tables).iterdir()} == before
     with pytest.raises(ValueError, match="without resume=True"):
         te.SSD("x", read_only=True)
+
+
+def test_a_reader_that_renormalises_writes_nothing(tmp_path: Path) -> None:
+    kwargs: dict[str, Any] = {"max_norm": 0.5, "optimizer": te.optim.SGD(0.1), "name": "t"}
+    with te.TieredEmbedding(2000, 8, tiers=on_ssd(tmp_path, "store", 9000), **kwargs) as bag:
+        bag.write_rows(range(2000), torch.randn(2000, 8))
+    before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "store").iterdir()}
+    tiers = on_ssd(tmp_path, "store", 9000, resume=True, read_only=True)
+    reader = te.TieredEmbedding(2000, 8, tiers=tiers, **{**kwargs, "optimizer": te.optim.SGD(1)})
+    with torch.no_grad():
+        for _ in range(3):
+            for first in range(0, 2000, 100):  # far more rows than dram holds
+                out = reader(torch.arange(first, first + 100).unsqueeze(1))
+                assert (out.norm(dim=1) <= 0.5001).all()
+    reader.close()
+    after = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in (tmp_path / "store").iterdir()}
+    assert after == before
 
 
 def test_kills_leave_a_completed_checkpoint(tmp_path: Path) -> None:

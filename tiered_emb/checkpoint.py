@@ -3,6 +3,7 @@
 A checkpoint is a directory:
 
     CHECKPOINT        JSON: which of the files below are the checkpoint; replaced atomically
+    LOCK              empty; held with flock while a checkpoint is written or loaded
     state-<n>.pt      dense part, optimizers' settings and `extra`, by `torch.save`
     tables-<n>-<i>/   the i-th engine's store (docs/FORMAT.md), sharing its files by hard links
 
@@ -13,14 +14,16 @@ several checkpoints, use several paths.
 
 from __future__ import annotations
 
+import fcntl
 import io
 import json
 import os
 import re
 import shutil
 import threading
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import nn
@@ -30,6 +33,7 @@ from tiered_emb.engine import TableEngine
 
 _FORMAT = 1
 _ROOT = "CHECKPOINT"
+_LOCK = "LOCK"
 _PARTS = re.compile(r"(state-\d+\.pt|tables-\d+-\d+|CHECKPOINT\.tmp)")
 
 
@@ -77,6 +81,33 @@ def save(
         OSError: the disk is full, or fails. What was there before stays.
     """
     root = Path(path)
+    _check_place(root)
+    root.mkdir(parents=True, exist_ok=True)
+    turn = _lock(root, fcntl.LOCK_EX)  # another save to this path ends first
+    try:
+        begun = _begin_at(root, model, extra)
+    except BaseException:
+        turn.close()
+        raise
+
+    def run() -> None:
+        try:
+            begun()
+        except BaseException as error:
+            saving._error = error
+        finally:
+            turn.close()
+
+    thread = threading.Thread(target=run, name="tiered_emb.save")
+    saving = Saving(thread)
+    thread.start()
+    if wait:
+        saving.wait()
+    return saving
+
+
+def _begin_at(root: Path, model: nn.Module, extra: Any) -> Callable[[], None]:
+    """Takes the cut; what is returned writes it."""
     number, previous = _make_ready(root)
     engines = _engines(model)
     state = io.BytesIO()
@@ -96,28 +127,32 @@ def save(
         _finish(engines, targets, [str(root / name) for name in previous])
         _publish(root, number, names, state.getbuffer())
 
-    def run() -> None:
-        try:
-            finish()
-        except BaseException as error:
-            saving._error = error
+    return finish
 
-    thread = threading.Thread(target=run, name="tiered_emb.save")
-    saving = Saving(thread)
-    thread.start()
-    if wait:
-        saving.wait()
-    return saving
+
+def _check_place(root: Path) -> None:
+    if root.is_dir() and read_root(root) is None:
+        names = (p.name for p in root.iterdir())
+        foreign = [name for name in names if name != _LOCK and not _PARTS.fullmatch(name)]
+        if foreign:
+            raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
+
+
+def _lock(root: Path, kind: int) -> IO[Any]:
+    """The lock of a checkpoint's directory, held until it is closed."""
+    mode = "ab" if kind == fcntl.LOCK_EX else "rb"
+    file: IO[Any] = open(root / _LOCK, mode)  # noqa: SIM115 - the caller closes it
+    try:
+        fcntl.flock(file, kind)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 def _make_ready(root: Path) -> tuple[int, list[str]]:
     """Number of the next checkpoint at `root`, and the stores of the one that is there."""
     earlier = read_root(root)
-    if earlier is None and root.is_dir():
-        foreign = [p.name for p in root.iterdir() if not _PARTS.fullmatch(p.name)]
-        if foreign:
-            raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
-    root.mkdir(parents=True, exist_ok=True)
     if earlier is None:
         _remove_parts(root, keep=())
         return 1, []
@@ -185,9 +220,17 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
             has changed then.
     """
     root = Path(path)
-    checkpoint = read_root(root)
-    if checkpoint is None:
+    if read_root(root) is None:
         raise FileNotFoundError(f"{root}: there is no checkpoint")
+    if not (root / _LOCK).exists():  # a copy of somebody's who knew what matters
+        return _load_from(root, model)
+    with _lock(root, fcntl.LOCK_SH):
+        return _load_from(root, model)
+
+
+def _load_from(root: Path, model: nn.Module) -> Any:
+    checkpoint = read_root(root)
+    assert checkpoint is not None
     engines = _engines(model)
     names = checkpoint["tables"]
     if len(engines) != len(names):

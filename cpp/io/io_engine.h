@@ -38,6 +38,10 @@ class IoFile {
   const std::string& path() const { return path_; }
   // Differs from that of every other file that this process has opened.
   uint64_t serial() const { return serial_; }
+  // Whether an engine may register the file with the system, which keeps it open: then `forget` has
+  // to come before the file is closed.
+  bool is_long_lived() const { return long_lived_; }
+  void set_long_lived() { long_lived_ = true; }
   // Reserves the space now (fallocate), so that a full disk shows here: kNoSpace names the path and
   // the bytes needed and free.
   Status allocate(uint64_t bytes);
@@ -47,6 +51,7 @@ class IoFile {
   IoFile(int fd, bool direct, std::string path);
   int fd_ = -1;
   bool direct_ = false;
+  bool long_lived_ = false;
   uint64_t serial_ = 0;
   std::string path_;
 };
@@ -87,7 +92,7 @@ class IoEngine {
   // with the system.
   virtual void add_buffer(std::byte* data, size_t bytes);
   virtual void remove_buffer(std::byte* data);
-  // Before a file is closed that requests have used.
+  // Before a long-lived file is closed.
   virtual void forget(const IoFile& file);
 
   IoStats read_stats() const { return reads_.snapshot(); }

@@ -80,12 +80,14 @@ IoFile::IoFile(int fd, bool direct, std::string path)
 IoFile::IoFile(IoFile&& other) noexcept
     : fd_(std::exchange(other.fd_, -1)),
       direct_(other.direct_),
+      long_lived_(other.long_lived_),
       serial_(other.serial_),
       path_(std::move(other.path_)) {}
 
 IoFile& IoFile::operator=(IoFile&& other) noexcept {
   std::swap(fd_, other.fd_);
   std::swap(direct_, other.direct_);
+  std::swap(long_lived_, other.long_lived_);
   std::swap(serial_, other.serial_);
   std::swap(path_, other.path_);
   return *this;

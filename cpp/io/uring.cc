@@ -139,6 +139,7 @@ void Uring::register_file_table() {
 }
 
 int Uring::register_file(const IoFile& file) {
+  if (!file.is_long_lived()) return -1;
   const auto known = file_places_.find(file.serial());
   if (known != file_places_.end()) return known->second;
   if (free_places_.empty()) return -1;

@@ -196,7 +196,7 @@ Status Checkpointer::restore(const Manifest& manifest, LogStore::RowRestorer on_
   Result<std::vector<StoreDirectory::Entry>> entries = directory_.list();
   if (!entries) return entries.status();
   context_.store_id = manifest.store_id;
-  context_.sequence_next = manifest.sequence_next;
+  context_.sequence_next = manifest.sequence_next + new_history();
   TE_RETURN_IF_ERROR(restore_segments(manifest, entries.value()));
   TE_RETURN_IF_ERROR(restore_rows(manifest, on_row));
   // All is known to be good: only now is anything changed.
@@ -273,9 +273,9 @@ Status Checkpointer::discard_unreferenced(const Manifest& manifest,
     const auto kept = keep.find(entry.path);
     if (kept == keep.end()) {
       TE_RETURN_IF_ERROR(directory_.remove(entry.path));
-    } else if (entry.bytes > kept->second) {
-      // Blocks after the checkpoint: sequence numbers go on from the checkpoint, and a scan must
-      // never find two blocks of one number.
+    } else if (entry.bytes > kept->second && entry.links == 1) {
+      // Blocks after the checkpoint: a scan must not take them for its future. A file that is
+      // linked to another store was complete when it was, and that store may need more of it.
       if (::truncate(entry.path.c_str(), static_cast<off_t>(kept->second)) != 0) {
         return io_error(entry.path, "truncate", errno);
       }

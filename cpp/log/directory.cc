@@ -132,9 +132,9 @@ Result<std::vector<StoreDirectory::Entry>> StoreDirectory::list() const {
     const std::string name = it->path().filename().string();
     const SegmentId segment = parse_segment_name(name);
     if (segment.is_none() && !is_index_name(name) && name != "MANIFEST.tmp") continue;
-    Result<uint64_t> bytes = file_bytes(file(name));
-    if (!bytes) return bytes.status();
-    entries.push_back({file(name), segment, bytes.value()});
+    struct stat info;
+    if (::stat(file(name).c_str(), &info) != 0) return io_error(file(name), "stat", errno);
+    entries.push_back({file(name), segment, static_cast<uint64_t>(info.st_size), info.st_nlink});
   }
   if (error) return io_error(path_, "list", error.value());
   return entries;

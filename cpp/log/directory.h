@@ -41,6 +41,7 @@ class StoreDirectory {
     std::string path;
     SegmentId segment;  // none() unless it is a segment file
     uint64_t bytes = 0;
+    uint64_t links = 1;  // names of the file
   };
   Result<std::vector<Entry>> list() const;
 

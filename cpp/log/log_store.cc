@@ -28,6 +28,12 @@ uint64_t random_store_id() {
   return uint64_t{device()} << 32 | device();
 }
 
+// What may not be done to a store that is open for reading only.
+Status refuse(const LogOptions& options) {
+  return Status(StatusCode::kInvalidArgument,
+                options.path + ": the store is open for reading only");
+}
+
 Result<Manifest> read_manifest(const StoreDirectory& directory) {
   const std::string path = directory.manifest();
   Result<std::vector<std::byte>> bytes = StoreDirectory::read_file(path);
@@ -47,6 +53,11 @@ class NoRows final : public RowOwner {
 };
 
 }  // namespace
+
+uint64_t new_history() {
+  std::random_device device;
+  return 1 + uint64_t{device()};
+}
 
 // The parts of one store, in the order of their dependencies.
 class LogStore::Impl {
@@ -141,6 +152,7 @@ Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
   TE_CHECK(rows.size() == data.size() && rows.size() == out_blocks.size());
   TE_CHECK(layout.value < impl_->context.shapes.size());
   for (RowId row : rows) TE_CHECK(row.value < impl_->context.options.total_rows);
+  if (impl_->context.options.read_only) return refuse(options());
   TE_RETURN_IF_ERROR(impl_->behind.settle());
   TE_RETURN_IF_ERROR(impl_->outside.prepare(layout, rows.size()));
   size_t appended = 0;
@@ -168,6 +180,7 @@ void LogStore::retire(LayoutId layout, BlockAddress block) {
 LogStore::ReclaimNeed LogStore::reclaim_need() const { return impl_->reclaimer.need(); }
 
 Status LogStore::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
+  if (impl_->context.options.read_only) return refuse(options());
   TE_RETURN_IF_ERROR(impl_->behind.settle());
   return impl_->reclaimer.reclaim(owner, chunks_max, wait);
 }
@@ -182,6 +195,7 @@ Status LogStore::checkpoint(const RowOwner& owner, const std::string& metadata) 
 }
 
 Status LogStore::begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal) {
+  if (impl_->context.options.read_only) return refuse(options());
   return impl_->checkpointer.begin(owner, metadata, seal);
 }
 

@@ -62,6 +62,7 @@ Status Recovery::run(const Manifest& manifest, LogStore::RowRestorer on_row) {
   for (const SegmentRecord& record : manifest.segments) known[record.segment] = &record;
   std::vector<SegmentRecord> records;
   context_.sequence_next = manifest.sequence_next;
+  const uint64_t skipped = new_history();
   for (const auto& entry : entries.value()) {
     if (entry.segment.is_none()) continue;
     const auto found = known.find(entry.segment.value);
@@ -80,6 +81,7 @@ Status Recovery::run(const Manifest& manifest, LogStore::RowRestorer on_row) {
             [](const Run& a, const Run& b) { return a.sequence > b.sequence; });
   if (!runs_.empty())
     context_.sequence_next = std::max(context_.sequence_next, runs_.front().sequence + 1);
+  context_.sequence_next += skipped;
   for (const SegmentRecord& record : records) {
     if (!table_.restore(record)) {
       return Status(StatusCode::kCorruption,

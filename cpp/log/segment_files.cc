@@ -61,6 +61,7 @@ Status SegmentFiles::close_oldest() {
 
 Status SegmentFiles::insert(SegmentId id, IoFile file) {
   if (recent_.size() >= open_max_) TE_RETURN_IF_ERROR(close_oldest());
+  file.set_long_lived();
   recent_.push_front({id, std::move(file)});
   *find(id) = recent_.begin();
   return Status::ok();

@@ -16,6 +16,10 @@
 
 namespace te {
 
+// How many sequence numbers to skip when a store is opened: several histories may go on from one
+// checkpoint, and (segment, sequence) must not mean two things.
+uint64_t new_history();
+
 struct StoreContext {
   LogOptions options;
   std::unique_ptr<IoEngine> io;

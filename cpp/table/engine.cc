@@ -226,7 +226,7 @@ Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* w
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   const Table& table = tiers_->table(table_id);
   const RowLayout& layout = tiers_->layout(table.layout).layout;
-  constexpr size_t kRows = 4096;
+  constexpr size_t kRows = 32768;
   std::vector<RowId> rows;
   std::vector<std::byte> bytes(std::min(kRows, ids.size()) * layout.row_bytes());
   for (size_t first = 0; first < ids.size(); first += kRows) {
@@ -399,6 +399,10 @@ Status Engine::flush() {
 }
 
 Status Engine::begin_save(const std::string& path) {
+  {
+    std::lock_guard lock(mutex_);
+    TE_RETURN_IF_ERROR(check_writable());  // its files may be another process's to write
+  }
   TE_RETURN_IF_ERROR(begin_checkpoint(true));
   Status status = tiers_->log() == nullptr ? save_slots(path) : Status::ok();
   if (!status) end_checkpoint_turn();

@@ -103,9 +103,10 @@ class Tiers final : public RowOwner {
   Table& table_of(RowId row) { return const_cast<Table&>(std::as_const(*this).table_of(row)); }
   // Writes the initial value of a row.
   void initialise(const Table& table, RowId row, std::byte* destination) const;
-  // The slot's bytes are about to differ from those on ssd.
+  // The slot's bytes are about to differ from those on ssd. In a store that is only read they are
+  // simply given up with the slot (rows that a lookup renormalises).
   void mark_dirty(LayoutId layout, Slot& slot) {
-    if (slot.dirty != 0 || log_ == nullptr) return;
+    if (slot.dirty != 0 || log_ == nullptr || config_.ssd_read_only) return;
     slot.dirty = 1;
     if (slot.home.is_none()) return;
     log_->retire(layout, slot.home);

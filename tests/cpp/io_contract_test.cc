@@ -117,6 +117,7 @@ BOOST_AUTO_TEST_CASE(a_stream_waits_for_its_buffers) {
       std::memset(out.data() + b * kPage, static_cast<int>(b % 251), kPage);
     for (size_t f = 0; f < kFiles; ++f) {
       files.push_back(create_file(directory / std::to_string(f)));
+      if (f > 0) files[f].set_long_lived();
       const IoRequest all = write_of(files[f], 0, out.data(), out.bytes());
       check_ok(io.run({&all, 1}, [](size_t) {}));
     }
