@@ -14,6 +14,7 @@ several checkpoints, use several paths.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import io
 import json
@@ -46,7 +47,8 @@ class Saving:
 
     def wait(self) -> None:
         """Returns once the checkpoint is durable; raises what went wrong."""
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
         if self._error is not None:
             raise self._error
 
@@ -100,7 +102,11 @@ def save(
 
     thread = threading.Thread(target=run, name="tiered_emb.save")
     saving = Saving(thread)
-    thread.start()
+    try:
+        thread.start()
+    except RuntimeError:  # no more threads: what was begun must end
+        run()
+        return saving
     if wait:
         saving.wait()
     return saving
@@ -168,8 +174,9 @@ def _begin(engines: list[TableEngine], targets: list[str]) -> None:
             engine.begin_save(targets[i])
             begun.append(i)
     except BaseException:
-        for i in begun:
-            engines[i].finish_save(targets[i], "")
+        for i in begun:  # what was begun must end; the first error is the one to tell
+            with contextlib.suppress(Exception):
+                engines[i].finish_save(targets[i], "")
         raise
 
 

@@ -17,16 +17,15 @@ namespace {
 
 // A chain of indexes is opened one by one; a whole one replaces it in time.
 constexpr size_t kIndexesMax = 64;
+constexpr size_t kSyncFilesMax = 16;
 constexpr uint64_t kChangesFree = 4096;  // rows in changes that are not worth a whole index
 
 }  // namespace
 
-Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentFiles& files,
-                           SegmentTable& table, WriteBehind& behind, SegmentWriter& outside,
-                           SegmentWriter& survivors)
+Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
+                           WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors)
     : context_(context),
       directory_(directory),
-      files_(files),
       table_(table),
       behind_(behind),
       outside_(outside),
@@ -49,13 +48,12 @@ Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, b
   const bool whole = wants_whole_index();
   at_hand_.changes = context_.changes.take();
   Status status = whole ? write_whole_index(owner) : Status::ok();
-  if (status) status = hold_unsynced();
   if (!status) {
-    release_held();
     context_.changes.give_up();
     stale_.push_back(manifest.checkpoint);
     return status;
   }
+  at_hand_.unsynced = table_.take_unsynced(manifest.segments);
   // From here on either manifest may be what the next open finds.
   table_.protect(manifest.segments);
   return Status::ok();
@@ -76,24 +74,28 @@ bool Checkpointer::wants_whole_index() const {
   return changed > indexes_[0].rows / 2 + kChangesFree;
 }
 
-Status Checkpointer::hold_unsynced() {
-  const std::vector<SegmentId> unsynced = table_.take_unsynced(at_hand_.manifest.segments);
-  for (SegmentId id : unsynced) {
-    Result<IoFile*> file = files_.hold(id);
-    if (!file) {
-      for (SegmentId again : unsynced) table_.set_unsynced(again);
-      return file.status();
+// By descriptors of its own, a few at a time: there may be more segments than files can be open.
+Status Checkpointer::sync_segments() {
+  std::vector<IoFile> files;
+  std::vector<IoRequest> requests;
+  const std::vector<SegmentId>& segments = at_hand_.unsynced;
+  for (size_t first = 0; first < segments.size(); first += kSyncFilesMax) {
+    files.clear();
+    requests.clear();
+    for (size_t i = first; i < std::min(first + kSyncFilesMax, segments.size()); ++i) {
+      Result<IoFile> file = IoFile::open(directory_.segment(segments[i]), IoFile::Mode::kRead);
+      if (!file) return file.status();
+      files.push_back(file.take());
     }
-    at_hand_.segments.push_back(id);
-    at_hand_.syncs.push_back({.kind = IoRequest::Kind::kSync, .file = file.value()});
+    for (const IoFile& file : files)
+      requests.push_back({.kind = IoRequest::Kind::kSync, .file = &file});
+    if (Status synced = context_.io->run(requests, [](size_t) {}); !synced) {
+      at_hand_.is_sync_failed = true;
+      return synced;
+    }
   }
+  at_hand_.is_synced = true;
   return Status::ok();
-}
-
-void Checkpointer::release_held() {
-  for (SegmentId id : at_hand_.segments) files_.release(id);
-  at_hand_.segments.clear();
-  at_hand_.syncs.clear();
 }
 
 Status Checkpointer::write_whole_index(const RowOwner& owner) {
@@ -134,10 +136,7 @@ Status Checkpointer::write_index_of_changes() {
 }
 
 Status Checkpointer::write() {
-  if (Status synced = context_.io->run(at_hand_.syncs, [](size_t) {}); !synced) {
-    at_hand_.is_sync_failed = true;
-    return synced;
-  }
+  TE_RETURN_IF_ERROR(sync_segments());
   if (!at_hand_.has_index) TE_RETURN_IF_ERROR(write_index_of_changes());
   return write_manifest();
 }
@@ -161,10 +160,12 @@ Status Checkpointer::write_manifest() {
 }
 
 Status Checkpointer::end(Status written) {
-  release_held();
   Manifest& manifest = at_hand_.manifest;
   if (!written) {
     if (at_hand_.is_sync_failed) sync_failure_ = written;
+    if (!at_hand_.is_synced) {
+      for (SegmentId id : at_hand_.unsynced) table_.set_unsynced(id);
+    }
     context_.changes.give_up();
     stale_.push_back(manifest.checkpoint);
     return written;

@@ -26,9 +26,8 @@ namespace te {
 
 class Checkpointer {
  public:
-  Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentFiles& files,
-               SegmentTable& table, WriteBehind& behind, SegmentWriter& outside,
-               SegmentWriter& survivors);
+  Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
+               WriteBehind& behind, SegmentWriter& outside, SegmentWriter& survivors);
 
   // See LogStore::begin_checkpoint, and the two after it.
   Status begin(const RowOwner& owner, const std::string& metadata, bool seal);
@@ -47,15 +46,14 @@ class Checkpointer {
     Manifest manifest;
     std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
     bool has_index = false;
-    std::vector<SegmentId> segments;  // to sync, held
-    std::vector<IoRequest> syncs;
+    std::vector<SegmentId> unsynced;
+    bool is_synced = false;
     uint64_t written_bytes = 0;
     bool is_sync_failed = false;
   };
 
   Status write_blocks(bool seal);
-  Status hold_unsynced();
-  void release_held();
+  Status sync_segments();
   bool wants_whole_index() const;
   // Of all rows, in the indexes' place, or of the changes, after them.
   Status write_whole_index(const RowOwner& owner);
@@ -69,7 +67,6 @@ class Checkpointer {
 
   StoreContext& context_;
   StoreDirectory& directory_;
-  SegmentFiles& files_;
   SegmentTable& table_;
   WriteBehind& behind_;
   SegmentWriter& outside_;

@@ -73,7 +73,7 @@ class LogStore::Impl {
         reader(context, table, files, behind,
                std::array<const SegmentWriter*, 2>{&outside, &survivors}),
         reclaimer(context, table, files, survivors),
-        checkpointer(context, directory, files, table, behind, outside, survivors) {}
+        checkpointer(context, directory, table, behind, outside, survivors) {}
 
   Status recover(const Manifest& manifest, RowRestorer on_row) {
     context.store_id = manifest.store_id;

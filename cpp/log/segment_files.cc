@@ -3,6 +3,7 @@
 #include <sys/resource.h>
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "base/check.h"
@@ -48,19 +49,22 @@ void SegmentFiles::close(Iterator entry) {
   recent_.erase(entry);
 }
 
-Status SegmentFiles::close_oldest() {
-  for (Iterator entry = recent_.end(); entry != recent_.begin();) {
-    --entry;
-    if (entry->holds > 0) continue;
-    if (!entry->file.is_direct()) TE_RETURN_IF_ERROR(sync_file(entry->file));
-    close(entry);
-    return Status::ok();
+// Closes files until one more may be opened, those that are held aside.
+Status SegmentFiles::make_room() {
+  for (Iterator entry = recent_.end(); recent_.size() >= open_max_ && entry != recent_.begin();) {
+    const Iterator oldest = std::prev(entry);
+    if (oldest->holds > 0) {
+      entry = oldest;
+      continue;
+    }
+    if (!oldest->file.is_direct()) TE_RETURN_IF_ERROR(sync_file(oldest->file));
+    close(oldest);
   }
   return Status::ok();
 }
 
 Status SegmentFiles::insert(SegmentId id, IoFile file) {
-  if (recent_.size() >= open_max_) TE_RETURN_IF_ERROR(close_oldest());
+  TE_RETURN_IF_ERROR(make_room());
   file.set_long_lived();
   recent_.push_front({id, std::move(file)});
   *find(id) = recent_.begin();

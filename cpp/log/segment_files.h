@@ -45,7 +45,7 @@ class SegmentFiles {
 
   Iterator* find(SegmentId id);
   Status sync_file(const IoFile& file);
-  Status close_oldest();
+  Status make_room();
   void close(Iterator entry);
   Status insert(SegmentId id, IoFile file);
 

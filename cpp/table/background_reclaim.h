@@ -2,9 +2,9 @@
 //
 // It reads a chunk of a segment without the engine's mutex and moves its live rows under it, so
 // that a step waits for one chunk's rows at most. Steps only look in: they wake it, and lend a hand
-// when space has grown far over its bound. Thread-safety: `poll` under the engine's mutex, the rest
-// without it. Ownership: owns its thread, which starts at the first need. Cost: nothing while there
-// is nothing to reclaim.
+// when space has grown far over its bound. Thread-safety: `poll` and `start` under the engine's
+// mutex, `stop` without it. Ownership: owns its thread, which starts at the first need. Cost:
+// nothing while there is nothing to reclaim.
 #pragma once
 
 #include <condition_variable>
@@ -22,8 +22,9 @@ class BackgroundReclaim {
   ~BackgroundReclaim() { stop(); }
   // Once between two batches. Returns the error that the thread has met since.
   Status poll();
-  // Ends the thread; the next poll may start another.
+  // Ends the thread; until `start`, no poll begins another.
   void stop();
+  void start();  // under the mutex
 
  private:
   void work();
@@ -33,7 +34,7 @@ class BackgroundReclaim {
   std::condition_variable wake_;
   // Guarded by mutex_:
   std::thread thread_;
-  bool stopping_ = false;
+  bool stopped_ = false;
   Status failure_;
 };
 

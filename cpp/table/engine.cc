@@ -5,7 +5,6 @@
 #include <cstring>
 
 #include "base/check.h"
-#include "log/checkpoint_copy.h"
 #include "table/batch_check.h"
 #include "table/threads.h"
 
@@ -357,97 +356,6 @@ std::pair<TableId, uint64_t> Engine::place_of(RowId row) const {
   }
   TE_CHECK(false);
 }
-
-bool Engine::has_store() const {
-  return tiers_->log() != nullptr && !tiers_->config().ssd_read_only;
-}
-
-// State at the call: rows and metadata are taken under the mutex, what is slow comes without it.
-Status Engine::begin_checkpoint(bool seal) {
-  std::unique_lock lock(mutex_);
-  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
-  TE_RETURN_IF_ERROR(check_open());
-  if (has_store()) {
-    TE_RETURN_IF_ERROR(mover_.clean());
-    TE_RETURN_IF_ERROR(
-        tiers_->log()->begin_checkpoint(*tiers_, tiers_->checkpoint_metadata(), seal));
-  }
-  checkpointing_ = true;
-  return Status::ok();
-}
-
-Status Engine::write_checkpoint() {
-  if (!has_store()) return Status::ok();
-  Status written = tiers_->log()->write_checkpoint();
-  std::lock_guard lock(mutex_);
-  return tiers_->log()->end_checkpoint(std::move(written));
-}
-
-void Engine::end_checkpoint_turn() {
-  {
-    std::lock_guard lock(mutex_);
-    checkpointing_ = false;
-  }
-  checkpoint_ended_.notify_all();
-}
-
-Status Engine::flush() {
-  TE_RETURN_IF_ERROR(begin_checkpoint(false));
-  Status written = write_checkpoint();
-  end_checkpoint_turn();
-  return written;
-}
-
-Status Engine::begin_save(const std::string& path) {
-  {
-    std::lock_guard lock(mutex_);
-    TE_RETURN_IF_ERROR(check_writable());  // its files may be another process's to write
-  }
-  TE_RETURN_IF_ERROR(begin_checkpoint(true));
-  Status status = tiers_->log() == nullptr ? save_slots(path) : Status::ok();
-  if (!status) end_checkpoint_turn();
-  return status;
-}
-
-Status Engine::finish_save(const std::string& path, const std::string& previous) {
-  Status status = write_checkpoint();
-  // Nobody deletes what the last checkpoint names before the next one has ended.
-  if (status && tiers_->log() != nullptr)
-    status = copy_checkpoint(tiers_->config().ssd_path, path, previous);
-  end_checkpoint_turn();
-  return status;
-}
-
-// Without an ssd tier: a new store with the rows of all slots.
-Status Engine::save_slots(const std::string& path) {
-  std::lock_guard lock(mutex_);
-  auto io = make_io_engine();
-  if (!io) return io.status();
-  auto log = LogStore::create(tiers_->log_options(path), io.take());
-  if (!log) return log.status();
-  Status status = mover_.copy_slots(*log.value());
-  if (status) status = log.value()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
-  mover_.forget_homes();
-  return status;
-}
-
-Status Engine::close_with(bool flush) {
-  reclaim_.stop();
-  std::unique_lock lock(mutex_);
-  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
-  if (closed_) return Status::ok();
-  if (flush && has_store()) {
-    TE_RETURN_IF_ERROR(mover_.clean());
-    TE_RETURN_IF_ERROR(tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata()));
-  }
-  closed_ = true;
-  tiers_->close();
-  return Status::ok();
-}
-
-Status Engine::close() { return close_with(true); }
-
-Status Engine::discard() { return close_with(false); }
 
 uint64_t Engine::step(TableId table) const {
   std::lock_guard lock(mutex_);

@@ -331,6 +331,46 @@ BOOST_AUTO_TEST_CASE(space_is_given_back_while_two_threads_train) {
   BOOST_TEST(total > 2.0f * 300 * 150);
 }
 
+// Closing while others train and save: they get an error, nothing hangs.
+BOOST_AUTO_TEST_CASE(closing_while_others_train) {
+  for (int round = 0; round < 20; ++round) {
+    constexpr int64_t kRows = 2000;
+    Store store(kRows, 32, 300 * 32 * 4, OptimizerKind::kSgd);
+    store.open();
+    Engine& engine = *store.engine;
+    std::atomic<int> steps{0};
+    const auto train = [&](uint64_t seed) {
+      Random random(seed);
+      for (;; ++steps) {
+        Feature feature;
+        for (int k = 0; k < 100; ++k)
+          feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
+        const FeatureInput input = feature.input();
+        auto planned = engine.plan({&input, 1}, true);
+        if (!planned) return;
+        std::vector<float> out(32);
+        const std::vector<float> grad(32, -1);
+        const FeatureForward forward{.out = out.data()};
+        const FeatureBackward backward{.grad = grad.data()};
+        if (engine.forward(*planned.value(), {&forward, 1}))
+          (void)engine.backward(*planned.value(), {&backward, 1}, {.lr = 1}, false);
+        engine.release(*planned.value());
+      }
+    };
+    std::thread trainer(train, round);
+    std::thread saver([&] {
+      for (int i = 0; i < 3; ++i) (void)engine.flush();
+    });
+    while (steps < 60) std::this_thread::yield();
+    std::thread closer([&] { check_ok(engine.discard()); });
+    check_ok(engine.close());
+    closer.join();
+    trainer.join();
+    saver.join();
+    BOOST_TEST(engine.is_closed());
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te
