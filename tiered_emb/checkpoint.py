@@ -82,7 +82,7 @@ def save(
         ValueError: a table is closed.
         OSError: the disk is full, or fails. What was there before stays.
     """
-    root = Path(path)
+    root = Path(path).absolute()
     _check_place(root)
     root.mkdir(parents=True, exist_ok=True)
     turn = _lock(root, fcntl.LOCK_EX)  # another save to this path ends first

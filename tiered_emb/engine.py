@@ -74,7 +74,7 @@ class TableEngine:
             self._kind,
             self.tiers.policy,
             0 if dram is None else int(dram),
-            "" if ssd is None else ssd.path,
+            "" if ssd is None else os.path.abspath(ssd.path),
             0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
             resume,
             resume and ssd is not None and ssd.resume == "newest" and not self._loaded,

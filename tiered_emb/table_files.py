@@ -264,7 +264,10 @@ def _write_safetensors(engine: TableEngine, table: int, path: Path, progress: Pr
         file.write(len(text).to_bytes(8, "little") + text)
         start = file.tell()
         done = 0
-        for ids in progress(engine.known_rows(table), pieces):
+        for piece in progress(engine.known_rows(table), pieces):
+            ids = piece[: count - done]  # not rows that have come since they were counted
+            if len(ids) == 0:
+                break
             for name, values in _columns(engine, table, ids).items():
                 row_bytes = values[0].numel() * values.dtype.itemsize
                 file.seek(start + header[name]["data_offsets"][0] + done * row_bytes)

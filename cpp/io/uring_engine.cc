@@ -3,7 +3,6 @@
 // Thread-safety: mutex_ guards the lists; a ring in use belongs to one thread. Ownership: rings are
 // kept for reuse, so that steady state does not allocate. Invariant: there is at least one ring.
 #include <algorithm>
-#include <condition_variable>
 #include <list>
 #include <memory>
 #include <mutex>
@@ -35,7 +34,9 @@ class UringEngine final : public IoEngine {
   }
 
   Status run_stream(Source next, FunctionRef<void(size_t)> on_done) override {
-    Ring& ring = take();
+    Ring* free = take();
+    if (free == nullptr) return plain_->run_stream(next, on_done);
+    Ring& ring = *free;
     const auto on_end = [this](const IoRequest& request, uint64_t ns, size_t in_flight) {
       record(request, ns, in_flight);
     };
@@ -75,27 +76,25 @@ class UringEngine final : public IoEngine {
     std::vector<uint64_t> to_forget;  // files closed while it was busy
   };
 
-  Ring& take() {
-    std::unique_lock lock(mutex_);
+  // Null where limits allow no more rings. There is no waiting for one: it may be the caller's own,
+  // whose stream asks for something in between.
+  Ring* take() {
+    std::lock_guard lock(mutex_);
     Ring* ring = nullptr;
-    for (;;) {
-      for (Ring& r : rings_) {
-        if (!r.busy) ring = &r;
-      }
-      if (ring != nullptr) break;
+    for (Ring& r : rings_) {
+      if (!r.busy) ring = &r;
+    }
+    if (ring == nullptr) {
       auto made = Uring::create(depth_);
-      if (made.is_ok()) {
-        rings_.push_back({made.take(), 0, false, {}});
-      } else {  // limits: share the rings there are
-        returned_.wait(lock);
-      }
+      if (!made) return nullptr;
+      ring = &rings_.emplace_back(Ring{made.take(), 0, false, {}});
     }
     ring->busy = true;
     if (ring->buffers_version != buffers_version_) {
       ring->uring->register_buffers(buffers_);
       ring->buffers_version = buffers_version_;
     }
-    return *ring;
+    return ring;
   }
 
   void give_back(Ring& ring) {
@@ -103,12 +102,11 @@ class UringEngine final : public IoEngine {
     for (uint64_t serial : ring.to_forget) ring.uring->forget_file(serial);
     ring.to_forget.clear();
     ring.busy = false;
-    returned_.notify_one();
   }
 
   const size_t depth_;
+  const std::unique_ptr<IoEngine> plain_ = make_portable_engine(0);
   std::mutex mutex_;
-  std::condition_variable returned_;
   // Guarded by mutex_:
   std::list<Ring> rings_;
   std::vector<Uring::Buffer> buffers_;

@@ -149,9 +149,12 @@ Status Checkpointer::write_manifest() {
   TE_RETURN_IF_ERROR(writer.create());
   TE_RETURN_IF_ERROR(writer.append(bytes.data(), bytes.size()));
   TE_RETURN_IF_ERROR(writer.finish());
-  TE_RETURN_IF_ERROR(directory_.sync());
-  TE_RETURN_IF_ERROR(directory_.rename(tmp, directory_.manifest()));
-  if (Status synced = directory_.sync(); !synced) {
+  Status synced = directory_.sync();
+  if (synced) {
+    TE_RETURN_IF_ERROR(directory_.rename(tmp, directory_.manifest()));
+    synced = directory_.sync();
+  }
+  if (!synced) {
     at_hand_.is_sync_failed = true;
     return synced;
   }

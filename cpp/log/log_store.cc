@@ -196,6 +196,7 @@ Status LogStore::checkpoint(const RowOwner& owner, const std::string& metadata) 
 
 Status LogStore::begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal) {
   if (impl_->context.options.read_only) return refuse(options());
+  TE_RETURN_IF_ERROR(Status(impl_->files.sync_failure()));
   return impl_->checkpointer.begin(owner, metadata, seal);
 }
 
@@ -204,6 +205,12 @@ Status LogStore::write_checkpoint() { return impl_->checkpointer.write(); }
 Status LogStore::end_checkpoint(Status written) {
   impl_->reclaimer.abandon();  // its victim may go
   return impl_->checkpointer.end(std::move(written));
+}
+
+void LogStore::trim() {
+  impl_->outside.return_spares();
+  impl_->survivors.return_spares();
+  impl_->table.return_reserve();
 }
 
 std::vector<SegmentInfo> LogStore::segments() const { return impl_->table.segments(); }

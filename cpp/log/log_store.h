@@ -154,6 +154,8 @@ class LogStore {
   Status write_checkpoint();  // by any thread, while others use the store
   Status end_checkpoint(Status written);
 
+  // Gives reserved space back: for a store that nobody will write to.
+  void trim();
   std::vector<SegmentInfo> segments() const;
   // Reads a segment of segments() and appends what is wrong with it.
   Status verify(SegmentId segment, const RowOwner& owner, std::vector<SegmentFault>& faults);

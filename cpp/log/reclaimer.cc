@@ -88,7 +88,7 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
         return Status::ok();
       }
       if (!status) {
-        table_.set_damaged(victim_);
+        if (is_damaged_) table_.set_damaged(victim_);
         abandon();
         return status;
       }
@@ -155,6 +155,7 @@ Status Reclaimer::read_chunk() {
 Status Reclaimer::rescue_chunk(RowOwner& owner) {
   const size_t block_bytes = context_.options.block_bytes;
   const uint32_t blocks = std::exchange(chunk_blocks_, 0);
+  is_damaged_ = true;  // until it turns out to be readable
   TE_RETURN_IF_ERROR(Status(job_.status));
   context_.stats.reclaim_read_bytes += blocks * block_bytes;
   uint32_t at = 0;
@@ -173,7 +174,9 @@ Status Reclaimer::rescue_chunk(RowOwner& owner) {
     if (wrong != nullptr) {
       return Status(StatusCode::kCorruption, table_.describe(block) + ": " + wrong);
     }
+    is_damaged_ = false;
     TE_RETURN_IF_ERROR(rescue_run(owner, run, block, layout));
+    is_damaged_ = true;
     at += header.span_blocks;
   }
   chunk_first_ += at;
@@ -200,6 +203,7 @@ Status Reclaimer::rescue_run(RowOwner& owner, const std::byte* run, BlockAddress
   for (uint32_t place = header.row_count; place-- > 0;) {
     const RowId row = row_id_at(run, shape, place);
     if (row.value >= context_.options.total_rows) {
+      is_damaged_ = true;
       return Status(StatusCode::kCorruption, table_.describe(block) + ": row " +
                                                  std::to_string(row.value) + " does not exist");
     }

@@ -63,6 +63,7 @@ class Reclaimer {
   SegmentId victim_;           // none: idle
   uint32_t chunk_first_ = 0;   // its block where the chunk at hand begins
   uint32_t chunk_blocks_ = 0;  // 0: none is being read
+  bool is_damaged_ = false;    // the last error was the victim's own
 };
 
 }  // namespace te

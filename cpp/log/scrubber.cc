@@ -76,10 +76,14 @@ void Scrubber::name_rows(SegmentId segment, const RowOwner& owner,
 
 Status Scrubber::scrub(SegmentId segment, const RowOwner& owner,
                        std::vector<SegmentFault>& faults) {
-  TE_RETURN_IF_ERROR(read(segment));
   const size_t first = faults.size();
   found_.clear();
   found_bytes_ = 0;
+  if (Status status = read(segment); !status) {
+    faults.push_back({segment, 0, table_.blocks_used(segment), status.message(), {}});
+    name_rows(segment, owner, faults, first);
+    return Status::ok();
+  }
   bool is_bad = false;  // the last block was
   uint32_t span = 1;
   for (uint32_t block = 0; block < table_.blocks_used(segment); block += span) {

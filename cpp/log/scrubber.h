@@ -21,7 +21,7 @@ class Scrubber {
  public:
   Scrubber(StoreContext& context, SegmentTable& table, SegmentFiles& files)
       : context_(context), table_(table), files_(files) {}
-  // Appends the faults of a segment. An error is one of reading it at all.
+  // Appends the faults of a segment; one that cannot be read at all is a fault of all its blocks.
   Status scrub(SegmentId segment, const RowOwner& owner, std::vector<SegmentFault>& faults);
 
  private:

@@ -57,7 +57,8 @@ Status SegmentFiles::make_room() {
       entry = oldest;
       continue;
     }
-    if (!oldest->file.is_direct()) TE_RETURN_IF_ERROR(sync_file(oldest->file));
+    if (!oldest->file.is_direct() && sync_failure_) sync_failure_ = sync_file(oldest->file);
+    TE_RETURN_IF_ERROR(Status(sync_failure_));
     close(oldest);
   }
   return Status::ok();

@@ -34,6 +34,8 @@ class SegmentFiles {
   Result<IoFile*> hold(SegmentId id);
   void release(SegmentId id);
   Status remove(SegmentId id);
+  // Of a file that had to be closed: what was written to it may be lost.
+  const Status& sync_failure() const { return sync_failure_; }
 
  private:
   struct Entry {
@@ -51,6 +53,7 @@ class SegmentFiles {
 
   StoreDirectory& directory_;
   IoEngine& io_;
+  Status sync_failure_;
   const size_t open_max_;
   const IoFile::Mode mode_;
   std::list<Entry> recent_;       // most recently acquired first

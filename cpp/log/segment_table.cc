@@ -153,6 +153,11 @@ void SegmentTable::return_spare(SegmentId spare) {
   (void)delete_file(spare);  // a file that stays behind is replaced when its id is used again
 }
 
+void SegmentTable::return_reserve() {
+  for (SegmentId spare : reserve_) return_spare(spare);
+  reserve_.clear();
+}
+
 Status SegmentTable::delete_file(SegmentId id) {
   Status status = files_.remove(id);
   set_state(id, State::kFree);

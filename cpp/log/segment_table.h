@@ -54,6 +54,7 @@ class SegmentTable {
   Result<SegmentId> allocate_for_survivors();  // may take from the reserve
   void begin(SegmentId spare);                 // spare -> open
   void return_spare(SegmentId spare);          // deletes it
+  void return_reserve();                       // likewise; the next `allocate` refills it
   // Segments to free before the allocation that failed last can succeed; 0 if it did not fail.
   uint32_t shortage() const { return shortage_; }
   // Deletes a segment without live rows, or pins it if the last manifest refers to it.

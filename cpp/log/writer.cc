@@ -162,6 +162,11 @@ Status SegmentWriter::finish_segment() {
   return Status::ok();
 }
 
+void SegmentWriter::return_spares() {
+  for (SegmentId spare : spares_) table_.return_spare(spare);
+  spares_.clear();
+}
+
 RunInMemory SegmentWriter::find(BlockAddress block) const {
   for (const OpenRun& run : open_) {
     if (run.rows > 0 && run.block == block) return {run.bytes.data(), run.rows};

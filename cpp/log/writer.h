@@ -49,6 +49,7 @@ class SegmentWriter {
   Status close_all();
   // And goes on in a new segment.
   Status finish_segment();
+  void return_spares();
   RunInMemory find(BlockAddress block) const;
 
  private:

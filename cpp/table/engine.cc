@@ -17,6 +17,7 @@ constexpr size_t kBatchRowsMax = 65536;
 constexpr uint64_t kIndexBytesPerNewRowMax = 72;
 // Layouts that lent slots to others get them back after so many batches.
 constexpr uint64_t kBatchesPerSplit = 1024;
+constexpr uint64_t kPieceRows = 1 << 20;  // of a walk over all rows
 
 class Timer {
  public:
@@ -326,9 +327,9 @@ Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int
   size_t count = 0;
   // Piece by piece, as a visitor cannot stop.
   for (uint64_t at = base + static_cast<uint64_t>(first); at < end && count < ids.size();) {
-    const uint64_t piece_end = std::min(end, at + (ids.size() - count));
+    const uint64_t piece_end = std::min(end, at + kPieceRows);
     tiers_->index().visit(RowId(at), RowId(piece_end), [&](RowId row, LocationWord) {
-      ids[count++] = static_cast<int64_t>(row.value - base);
+      if (count < ids.size()) ids[count++] = static_cast<int64_t>(row.value - base);
     });
     at = piece_end;
   }

@@ -73,6 +73,7 @@ Status Engine::save_slots(const std::string& path) {
   if (!log) return log.status();
   Status status = mover_.copy_slots(*log.value());
   if (status) status = log.value()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
+  log.value()->trim();
   mover_.forget_homes();
   return status;
 }
@@ -89,6 +90,7 @@ Status Engine::close_with(bool flush) {
   if (flush && has_store()) {
     status = mover_.clean();
     if (status) status = tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
+    if (status) tiers_->log()->trim();
   }
   if (status) {
     closed_ = true;

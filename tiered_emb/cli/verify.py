@@ -32,11 +32,15 @@ def run(args: argparse.Namespace) -> int:
     """Prints the faults of every store at the path."""
     faults: list[dict[str, Any]] = []
     segments = read_bytes = 0
-    for path in stores_of(args.path):
+    try:
+        paths = stores_of(args.path)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    for path in paths:
         try:
             found, count, size = _verify(path)
         except OSError as error:  # the manifest or an index: what they name cannot be trusted
-            found, count, size = [{"what": str(error), "rows": []}], 0, 0
+            found, count, size = [{"what": str(error), "rows": None}], 0, 0
         except ValueError as error:
             raise DataError(str(error)) from None
         faults += found
@@ -61,12 +65,7 @@ def _verify(path: Path) -> tuple[list[dict[str, Any]], int, int]:
     try:
         segments = engine.segments()
         for segment, _, _ in progress_bar(segments, len(segments), str(path), "segment"):
-            try:
-                found = engine.verify(segment)
-            except OSError as error:
-                faults.append({"what": str(error), "rows": []})
-                continue
-            for file, block, blocks, what, rows in found:
+            for file, block, blocks, what, rows in engine.verify(segment):
                 named = [{"table": engine.tables[table].name, "row": row} for table, row in rows]
                 faults.append(
                     {"file": file, "block": block, "blocks": blocks, "what": what, "rows": named}
@@ -85,6 +84,8 @@ def _text(fault: dict[str, Any]) -> str:
         elif fault["blocks"] > 1:
             place += f"blocks {fault['block']} to {fault['block'] + fault['blocks'] - 1}: "
     rows = fault["rows"]
+    if rows is None:
+        return f"{place}{fault['what']}; which rows are lost is not known"
     shown = ", ".join(f"{row['table']}[{row['row']}]" for row in rows[:_ROWS_SHOWN])
     more = f" and {len(rows) - _ROWS_SHOWN} more" if len(rows) > _ROWS_SHOWN else ""
     return f"{place}{fault['what']}; " + (f"rows lost: {shown}{more}" if rows else "no row is lost")
