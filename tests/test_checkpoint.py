@@ -16,6 +16,7 @@ from oracle import assert_same_bits
 from torch import nn
 
 import tiered_emb as te
+from tiered_emb.engine import TableEngine
 
 ROWS = {"a": 3000, "b": 200}
 SHARED = Path(__file__).resolve().parent
@@ -338,6 +339,55 @@ def test_saves_to_one_path_take_turns(tmp_path: Path) -> None:
     assert sorted(p.name for p in (tmp_path / "ck").iterdir()) == [
         "CHECKPOINT", "LOCK", "state-3.pt", "tables-3-0"
     ]  # fmt: skip
+
+
+def test_a_failed_save_of_several_engines_ends_for_all(tmp_path: Path, monkeypatch: Any) -> None:
+    """The last cannot begin, and the first cannot finish: none of them is left waiting."""
+    bags = nn.ModuleDict(
+        {n: te.TieredEmbedding(500, 8, tiers=on_ssd(tmp_path, n, 100_000)) for n in "abc"}
+    )
+    bags["c"].close()
+    begin = TableEngine.begin_save
+
+    def begin_in_the_way(engine: TableEngine, path: str) -> None:
+        begin(engine, path)
+        if path.endswith("-0"):
+            Path(path).touch()
+
+    monkeypatch.setattr(TableEngine, "begin_save", begin_in_the_way)
+    with pytest.raises(ValueError, match="closed"):
+        te.save(bags, tmp_path / "ck")
+    for bag in bags.values():
+        bag.close()  # would wait for the end of a save
+
+
+MANY_SEGMENTS = """
+import resource, sys
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+import torch
+import tiered_emb as te
+bag = te.TieredEmbedding(
+    300_000, 16, mode="sum", optimizer=te.optim.SGD(0.1),
+    tiers=te.Tiers(dram="1MiB", ssd=te.SSD(sys.argv[1] + "/store")),
+)
+for first in range(0, 300_000, 4000):
+    bag(torch.arange(first, first + 4000).unsqueeze(1)).sum().backward()
+print(bag.stats().ssd_segments)
+bag.flush()
+te.save(bag, sys.argv[1] + "/ck")
+bag.close()
+"""
+
+
+def test_more_segments_than_files_may_be_open(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-I", "-c", MANY_SEGMENTS, str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 256
 
 
 def test_a_failed_save_leaves_the_one_before(tmp_path: Path) -> None:
