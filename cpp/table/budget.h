@@ -1,10 +1,10 @@
 // How a dram budget becomes slots.
 //
 // The budget covers the rows in slots and everything that grows with use: slot directory, eviction
-// policy and location words. Only the first kFreeOverheadBytes of that overhead (I/O buffers
-// included) are not charged, so that a small table's budget can be thought of as its rows. All
-// layouts get the same fraction of their rows; a plan that needs more of one layout takes it from
-// the others (Mover::make_room). Thread-safety: pure functions.
+// policy and location words. Only the first kFreeOverheadBytes of that overhead are not
+// charged, so that a small table's budget can be thought of as its rows. I/O buffers are not
+// counted. All layouts get the same fraction of their rows; a plan that needs more of one layout
+// takes it from the others (Mover::make_room). Thread-safety: pure functions.
 #pragma once
 
 #include <cstdint>

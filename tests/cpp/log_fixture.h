@@ -3,6 +3,7 @@
 // The value of a row is a pure function of (row, version), so that a wrong copy is always noticed.
 #pragma once
 
+#include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <cstddef>
 #include <cstdint>
@@ -38,7 +39,10 @@ class TempDirectory {
   fs::path path_;
 };
 
+// The machine's best and the portable one in turn.
 inline std::unique_ptr<IoEngine> test_engine() {
+  static std::atomic<uint32_t> turn{0};
+  if (turn++ % 2 == 1) return make_portable_engine(2);
   auto made = make_io_engine();
   TE_CHECK(made.is_ok());
   return made.take();
