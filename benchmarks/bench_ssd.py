@@ -276,7 +276,7 @@ def main(argv: list[str] | None = None) -> int:
         )
         shutil.rmtree(reads)
         print(json.dumps(report["reads"], indent=1))
-        rows = 5_000 if small else 500_000
+        rows = 5_000 if small else 300_000
         report["amplification"] = []
         cases = [(name, rows, make) for name, make in streams(rows, min(BATCH, rows // 50)).items()]
         real = None if small else trace()
