@@ -104,7 +104,7 @@ def write_all(bag: te.TieredEmbedding, rows: int) -> None:
 
 def bench_reads(folder: Path, rows: int, rounds: int, seconds: float) -> Report:
     """Random rows through both engines, and the drive's limit, in turn."""
-    with table(folder, rows, rows * ROW_BYTES // 50) as bag:
+    with table(folder, rows, rows * ROW_BYTES // 20) as bag:
         write_all(bag, rows)
     readers = {}
     for engine in ("io_uring", "portable"):

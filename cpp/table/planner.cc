@@ -200,15 +200,19 @@ Status Planner::too_large(const Acquisition& acquired) const {
     slots[range.layout.value] += static_cast<uint32_t>(range.count);
     if (largest == nullptr || range.count > largest->count) largest = &range;
   }
-  const uint64_t bytes =
-      dram_bytes_for_slots(tiers_.demands(), slots, tiers_.index().memory_bytes(), true);
+  const uint64_t index_bytes = tiers_.index().memory_bytes();
+  const uint64_t bytes = dram_bytes_for_slots(tiers_.demands(), slots, index_bytes, true);
+  const uint64_t budget = tiers_.config().dram_bytes;
+  const std::string index = index_bytes < budget / 4
+                                ? ""
+                                : "; the location words of all rows written so far take " +
+                                      std::to_string(index_bytes) + " bytes";
   return Status(StatusCode::kBudgetExceeded,
                 "table '" + tiers_.table(largest->table).config.name + "': this batch needs " +
                     std::to_string(largest->count) + " rows of it at once; all " +
                     std::to_string(acquired.rows.size()) + " rows of the batch take " +
                     std::to_string(bytes) + " bytes of dram, the budget is " +
-                    std::to_string(tiers_.config().dram_bytes) +
-                    ": raise dram or use a smaller batch");
+                    std::to_string(budget) + ": raise dram or use a smaller batch" + index);
 }
 
 // Makes sure that every layout has free or unpinned slots for its missing rows.
