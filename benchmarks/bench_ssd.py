@@ -1,12 +1,12 @@
-"""The ssd tier beside the drive: random reads, flushes, write amplification, saves, opening.
+"""The ssd tier behind a cache: write amplification, blocks read, saves, opening.
 
     python benchmarks/bench_ssd.py --dir /nvme/tmp --out benchmarks/results/ssd.json
 
-The limits are measured by `fio` (io_uring, O_DIRECT, best of several queue depths) on the same file
-system, in turn with ours; without fio they are left out, with a word. A read is `rows(ids)` of
-uniformly random rows from a store that is many times the dram budget, by both I/O engines. Write
-amplification is bytes written to segments for each byte of evicted rows, in steady state. A save's
-pause is the time until `te.save(..., wait=False)` returns.
+A table trains on streams of ids with a cache of a part of its rows in front. Counted are, from the
+second turnover on, bytes written to segments for each byte of evicted rows, over a range of space
+bounds and cache sizes, and blocks read for 1,000 lookups. Beside the latter stands a hashed layout:
+every row at a fixed, random place, as many rows a block, the same misses. A save's pause is the
+time until `te.save(..., wait=False)` returns. `bench_store.py` measures the speed of the store.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import argparse
 import json
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -29,7 +28,6 @@ import torch
 from provenance import provenance
 
 import tiered_emb as te
-from tiered_emb.stores import open_store
 
 DATA = Path(
     os.environ.get(
@@ -39,8 +37,11 @@ DATA = Path(
 )
 DIM = 32
 ROW_BYTES = DIM * 4 + 4  # float32 with rowwise Adagrad
-BATCH = 4096
-DEPTHS = (64, 128, 256)
+ROWS_PER_BLOCK = 29
+ON_SSD = 2  # of tier_of
+BATCH = 1024
+SPACE_BOUNDS = (1.15, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0)
+CACHE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
 
 Report = dict[str, Any]
 
@@ -51,40 +52,17 @@ def spread(values: list[float]) -> Report:
     return {"p25": float(low), "p50": float(median), "p75": float(high)}
 
 
-def fio(folder: Path, *options: str) -> Report | None:
-    """The job's report, or None without fio."""
-    if shutil.which("fio") is None:
-        return None
-    command = [
-        "fio", "--name=limit", f"--filename={folder / 'fio'}", "--ioengine=io_uring", "--direct=1",
-        "--output-format=json", "--randrepeat=0", "--norandommap", *options,
-    ]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    job: Report = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
-    return job
-
-
-def read_limit(folder: Path, size: int, seconds: float) -> float | None:
-    """4 KiB random reads/s of the drive at its best queue depth."""
-    best = None
-    for depth in DEPTHS:
-        job = fio(
-            folder, "--rw=randread", "--bs=4k", f"--size={size}", f"--iodepth={depth}",
-            f"--runtime={seconds}", "--time_based",
-        )  # fmt: skip
-        if job is not None:
-            best = max(best or 0.0, float(job["read"]["iops"]))
-    return best
-
-
 @contextmanager
-def table(folder: Path, rows: int, dram: int, resume: bool = False) -> Iterator[te.TieredEmbedding]:
+def table(
+    folder: Path, rows: int, dram: int, resume: bool = False, space_bound: float = 1.45
+) -> Iterator[te.TieredEmbedding]:
     """One table of 132-byte rows, with its store in `folder`."""
+    ssd = te.SSD(str(folder / "store"), resume=resume, space_bound=space_bound)
     bag = te.TieredEmbedding(
         rows,
         DIM,
         mode="sum",
-        tiers=te.Tiers(dram=dram, ssd=te.SSD(str(folder / "store"), resume=resume)),
+        tiers=te.Tiers(dram=dram, ssd=ssd),
         optimizer=te.optim.RowwiseAdagrad(0.01),
         name="bench",
     )
@@ -100,45 +78,6 @@ def write_all(bag: te.TieredEmbedding, rows: int) -> None:
     for first in range(0, rows, len(values)):
         ids = torch.arange(first, min(first + len(values), rows))
         bag.write_rows(ids, values[: len(ids)])
-
-
-def bench_reads(folder: Path, rows: int, rounds: int, seconds: float) -> Report:
-    """Random rows through both engines, and the drive's limit, in turn."""
-    with table(folder, rows, rows * ROW_BYTES // 20) as bag:
-        write_all(bag, rows)
-    readers = {}
-    for engine in ("io_uring", "portable"):
-        os.environ["TIERED_EMB_IO"] = engine
-        try:
-            readers[engine] = open_store(folder / "store")
-        except OSError as error:
-            print(f"{engine}: left out, {error}")
-    del os.environ["TIERED_EMB_IO"]
-    rates: dict[str, list[float]] = {name: [] for name in (*readers, "fio")}
-    cores: dict[str, list[float]] = {name: [] for name in readers}
-    rng = np.random.default_rng(0)
-    for _ in range(rounds):
-        for name, reader in readers.items():
-            before = reader.stats()
-            start, cpu = time.perf_counter(), time.process_time()
-            while time.perf_counter() - start < seconds:
-                reader.rows(0, torch.from_numpy(rng.integers(0, rows, 1 << 15)))
-            elapsed = time.perf_counter() - start
-            rates[name].append((reader.stats().ssd_blocks_read - before.ssd_blocks_read) / elapsed)
-            cores[name].append((time.process_time() - cpu) / elapsed)
-        limit = read_limit(folder, rows * ROW_BYTES, seconds / 2)
-        if limit is not None:
-            rates["fio"].append(limit)
-    report: Report = {
-        name: {"blocks_per_s": spread(values)} for name, values in rates.items() if values
-    }
-    for name, reader in readers.items():
-        stats = reader.stats()
-        report[name]["cores"] = spread(cores[name])
-        report[name]["latency_us_p50"] = stats.ssd_read_latency_p50_us
-        report[name]["latency_us_p99"] = stats.ssd_read_latency_p99_us
-        reader.close()
-    return {"rows": rows, "store_bytes": rows * ROW_BYTES, **report}
 
 
 def streams(rows: int, batch: int) -> dict[str, Callable[[], Iterator[np.ndarray]]]:
@@ -159,7 +98,7 @@ def streams(rows: int, batch: int) -> dict[str, Callable[[], Iterator[np.ndarray
             yield order[(np.minimum(ranks, rows - 1) + shift) % rows]
             shift += drift
 
-    return {"uniform": uniform, "zipf 1.05": zipf, "zipf 1.05, drifting": lambda: zipf(20)}
+    return {"uniform": uniform, "zipf 1.05": zipf, "zipf 1.05, drifting": lambda: zipf(5)}
 
 
 def trace() -> tuple[int, Callable[[], Iterator[np.ndarray]]] | None:
@@ -184,47 +123,107 @@ def trace() -> tuple[int, Callable[[], Iterator[np.ndarray]]] | None:
     return rows, batches
 
 
+class Hashed:
+    """Counts the blocks that a hashed layout would read for the misses of a table."""
+
+    def __init__(self, rows: int) -> None:
+        self.block = np.random.default_rng(9).permutation(rows) // ROWS_PER_BLOCK
+        self.blocks_read = 0
+
+    def count(self, bag: te.TieredEmbedding, ids: torch.Tensor) -> None:
+        unique = torch.unique(ids)
+        missing = unique[bag.tier_of(unique) == ON_SSD].numpy()
+        self.blocks_read += len(np.unique(self.block[missing]))
+
+
 def bench_amplification(
-    folder: Path, name: str, rows: int, batches: Iterator[np.ndarray], turnovers: float
+    folder: Path,
+    name: str,
+    rows: int,
+    batches: Iterator[np.ndarray],
+    turnovers: float,
+    cache_share: float = 0.1,
+    space_bound: float = 1.45,
 ) -> Report:
-    """Writes of a table with a cache of 10% of its rows in front, from its second turnover on."""
-    with table(folder, rows, rows * ROW_BYTES // 10) as bag:
+    """A table in steady state: after it has evicted its own size once, `turnovers` times that."""
+    with table(folder, rows, int(rows * ROW_BYTES * cache_share), False, space_bound) as bag:
         write_all(bag, rows)
+        hashed = Hashed(rows)
 
         def run(times: float) -> te.Stats:
             goal = bag.stats().ssd_row_written_bytes + times * rows * ROW_BYTES
             while True:
                 for _ in range(20):
                     ids = torch.from_numpy(np.ascontiguousarray(next(batches)))
+                    hashed.count(bag, ids)
                     out = bag(ids, torch.arange(len(ids)))
                     out.backward(torch.ones(len(ids), DIM))  # type: ignore[no-untyped-call]
                 if bag.stats().ssd_row_written_bytes >= goal:
                     return bag.stats()
 
-        before = run(turnovers / 4)
+        before = run(min(turnovers, 1))
+        hashed.blocks_read = 0
         after = run(turnovers)
     evicted = after.ssd_row_written_bytes - before.ssd_row_written_bytes
     lookups = after.lookups - before.lookups
+    blocks = after.ssd_blocks_read - before.ssd_blocks_read
     return {
         "stream": name,
         "rows": rows,
-        "evicted_bytes": evicted,
+        "cache_share": cache_share,
+        "space_bound": space_bound,
+        "evicted_per_store_size": evicted / (rows * ROW_BYTES),
         "write_amplification": (after.ssd_written_bytes - before.ssd_written_bytes) / evicted,
         "space_amplification": after.space_amplification,
         "hit_ratio": (after.lookup_hits - before.lookup_hits) / lookups,
-        "blocks_read_per_1000_lookups": 1000
-        * (after.ssd_blocks_read - before.ssd_blocks_read)
-        / lookups,
+        "blocks_read_per_1000_lookups": 1000 * blocks / lookups,
+        "hashed_blocks_read_per_1000_lookups": 1000 * hashed.blocks_read / lookups,
     }
 
 
+def bench_curves(place: Callable[[], Path], small: bool) -> list[Report]:
+    """The streams at the defaults, then over space bounds and over cache sizes."""
+    turnovers = 0.5 if small else 5
+    real = None if small else trace()
+
+    def cases(rows: int) -> list[tuple[str, int, Callable[[], Iterator[np.ndarray]]]]:
+        made = [(name, rows, make) for name, make in streams(rows, min(BATCH, rows // 50)).items()]
+        return made if real is None else [*made, ("orm_busy_trace", *real)]
+
+    few, many = (5_000, 5_000) if small else (300_000, 1_000_000)
+    bounds = SPACE_BOUNDS[:2] if small else SPACE_BOUNDS
+    shares = CACHE_SHARES[-2:] if small else CACHE_SHARES
+    runs: list[tuple[Any, float, float]] = [(case, 0.1, 1.45) for case in cases(many)]
+    runs += [(case, 0.1, bound) for case in cases(few) for bound in bounds]
+    runs += [(case, share, 1.45) for case in cases(few) for share in shares]
+    rows = []
+    for (name, count, make), share, bound in runs:
+        batch = len(next(make()))
+        if count * share < 1.5 * batch:
+            continue  # the cache holds little more than one batch
+        folder = place()
+        rows.append(bench_amplification(folder, name, count, make(), turnovers, share, bound))
+        shutil.rmtree(folder)
+        print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def bench_opening(folder: Path, rows: int, rounds: int) -> Report:
+    """Opening a store that was closed, as a resumed training does."""
+    with table(folder, rows, rows * ROW_BYTES // 20) as bag:
+        write_all(bag, rows)
+    seconds = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        with table(folder, rows, rows * ROW_BYTES // 20, resume=True):
+            seconds.append(time.perf_counter() - start)
+    return {"rows": rows, "store_bytes": rows * ROW_BYTES, "open_s": spread(seconds)}
+
+
 def bench_saves(folder: Path, rows: int, rounds: int) -> Report:
-    """Opening a store, and saves after 1% of its rows were written anew."""
+    """Saves after 1% of a store's rows were written anew."""
     with table(folder, rows, rows * ROW_BYTES // 10) as bag:
         write_all(bag, rows)
-    start = time.perf_counter()
-    with table(folder, rows, rows * ROW_BYTES // 10, resume=True) as bag:
-        opened = time.perf_counter() - start
         te.save(bag, folder / "ck")
         rng = np.random.default_rng(5)
         pauses, totals, ratios = [], [], []
@@ -247,7 +246,6 @@ def bench_saves(folder: Path, rows: int, rounds: int) -> Report:
             ratios.append(written / (len(ids) * ROW_BYTES))
     return {
         "store_bytes": rows * ROW_BYTES,
-        "open_s": opened,
         "changed_rows": rows // 100,
         "pause_ms": spread(pauses),
         "save_ms": spread(totals),
@@ -265,32 +263,16 @@ def main(argv: list[str] | None = None) -> int:
     report: Report = {"benchmark": "ssd", **provenance(__file__, argv)}
     with tempfile.TemporaryDirectory(prefix="tiered-emb-", dir=args.dir) as top:
 
-        def place(name: str) -> Path:
-            path = Path(top) / name
-            path.mkdir()
-            return path
+        def place() -> Path:
+            return Path(tempfile.mkdtemp(dir=top))
 
-        reads = place("reads")
-        report["reads"] = (
-            bench_reads(reads, 20_000, 1, 0.2) if small else bench_reads(reads, 40_000_000, 5, 4)
+        report["saves"] = bench_saves(place(), 20_000 if small else 31_000_000, 2 if small else 7)
+        print(json.dumps(report["saves"]), flush=True)
+        report["opening"] = bench_opening(
+            place(), 20_000 if small else 76_000_000, 2 if small else 5
         )
-        shutil.rmtree(reads)
-        print(json.dumps(report["reads"], indent=1))
-        rows = 5_000 if small else 300_000
-        report["amplification"] = []
-        cases = [(name, rows, make) for name, make in streams(rows, min(BATCH, rows // 50)).items()]
-        real = None if small else trace()
-        if real is not None:
-            cases.append(("orm_busy_trace", *real))
-        for i, (name, count, make) in enumerate(cases):
-            folder = place(f"amplification-{i}")
-            row = bench_amplification(folder, name, count, make(), 0.5 if small else 5)
-            shutil.rmtree(folder)
-            report["amplification"].append(row)
-            print(json.dumps(row))
-        saves = place("saves")
-        report["saves"] = bench_saves(saves, 20_000 if small else 31_000_000, 2 if small else 7)
-        print(json.dumps(report["saves"]))
+        print(json.dumps(report["opening"]), flush=True)
+        report["amplification"] = bench_curves(place, small)
     if args.out is not None:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         args.out.write_text(json.dumps(report, indent=1) + "\n")

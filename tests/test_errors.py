@@ -285,6 +285,9 @@ def test_wrong_tiers() -> None:
         te.Tiers(policy="fifo")
     with pytest.raises(ValueError, match="path is empty"):
         te.SSD("")
+    for bound in (1.0, 0, 1000, float("nan")):
+        with pytest.raises(ValueError, match="space_bound"):
+            te.SSD("x", space_bound=bound)
 
 
 # ---- Budgets

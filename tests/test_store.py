@@ -50,6 +50,47 @@ def assert_same(bag: te.TieredEmbedding, expected: dict[str, Tensor]) -> None:
         assert_same_bits(value, expected[name], name)
 
 
+# ---- Where rows are, and how much space they take
+
+
+def test_tier_of(tmp_path: Path) -> None:
+    with open_table(tmp_path) as bag:
+        assert bag.tier_of([0, ROWS - 1]).tolist() == [0, 0]
+        for first in range(0, 60, 10):
+            bag.write_rows(range(first, first + 10), torch.randn(10, DIM))
+        before = bag.stats()
+        tiers = bag.tier_of(range(ROWS)).tolist()
+        assert tiers.count(1) == before.resident_rows > 0
+        assert tiers.count(1) + tiers.count(2) == 60
+        assert set(tiers[60:]) == {0}
+        assert bag.stats() == before
+        with pytest.raises(IndexError, match=f"'ads'.*{ROWS}"):
+            bag.tier_of([1, ROWS])
+
+
+@pytest.mark.parametrize("bound", [1.2, 2.0])
+def test_space_stays_within_its_bound(tmp_path: Path, bound: float) -> None:
+    """However fast rows are evicted: five segments of slack, and what one step writes."""
+    rows, dim = 30_000, 31
+    tiers = te.Tiers(dram=rows * 128 // 10, ssd=te.SSD(str(tmp_path), space_bound=bound))
+    highest = 0.0
+    with te.TieredEmbedding(rows, dim, tiers=tiers, optimizer=te.optim.RowwiseAdagrad(0.1)) as bag:
+        generator = torch.Generator().manual_seed(1)
+        for _ in range(400):
+            ids = torch.randint(0, rows, (1000, 1), generator=generator)
+            bag(ids).sum().backward()
+            stats = bag.stats()
+            slack = (
+                8 * stats.ssd_used_bytes / max(stats.ssd_segments - stats.ssd_segments_pinned, 1)
+            )
+            over = stats.ssd_used_bytes - slack
+            if stats.ssd_rows_bytes:
+                highest = max(highest, over / stats.ssd_rows_bytes)
+        assert stats.ssd_row_written_bytes > 8 * rows * 128
+        assert bound * 0.9 < highest <= bound
+        assert stats.ssd_rows_reclaimed > 0
+
+
 # ---- Opening
 
 

@@ -154,6 +154,10 @@ class TieredEmbeddingCollection(nn.Module):
         """Present optimizer state of `ids` of a table; see `TieredEmbedding.state_rows`."""
         return self._engine.state_rows(self._lookup_of(name).table, ids)
 
+    def tier_of(self, name: str, ids: Any) -> torch.Tensor:
+        """Where the rows of `ids` of a table are; see `TieredEmbedding.tier_of`."""
+        return self._engine.tier_of(self._lookup_of(name).table, ids)
+
     def write_rows(
         self,
         name: str,

@@ -237,6 +237,13 @@ class TieredEmbedding(nn.Module):
         """
         return self._engine.state_rows(self._table, ids)
 
+    def tier_of(self, ids: Any) -> torch.Tensor:
+        """Where the rows of `ids` [n] are now, as uint8 [n]. Changes no cache state.
+
+        0: nowhere, the row has its initial value; 1: dram; 2: ssd.
+        """
+        return self._engine.tier_of(self._table, ids)
+
     def write_rows(
         self, ids: Any, weight: torch.Tensor | None, state: dict[str, torch.Tensor] | None = None
     ) -> None:

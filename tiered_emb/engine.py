@@ -76,6 +76,7 @@ class TableEngine:
             0 if dram is None else int(dram),
             "" if ssd is None else os.path.abspath(ssd.path),
             0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
+            1.0 if ssd is None else ssd.space_bound,
             resume,
             resume and ssd is not None and ssd.resume == "newest" and not self._loaded,
             ssd is not None and ssd.read_only,
@@ -164,6 +165,16 @@ class TableEngine:
         self._read(table, index, weights, packed)
         parts = zip(shapes.items(), torch.split_with_sizes(packed, widths, dim=1), strict=True)
         return {name: part.reshape(count, *shape).contiguous() for (name, shape), part in parts}
+
+    def tier_of(self, table: int, ids: Any) -> torch.Tensor:
+        """Where each row is: 0 nowhere yet, 1 dram, 2 ssd; uint8 [n]. Changes no cache state."""
+        index = _row_ids(self.tables[table], ids)
+        places = torch.empty(len(index), dtype=torch.uint8)
+        try:
+            self._core.locate(table, index.data_ptr(), len(index), places.data_ptr())
+        except IndexError as error:
+            raise IdOutOfRangeError(*error.args) from None
+        return places
 
     def _read(
         self, table: int, index: torch.Tensor, weights: torch.Tensor, state: torch.Tensor | None

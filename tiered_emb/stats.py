@@ -59,6 +59,9 @@ class Stats:
     """Segments that the reclaimer could not read and leaves alone, at present."""
     ssd_used_bytes: int
     ssd_live_bytes: int
+    """Copies of rows in segments that count, at present."""
+    ssd_rows_bytes: int
+    """What all rows that were ever written take, packed into blocks, at present."""
     ssd_io_engine: str
     """`io_uring` or `portable`; empty without an ssd tier."""
     ssd_read_latency_p50_us: float
@@ -94,8 +97,11 @@ class Stats:
 
     @property
     def space_amplification(self) -> float:
-        """Bytes of segments in use for each live byte, at present."""
-        return self.ssd_used_bytes / self.ssd_live_bytes if self.ssd_live_bytes else 0.0
+        """Bytes of segments in use for each byte of rows ever written, at present.
+
+        What `SSD(space_bound=...)` limits.
+        """
+        return self.ssd_used_bytes / self.ssd_rows_bytes if self.ssd_rows_bytes else 0.0
 
     def as_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""

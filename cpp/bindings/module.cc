@@ -151,8 +151,8 @@ TableConfig to_table(const TableTuple& t) {
 std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
                                     const std::string& policy, uint64_t dram_bytes,
                                     const std::string& ssd_path, uint64_t ssd_capacity_bytes,
-                                    bool ssd_resume, bool ssd_newest, bool ssd_read_only,
-                                    const std::string& metadata) {
+                                    double ssd_space_bound_ratio, bool ssd_resume, bool ssd_newest,
+                                    bool ssd_read_only, const std::string& metadata) {
   EngineConfig config;
   for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
   config.optimizer = static_cast<OptimizerKind>(optimizer);
@@ -160,6 +160,7 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
   config.dram_bytes = dram_bytes;
   config.ssd_path = ssd_path;
   config.ssd_capacity_bytes = ssd_capacity_bytes;
+  config.ssd_space_bound_ratio = ssd_space_bound_ratio;
   config.ssd_resume = ssd_resume;
   config.ssd_newest = ssd_newest;
   config.ssd_read_only = ssd_read_only;
@@ -275,6 +276,7 @@ nb::dict stats(Engine& engine) {
   d["ssd_segments_damaged"] = s.log.segments_damaged_now;
   d["ssd_used_bytes"] = s.log.used_bytes_now;
   d["ssd_live_bytes"] = s.log.live_bytes_now;
+  d["ssd_rows_bytes"] = s.log_rows_bytes;
   d["ssd_io_engine"] = s.io_engine;
   d["ssd_read_latency_p50_us"] = s.reads.latency_p50_us;
   d["ssd_read_latency_p99_us"] = s.reads.latency_p99_us;
@@ -340,6 +342,14 @@ size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, 
   return found;
 }
 
+// 0, 1 or 2 (Engine::Place) of each id, as bytes at `places`.
+void locate(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t places) {
+  run([&] {
+    return engine.locate(TableId(table), {at<const int64_t>(ids), count},
+                         at<Engine::Place>(places));
+  });
+}
+
 void apply_gradients(Engine& engine, uint32_t table, uintptr_t ids, size_t count,
                      uintptr_t gradients, const HyperTuple& hyper) {
   run([&] {
@@ -390,6 +400,7 @@ NB_MODULE(_core, m) {
              run([&] { return engine.finish_save(path, previous); });
            })
       .def("known_rows", &known_rows)
+      .def("locate", &locate)
       .def("segments", &segments)
       .def("verify", &verify)
       .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })

@@ -48,6 +48,7 @@ Result<Manifest> read_manifest(const StoreDirectory& directory) {
 class NoRows final : public RowOwner {
  public:
   bool is_live(LayoutId, RowId, BlockAddress) const override { return false; }
+  uint64_t rows_without_copy(LayoutId) const override { return 0; }
   void relocated(LayoutId, RowId, BlockAddress, BlockAddress) override {}
   void visit_rows(RowVisitor) const override {}
 };
@@ -177,12 +178,24 @@ void LogStore::retire(LayoutId layout, BlockAddress block) {
   impl_->table.remove_live(block, impl_->context.shape(layout).share_bytes);
 }
 
-LogStore::ReclaimNeed LogStore::reclaim_need() const { return impl_->reclaimer.need(); }
+uint64_t LogStore::rows_bytes(const RowOwner& owner) const {
+  return impl_->reclaimer.rows_bytes(owner);
+}
+
+LogStore::ReclaimNeed LogStore::reclaim_need(const RowOwner& owner) const {
+  return impl_->reclaimer.need(owner);
+}
 
 Status LogStore::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
   if (impl_->context.options.read_only) return refuse(options());
   TE_RETURN_IF_ERROR(impl_->behind.settle());
   return impl_->reclaimer.reclaim(owner, chunks_max, wait);
+}
+
+Status LogStore::keep_bound(RowOwner& owner) {
+  if (impl_->context.options.read_only) return refuse(options());
+  TE_RETURN_IF_ERROR(impl_->behind.settle());
+  return impl_->reclaimer.keep_bound(owner);
 }
 
 bool LogStore::is_reclaiming() const { return impl_->reclaimer.is_at_work(); }

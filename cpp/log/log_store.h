@@ -37,8 +37,9 @@ struct LogOptions {
   // open: not the last checkpoint, but the newest copy of every row that is on the disk; the caller
   // makes a checkpoint of what it got.
   bool newest = false;
-  bool background_io = true;        // false: every write is done when the call returns
-  double space_bound_ratio = 1.45;  // reclaim when used blocks exceed this times the live ones
+  bool background_io = true;  // false: every write is done when the call returns
+  // Segments may take this times what all rows take that were ever put, packed into blocks.
+  double space_bound_ratio = 1.45;
 };
 
 // What the caller knows about rows; the reclaimer and the checkpoint ask it.
@@ -47,6 +48,9 @@ class RowOwner {
   virtual ~RowOwner() = default;
   // Whether the copy of `row` in `block` is the one that counts (a row dirty in dram has none).
   virtual bool is_live(LayoutId layout, RowId row, BlockAddress block) const = 0;
+  // Rows that were changed since their last put, or never put: they have no copy that counts, and
+  // space is kept for them all the same.
+  virtual uint64_t rows_without_copy(LayoutId layout) const = 0;
   // The copy moved; `from` is retired by the store itself.
   virtual void relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) = 0;
   // Calls f(layout, row, block) for every row with a live copy, in ascending order of row.
@@ -78,7 +82,7 @@ struct LogStats {
   uint64_t segments_damaged_now = 0;  // that the reclaimer could not read, and leaves alone
   uint64_t segments_spare_now = 0;    // files beyond those: reserved space, not written yet
   uint64_t used_bytes_now = 0;        // segment files in use, pinned ones excluded
-  uint64_t live_bytes_now = 0;        // rows that count, in bytes of their share of a block
+  uint64_t live_bytes_now = 0;        // copies that count, in bytes of their share of a block
 };
 
 // A segment that holds rows, or has held some.
@@ -129,14 +133,19 @@ class LogStore {
   Status get_many(LayoutId layout, std::span<const RowRead> reads);
   // The copy of one row in this block no longer counts.
   void retire(LayoutId layout, BlockAddress block);
-  // Whether segments should be reclaimed: no; used space is over its bound; far over, or a put
+  // Whether segments should be reclaimed: no; used space is close to its bound; over it, or a put
   // found no space.
   enum class ReclaimNeed : uint8_t { kNone, kSome, kUrgent };
-  ReclaimNeed reclaim_need() const;
+  ReclaimNeed reclaim_need(const RowOwner& owner) const;
+  // What all rows take that were ever put, packed into blocks: what the space bound is relative to.
+  uint64_t rows_bytes(const RowOwner& owner) const;
   // Reclaims as long as there is need, at most `chunks_max` chunks of a segment (half a MiB each).
   // Chunks are read in the background; without `wait` the call returns when the next has not
   // arrived. Survivors that find no space end it early without an error: the next put reports that.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait = true);
+  // For whoever puts rows, once in a while: where the need is urgent, reclaims in proportion to
+  // what was put since the last call, so that space stays bounded and no call takes long.
+  Status keep_bound(RowOwner& owner);
   // Whether a segment is half reclaimed: there is something to go on with.
   bool is_reclaiming() const;
   // Until the chunk that is being read has arrived. While it waits, other threads may use the

@@ -15,8 +15,12 @@ constexpr size_t kRequestBytes = size_t{128} << 10;
 constexpr uint64_t kSlackSegments = 4;
 // A victim must give back at least one part in this many, or reclaiming it is motion without gain.
 constexpr uint32_t kGainParts = 16;
-// Used space is far over its bound when it exceeds it by one part in this many.
-constexpr uint64_t kUrgentParts = 32;
+// What a put owes when space is over its bound, in bytes of victims: with victims three quarters
+// full four bytes give one back, so that twice that catches up; and a little where nothing was put.
+constexpr uint64_t kOwedPerPutByte = 8;
+constexpr uint64_t kOwedBytesMin = uint64_t{1} << 20;
+// Reclaiming in the background begins so many parts of the bound before it.
+constexpr uint64_t kEarlyParts = 64;
 
 uint32_t widest_span(const StoreContext& context) {
   uint32_t span = 1;
@@ -46,18 +50,23 @@ Reclaimer::Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& f
 
 Reclaimer::~Reclaimer() { abandon(); }
 
-uint64_t Reclaimer::allowed_bytes() const {
-  const double packed_ratio = double(context_.options.segment_bytes) / fill_bytes_;
-  return slack_bytes_ + static_cast<uint64_t>(context_.options.space_bound_ratio * packed_ratio *
-                                              static_cast<double>(table_.live_bytes_total()));
+uint64_t Reclaimer::rows_bytes(const RowOwner& owner) const {
+  uint64_t bytes = table_.live_bytes_total();
+  for (size_t l = 0; l < context_.shapes.size(); ++l) {
+    const LayoutId layout(static_cast<uint16_t>(l));
+    bytes += owner.rows_without_copy(layout) * context_.shape(layout).share_bytes;
+  }
+  return bytes;
 }
 
-Reclaimer::Need Reclaimer::need() const {
+Reclaimer::Need Reclaimer::need(const RowOwner& owner) const {
   if (table_.shortage() > 0) return Need::kUrgent;
-  const uint64_t allowed = allowed_bytes();
-  if (table_.used_bytes() <= allowed) return Need::kNone;
-  const uint64_t urgent = allowed + allowed / kUrgentParts + slack_bytes_;
-  return table_.used_bytes() <= urgent ? Need::kSome : Need::kUrgent;
+  const double packed_ratio = double(context_.options.segment_bytes) / fill_bytes_;
+  const double bound_ratio = context_.options.space_bound_ratio * packed_ratio;
+  const uint64_t allowed =
+      slack_bytes_ + static_cast<uint64_t>(bound_ratio * static_cast<double>(rows_bytes(owner)));
+  if (table_.used_bytes() <= allowed - allowed / kEarlyParts) return Need::kNone;
+  return table_.used_bytes() <= allowed ? Need::kSome : Need::kUrgent;
 }
 
 SegmentId Reclaimer::choose_victim() const {
@@ -74,7 +83,7 @@ SegmentId Reclaimer::choose_victim() const {
 Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
   for (uint32_t done = 0; done < chunks_max;) {
     if (victim_.is_none()) {
-      if (need() == Need::kNone) return Status::ok();
+      if (need(owner) == Need::kNone) return Status::ok();
       Result<bool> begun = begin();
       if (!begun) return begun.status();
       if (!begun.value()) return Status::ok();
@@ -102,6 +111,14 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
     }
   }
   return Status::ok();
+}
+
+Status Reclaimer::keep_bound(RowOwner& owner) {
+  const uint64_t put_bytes = context_.stats.row_written_bytes;
+  const uint64_t owed_bytes = kOwedPerPutByte * (put_bytes - put_bytes_seen_) + kOwedBytesMin;
+  put_bytes_seen_ = put_bytes;
+  if (need(owner) != Need::kUrgent) return Status::ok();
+  return reclaim(owner, static_cast<uint32_t>(owed_bytes / chunk_bytes(context_) + 1), true);
 }
 
 Result<bool> Reclaimer::begin() {

@@ -27,22 +27,25 @@ class Reclaimer {
   Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& files,
             SegmentWriter& survivors);
   ~Reclaimer();
-  // How urgent: nothing to do; used space is over its bound; far over, or puts wait for space.
+  // How urgent: nothing to do; used space is close to its bound; over it, or puts wait for space.
   using Need = LogStore::ReclaimNeed;
-  Need need() const;
+  Need need(const RowOwner& owner) const;
+  // What all rows take that were ever put, packed into blocks; the space bound is a multiple of it.
+  uint64_t rows_bytes(const RowOwner& owner) const;
   bool is_at_work() const { return !victim_.is_none(); }
   // Works until nothing asks for it, nothing is worth it, survivors find no space, the next chunk
   // has not arrived and `wait` is false, or `chunks_max` chunks are done. Lack of space is not an
   // error here: the next put reports it. A victim that cannot be read is an error once, and then
   // left alone.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait);
+  // See LogStore::keep_bound.
+  Status keep_bound(RowOwner& owner);
   // Until the chunk that is being read has arrived. Any thread may wait while others use the store.
   void wait_for_chunk();
   // Forgets the victim at hand; its rows that have not moved stay where they are.
   void abandon();
 
  private:
-  uint64_t allowed_bytes() const;
   SegmentId choose_victim() const;
   // Starts on a victim; false if there is none.
   Result<bool> begin();
@@ -57,7 +60,8 @@ class Reclaimer {
   SegmentFiles& files_;
   SegmentWriter& survivors_;
   const uint64_t slack_bytes_;
-  const uint32_t fill_bytes_;  // of a segment that is packed as well as any
+  const uint32_t fill_bytes_;    // of a segment that is packed as well as any
+  uint64_t put_bytes_seen_ = 0;  // by the last keep_bound
   AlignedBuffer buffer_;
   IoWorker::Job job_;
   SegmentId victim_;           // none: idle

@@ -3,23 +3,15 @@
 #include <utility>
 
 namespace te {
-namespace {
-
-// What one step does itself when space is far over its bound.
-constexpr uint32_t kChunksPerStep = 8;
-
-}  // namespace
 
 Status BackgroundReclaim::poll() {
   LogStore* log = tiers_.log();
   if (log == nullptr || stopped_) return Status::ok();
   if (!failure_) return std::exchange(failure_, Status::ok());
-  const auto need = log->reclaim_need();
-  if (need == LogStore::ReclaimNeed::kNone) return Status::ok();
+  if (log->reclaim_need(tiers_) == LogStore::ReclaimNeed::kNone) return Status::ok();
   if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   wake_.notify_one();
-  if (need == LogStore::ReclaimNeed::kUrgent) return log->reclaim(tiers_, kChunksPerStep);
-  return Status::ok();
+  return log->keep_bound(tiers_);
 }
 
 void BackgroundReclaim::stop() {

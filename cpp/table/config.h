@@ -28,6 +28,7 @@ struct EngineConfig {
   uint64_t dram_bytes = 0;  // budget; 0: every row may be in dram
   std::string ssd_path;     // empty: no ssd tier
   uint64_t ssd_capacity_bytes = 0;
+  double ssd_space_bound_ratio = 1.45;  // see LogOptions
   bool ssd_resume = false;
   bool ssd_newest = false;     // with resume: the newest copy of every row, instead of the last cut
   bool ssd_read_only = false;  // with resume: rows are read, never changed; takes no lock

@@ -336,6 +336,18 @@ Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int
   return count;
 }
 
+Status Engine::locate(TableId table, std::span<const int64_t> ids, Place* places) const {
+  std::lock_guard lock(mutex_);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(check_row_ids(table, ids));
+  const uint64_t base = tiers_->table(table).first_row.value;
+  for (int64_t id : ids) {
+    const LocationWord word = tiers_->index().get(RowId(base + static_cast<uint64_t>(id)));
+    *places++ = word.is_slot() ? Place::kDram : word.is_block() ? Place::kSsd : Place::kNowhere;
+  }
+  return Status::ok();
+}
+
 std::vector<SegmentInfo> Engine::segments() const {
   std::lock_guard lock(mutex_);
   return tiers_->log() == nullptr ? std::vector<SegmentInfo>() : tiers_->log()->segments();
@@ -377,6 +389,7 @@ EngineStats Engine::stats() {
   if (tiers_->log() != nullptr) {
     const IoEngine& io = tiers_->log()->io();
     stats.log = tiers_->log()->stats();
+    stats.log_rows_bytes = tiers_->log()->rows_bytes(*tiers_);
     stats.io_engine = io.name();
     stats.reads = io.read_stats();
     stats.writes = io.write_stats();
@@ -390,9 +403,7 @@ EngineStats Engine::stats() {
     stats.resident_rows += directory.used();
     stats.rows_total += tier.rows;
     stats.row_bytes_total += tier.rows * tier.layout.row_bytes();
-    for (uint32_t i = 0; i < directory.ever_used(); ++i)
-      stats.dirty_rows +=
-          !directory[SlotIndex(i)].row.is_none() && directory[SlotIndex(i)].dirty != 0;
+    stats.dirty_rows += tier.dirty_rows;
   }
   const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
   stats.index_bytes = tiers_->index().memory_bytes();

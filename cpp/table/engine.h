@@ -31,7 +31,8 @@ struct EngineStats {
   PlannerStats planner;
   MoverStats mover;
   LogStats log;
-  std::string io_engine;  // of the ssd tier; empty without
+  uint64_t log_rows_bytes = 0;  // see LogStore::rows_bytes
+  std::string io_engine;        // of the ssd tier; empty without
   IoStats reads;
   IoStats writes;
   uint64_t slots = 0;  // that the budget allows
@@ -74,6 +75,9 @@ class Engine {
   // Up to `ids.size()` rows of a table at or after `first` that have been written or looked up,
   // ascending. Rows that are not among them have their initial values.
   Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;
+  // Where each row is at present.
+  enum class Place : uint8_t { kNowhere, kDram, kSsd };  // kNowhere: never written or looked up
+  Status locate(TableId table, std::span<const int64_t> ids, Place* places) const;
   // Of the ssd tier; none without it.
   std::vector<SegmentInfo> segments() const;
   // What is wrong with a segment of an engine that is open for reading only.

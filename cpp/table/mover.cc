@@ -33,6 +33,7 @@ Status Mover::append_dirty(LayoutId layout, std::span<const SlotIndex> dirty) {
     Slot& slot = tier.directory[dirty[i]];
     slot.home = blocks_[i];
     slot.dirty = 0;
+    --tier.dirty_rows;
   }
   return Status::ok();
 }
@@ -102,7 +103,6 @@ Status Mover::copy_rows(TableId table_id, std::span<const RowId> rows, std::byte
 
 Status Mover::clean() {
   constexpr size_t kBatchRows = 4096;
-  constexpr uint32_t kChunksPerBatch = 4;
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     const LayoutId layout(static_cast<uint16_t>(l));
     SlotDirectory& directory = tiers_.layout(layout).directory;
@@ -116,8 +116,7 @@ Status Mover::clean() {
     for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
       const size_t n = std::min(kBatchRows, dirty_.size() - i);
       TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));
-      if (tiers_.log()->reclaim_need() == LogStore::ReclaimNeed::kUrgent)
-        TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, kChunksPerBatch));
+      TE_RETURN_IF_ERROR(tiers_.log()->keep_bound(tiers_));
     }
   }
   return Status::ok();

@@ -18,9 +18,9 @@ constexpr uint32_t kMetadataVersion = 1;
 constexpr uint64_t kBudgetPartOfChanges = 64;
 
 uint32_t segment_bytes_for(uint64_t store_bytes) {
-  // About a thousand segments a store (more reclaim better, fewer open faster), within reason.
-  const uint64_t wanted = std::bit_ceil(std::max<uint64_t>(store_bytes / 1024, 1));
-  return static_cast<uint32_t>(std::clamp<uint64_t>(wanted, 64 << 10, 64 << 20));
+  // One to two thousand segments a store (more reclaim better, fewer open faster), within reason.
+  const uint64_t wanted = std::bit_floor(std::max<uint64_t>(store_bytes / 1024, 1));
+  return static_cast<uint32_t>(std::clamp<uint64_t>(wanted, 16 << 10, 64 << 20));
 }
 
 // Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
@@ -161,6 +161,7 @@ LogOptions Tiers::log_options(const std::string& path) const {
 Status Tiers::open_log() {
   LogOptions options = log_options(config_.ssd_path);
   options.capacity_bytes = config_.ssd_capacity_bytes;
+  options.space_bound_ratio = config_.ssd_space_bound_ratio;
   options.read_only = config_.ssd_read_only;
   options.newest = config_.ssd_newest;
   if (config_.dram_bytes != 0) {

@@ -52,6 +52,7 @@ struct LayoutTier {
   const uint32_t stride_bytes;
   SlotDirectory directory;
   ReservedMemory arena;
+  uint64_t dirty_rows = 0;
   std::unique_ptr<EvictionPolicy> policy;  // null: every row has room, nothing is ever evicted
 };
 
@@ -108,6 +109,7 @@ class Tiers final : public RowOwner {
   void mark_dirty(LayoutId layout, Slot& slot) {
     if (slot.dirty != 0 || log_ == nullptr || config_.ssd_read_only) return;
     slot.dirty = 1;
+    ++layouts_[layout.value]->dirty_rows;
     if (slot.home.is_none()) return;
     log_->retire(layout, slot.home);
     slot.home = BlockAddress::none();
@@ -116,6 +118,9 @@ class Tiers final : public RowOwner {
   std::string checkpoint_metadata() const;
 
   bool is_live(LayoutId layout, RowId row, BlockAddress block) const override;
+  uint64_t rows_without_copy(LayoutId layout) const override {
+    return layouts_[layout.value]->dirty_rows;
+  }
   void relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) override;
   void visit_rows(RowVisitor f) const override;
 

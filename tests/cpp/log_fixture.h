@@ -96,6 +96,7 @@ struct ModelStore final : RowOwner {
     const auto found = rows.find(row.value);
     return found != rows.end() && found->second.block == block;
   }
+  uint64_t rows_without_copy(LayoutId) const override { return 0; }
   void relocated(LayoutId, RowId row, BlockAddress from, BlockAddress to) override {
     BOOST_TEST_REQUIRE((rows.at(row.value).block == from));
     rows.at(row.value).block = to;
