@@ -5,6 +5,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cstring>
 #include <memory>
+#include <numeric>
 #include <set>
 #include <string>
 #include <utility>
@@ -27,6 +28,43 @@ inline TableConfig make_table(const std::string& name, uint64_t rows, uint32_t d
   table.dim = dim;
   table.init = {InitSpec::Kind::kUniform, -1, 1, 0.5f};
   return table;
+}
+
+// An engine of one table with a store of its own.
+struct Store {
+  TempDirectory directory;
+  EngineConfig config;
+  std::unique_ptr<Engine> engine;
+
+  Store(uint64_t rows, uint32_t dim, uint64_t dram_bytes, OptimizerKind optimizer) {
+    config.tables = {make_table("a", rows, dim)};
+    config.optimizer = optimizer;
+    config.dram_bytes = dram_bytes;
+    config.ssd_path = directory / "store";
+  }
+  void open() {
+    engine.reset();
+    auto created = Engine::create(config);
+    check_ok(created.status());
+    engine = created.take();
+    config.ssd_resume = true;
+  }
+  size_t dim() const { return config.tables[0].dim; }
+  Status write(int64_t id, float value) {
+    const std::vector<float> row(dim(), value);
+    return engine->write_rows(TableId(0), {&id, 1}, row.data(), nullptr);
+  }
+  std::vector<float> read(int64_t id) {
+    std::vector<float> row(dim());
+    check_ok(engine->read_rows(TableId(0), {&id, 1}, row.data(), nullptr));
+    return row;
+  }
+};
+
+inline std::vector<int64_t> all_ids(int64_t count) {
+  std::vector<int64_t> ids(static_cast<size_t>(count));
+  std::iota(ids.begin(), ids.end(), 0);
+  return ids;
 }
 
 // The input of one table, owning its arrays.
@@ -144,11 +182,13 @@ inline void check_layout(Tiers& tiers, LayoutId id) {
   LayoutTier& tier = tiers.layout(id);
   uint32_t used = 0;
   uint32_t pinned = 0;
+  uint32_t dirty = 0;
   for (uint32_t i = 0; i < tier.directory.ever_used(); ++i) {
     const Slot& slot = tier.directory[SlotIndex(i)];
     if (slot.row.is_none()) continue;
     ++used;
     pinned += slot.pins != 0;
+    dirty += slot.dirty != 0;
     BOOST_TEST_REQUIRE(i < tier.directory.limit());
     BOOST_TEST_REQUIRE((tiers.index().get(slot.row) == LocationWord::slot(SlotIndex(i))),
                        "the word of row " << slot.row.value << " does not name its slot " << i);
@@ -156,6 +196,7 @@ inline void check_layout(Tiers& tiers, LayoutId id) {
   }
   BOOST_TEST_REQUIRE(used == tier.directory.used());
   BOOST_TEST_REQUIRE(pinned == tier.directory.pinned());
+  BOOST_TEST_REQUIRE(dirty == tier.dirty_rows);
   BOOST_TEST_REQUIRE(used <= tier.directory.limit());
   BOOST_TEST_REQUIRE(tier.directory.limit() <= tier.directory.slots_max());
 }

@@ -1,16 +1,12 @@
 // The Engine and its store: state that moves with rows, full disks, damaged files, reopening,
-// handles after close, an index that grows, and two threads.
-#include <atomic>
+// handles after close, an index that grows.
 #include <boost/test/unit_test.hpp>
 #include <filesystem>
 #include <fstream>
 #include <map>
 #include <memory>
-#include <numeric>
-#include <thread>
 #include <vector>
 
-#include "table/threads.h"
 #include "table_fixture.h"
 
 namespace te {
@@ -19,42 +15,6 @@ namespace {
 using namespace testing;  // NOLINT: the fixture is this test's vocabulary
 
 namespace fs = std::filesystem;
-
-struct Store {
-  TempDirectory directory;
-  EngineConfig config;
-  std::unique_ptr<Engine> engine;
-
-  Store(uint64_t rows, uint32_t dim, uint64_t dram_bytes, OptimizerKind optimizer) {
-    config.tables = {make_table("a", rows, dim)};
-    config.optimizer = optimizer;
-    config.dram_bytes = dram_bytes;
-    config.ssd_path = directory / "store";
-  }
-  void open() {
-    engine.reset();
-    auto created = Engine::create(config);
-    check_ok(created.status());
-    engine = created.take();
-    config.ssd_resume = true;
-  }
-  size_t dim() const { return config.tables[0].dim; }
-  Status write(int64_t id, float value) {
-    const std::vector<float> row(dim(), value);
-    return engine->write_rows(TableId(0), {&id, 1}, row.data(), nullptr);
-  }
-  std::vector<float> read(int64_t id) {
-    std::vector<float> row(dim());
-    check_ok(engine->read_rows(TableId(0), {&id, 1}, row.data(), nullptr));
-    return row;
-  }
-};
-
-std::vector<int64_t> all_ids(int64_t count) {
-  std::vector<int64_t> ids(static_cast<size_t>(count));
-  std::iota(ids.begin(), ids.end(), 0);
-  return ids;
-}
 
 // Overwrites the second half of every large file; `undo` puts all bytes back.
 class Damage {
@@ -250,125 +210,6 @@ BOOST_AUTO_TEST_CASE(a_growing_index_is_paid_from_the_slots) {
   std::vector<float> read(ids.size());
   check_ok(store.engine->read_rows(TableId(0), ids, read.data(), nullptr));
   BOOST_TEST((read == values));
-}
-
-// Two threads train and read at once; every row ends at its number of updates. For the thread
-// sanitizer, and for the engine's mutex.
-BOOST_AUTO_TEST_CASE(two_threads_lose_no_update) {
-  constexpr int64_t kRows = 64;
-  Store store(kRows, 4, 40 * 16, OptimizerKind::kSgd);
-  store.config.tables[0].init = {};
-  store.open();
-  set_num_threads(2);
-  std::atomic<bool> failed{false};
-  const auto train = [&](uint64_t seed) {
-    Random random(seed);
-    for (int i = 0; i < 300; ++i) {
-      Feature feature;
-      for (int k = 0; k < 12; ++k) feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
-      const FeatureInput input = feature.input();
-      auto planned = store.engine->plan({&input, 1}, true);
-      std::vector<float> out(4);
-      const std::vector<float> grad(4, -1);
-      const FeatureForward forward{.out = out.data()};
-      const FeatureBackward backward{.grad = grad.data()};
-      const bool ok = planned && store.engine->forward(*planned.value(), {&forward, 1}) &&
-                      store.engine->backward(*planned.value(), {&backward, 1}, {.lr = 1}, true);
-      if (planned) store.engine->release(*planned.value());
-      if (!ok) failed = true;
-      if (i % 20 == 0 && !store.engine->flush()) failed = true;
-      if (store.engine->is_closed() || store.engine->stats().resident_rows > kRows) failed = true;
-    }
-  };
-  std::thread other(train, 1);
-  train(0);
-  other.join();
-  set_num_threads(1);
-  BOOST_TEST(!failed);
-  float total = 0;
-  for (int64_t id = 0; id < kRows; ++id) total += store.read(id)[0];
-  BOOST_TEST(total == 2.0f * 300 * 12);
-  BOOST_TEST(store.engine->step(TableId(0)) == 600u);
-}
-
-// Updates, reads and flushes while segments are reclaimed in the background.
-BOOST_AUTO_TEST_CASE(space_is_given_back_while_two_threads_train) {
-  constexpr int64_t kRows = 4000;
-  Store store(kRows, 32, 400 * 32 * 4, OptimizerKind::kSgd);
-  store.config.tables[0].init = {};
-  store.open();
-  std::atomic<bool> failed{false};
-  const auto train = [&](uint64_t seed) {
-    Random random(seed);
-    for (int i = 0; i < 400; ++i) {
-      Feature feature;
-      for (int k = 0; k < 150; ++k)
-        feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
-      const FeatureInput input = feature.input();
-      auto planned = store.engine->plan({&input, 1}, true);
-      std::vector<float> out(32);
-      const std::vector<float> grad(32, -1);
-      const FeatureForward forward{.out = out.data()};
-      const FeatureBackward backward{.grad = grad.data()};
-      const bool ok = planned && store.engine->forward(*planned.value(), {&forward, 1}) &&
-                      store.engine->backward(*planned.value(), {&backward, 1}, {.lr = 1}, false);
-      if (planned) store.engine->release(*planned.value());
-      if (!ok || (i % 100 == 99 && !store.engine->flush())) failed = true;
-    }
-  };
-  std::thread other(train, 1);
-  train(0);
-  other.join();
-  BOOST_TEST(!failed);
-  const LogStats log = store.engine->stats().log;
-  BOOST_TEST(log.segments_reclaimed > 10u);
-  BOOST_TEST(log.reclaim_read_bytes > 0u);
-  BOOST_TEST(log.segments_damaged_now == 0u);
-  store.open();  // closes without a flush; the last one stands
-  float total = 0;
-  for (int64_t id = 0; id < kRows; ++id) total += store.read(id)[0];
-  BOOST_TEST(total <= 2.0f * 400 * 150);
-  BOOST_TEST(total > 2.0f * 300 * 150);
-}
-
-// Closing while others train and save: they get an error, nothing hangs.
-BOOST_AUTO_TEST_CASE(closing_while_others_train) {
-  for (int round = 0; round < 20; ++round) {
-    constexpr int64_t kRows = 2000;
-    Store store(kRows, 32, 300 * 32 * 4, OptimizerKind::kSgd);
-    store.open();
-    Engine& engine = *store.engine;
-    std::atomic<int> steps{0};
-    const auto train = [&](uint64_t seed) {
-      Random random(seed);
-      for (;; ++steps) {
-        Feature feature;
-        for (int k = 0; k < 100; ++k)
-          feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
-        const FeatureInput input = feature.input();
-        auto planned = engine.plan({&input, 1}, true);
-        if (!planned) return;
-        std::vector<float> out(32);
-        const std::vector<float> grad(32, -1);
-        const FeatureForward forward{.out = out.data()};
-        const FeatureBackward backward{.grad = grad.data()};
-        if (engine.forward(*planned.value(), {&forward, 1}))
-          (void)engine.backward(*planned.value(), {&backward, 1}, {.lr = 1}, false);
-        engine.release(*planned.value());
-      }
-    };
-    std::thread trainer(train, round);
-    std::thread saver([&] {
-      for (int i = 0; i < 3; ++i) (void)engine.flush();
-    });
-    while (steps < 60) std::this_thread::yield();
-    std::thread closer([&] { check_ok(engine.discard()); });
-    check_ok(engine.close());
-    closer.join();
-    trainer.join();
-    saver.join();
-    BOOST_TEST(engine.is_closed());
-  }
 }
 
 BOOST_AUTO_TEST_SUITE_END()

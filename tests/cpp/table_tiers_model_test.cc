@@ -244,22 +244,7 @@ class Lab {
     open(true);
   }
 
-  // What the reclaimer is told is what the slots say.
-  void check_dirty_rows() {
-    for (size_t l = 0; l < tiers_->layouts(); ++l) {
-      const LayoutId layout(static_cast<uint16_t>(l));
-      const SlotDirectory& directory = tiers_->layout(layout).directory;
-      uint64_t dirty = 0;
-      for (uint32_t i = 0; i < directory.ever_used(); ++i) {
-        const Slot& slot = directory[SlotIndex(i)];
-        dirty += !slot.row.is_none() && slot.dirty != 0;
-      }
-      BOOST_TEST_REQUIRE(tiers_->rows_without_copy(layout) == dirty);
-    }
-  }
-
   void check_rows() {
-    check_dirty_rows();
     for (uint32_t t = 0; t < config_.tables.size(); ++t) {
       const uint64_t count = config_.tables[t].rows;
       if (count == 0) continue;
