@@ -142,7 +142,7 @@ BOOST_AUTO_TEST_CASE(a_waiting_plan_gives_way_and_comes_back_with_new_values) {
   BOOST_TEST(bench.planner->stats().plans_revoked == 1u);
   LayoutTier& tier = bench.tier(0);
   for (size_t i = 0; i < 6; ++i) {
-    tier.directory[SlotIndex(second.occurrence_slots[i])].dirty = 1;
+    bench.tiers->mark_dirty(LayoutId(0), tier.directory[SlotIndex(second.occurrence_slots[i])]);
     bench.first_float(second, 0, i) = 100.0f + static_cast<float>(i);
   }
   bench.planner->release(second);

@@ -155,9 +155,12 @@ BOOST_AUTO_TEST_CASE(closing_while_others_train) {
       for (int i = 0; i < 3; ++i) (void)engine.flush();
     });
     while (steps < 60) std::this_thread::yield();
-    std::thread closer([&] { check_ok(engine.discard()); });
-    check_ok(engine.close());
+    Status discarded;
+    std::thread closer([&] { discarded = engine.discard(); });
+    const Status closed = engine.close();
     closer.join();
+    check_ok(discarded);
+    check_ok(closed);
     trainer.join();
     saver.join();
     BOOST_TEST(engine.is_closed());
