@@ -1,0 +1,184 @@
+// Our own store: LogStore behind a flat array of location words.
+//
+// It runs as in the engine: one mutex, and a thread that moves a chunk of live rows under it at a
+// time, woken when there is need (table/background_reclaim.h, which is bound to the tiers of an
+// engine); a put lends a hand only when the need is urgent.
+#include <algorithm>
+#include <bit>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "base/check.h"
+#include "log/log_store.h"
+#include "row_store.h"
+
+namespace te::bench {
+namespace {
+
+constexpr LayoutId kLayout{0};
+constexpr uint32_t kChunksPerPut = 8;
+constexpr size_t kPortableThreads = 8;
+constexpr size_t kUringDepth = 256;
+
+class Locations final : public RowOwner {
+ public:
+  explicit Locations(uint64_t rows) : words_(rows) {}
+
+  bool is_live(LayoutId, RowId row, BlockAddress block) const override {
+    return words_[row.value] == LocationWord::block(block);
+  }
+  void relocated(LayoutId, RowId row, BlockAddress, BlockAddress to) override {
+    words_[row.value] = LocationWord::block(to);
+  }
+  void visit_rows(RowVisitor f) const override {
+    for (uint64_t row = 0; row < words_.size(); ++row) {
+      if (words_[row].is_block()) f(kLayout, RowId(row), words_[row].block_address());
+    }
+  }
+  LocationWord& operator[](RowId row) { return words_[row.value]; }
+
+ private:
+  std::vector<LocationWord> words_;
+};
+
+class LogPeer final : public RowStore {
+ public:
+  LogPeer(std::unique_ptr<LogStore> log, uint64_t rows) : log_(std::move(log)), locations_(rows) {}
+  ~LogPeer() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    wake_.notify_one();
+    if (thread_.joinable()) thread_.join();
+  }
+
+  Status get_many(std::span<const RowId> rows, std::span<std::byte* const> out) override {
+    std::lock_guard lock(mutex_);
+    reads_.clear();
+    for (size_t i = 0; i < rows.size(); ++i) {
+      TE_CHECK(locations_[rows[i]].is_block());
+      reads_.push_back({rows[i], locations_[rows[i]].block_address(), out[i]});
+    }
+    return log_->get_many(kLayout, reads_);
+  }
+
+  Status put_many(std::span<const RowId> rows, std::span<const std::byte* const> data) override {
+    std::lock_guard lock(mutex_);
+    TE_RETURN_IF_ERROR(poll());
+    blocks_.resize(rows.size());
+    TE_RETURN_IF_ERROR(log_->put_many(kLayout, rows, data, blocks_));
+    for (size_t i = 0; i < rows.size(); ++i) {
+      LocationWord& word = locations_[rows[i]];
+      if (word.is_block()) log_->retire(kLayout, word.block_address());
+      word = LocationWord::block(blocks_[i]);
+    }
+    return Status::ok();
+  }
+
+  Status retire(std::span<const RowId> rows) override {
+    std::lock_guard lock(mutex_);
+    for (RowId row : rows) {
+      LocationWord& word = locations_[row];
+      if (word.is_block()) log_->retire(kLayout, word.block_address());
+      word = LocationWord::never_written();
+    }
+    return Status::ok();
+  }
+
+  Status settle() override {
+    std::lock_guard lock(mutex_);
+    while (log_->reclaim_need() != LogStore::ReclaimNeed::kNone) {
+      const LogStats before = log_->stats();
+      TE_RETURN_IF_ERROR(log_->reclaim(locations_, kChunksPerPut));
+      const LogStats after = log_->stats();
+      // Nothing worth reclaiming is left, though there is need.
+      if (after.reclaim_read_bytes == before.reclaim_read_bytes) break;
+    }
+    return Status::ok();
+  }
+
+  Status flush() override {
+    TE_RETURN_IF_ERROR(settle());
+    std::lock_guard lock(mutex_);
+    return log_->checkpoint(locations_, "");
+  }
+
+  Counters counters() const override {
+    std::lock_guard lock(mutex_);
+    const LogStats stats = log_->stats();
+    return {{"rows_read", stats.rows_read},
+            {"rows_from_write_buffer", stats.rows_from_write_buffer},
+            {"blocks_read", stats.blocks_read},
+            {"device_read_bytes", stats.read_bytes + stats.reclaim_read_bytes},
+            {"device_written_bytes", stats.written_bytes + stats.checkpoint_written_bytes},
+            {"checkpoint_written_bytes", stats.checkpoint_written_bytes},
+            {"rows_reclaimed", stats.rows_reclaimed},
+            {"used_bytes_now", stats.used_bytes_now},
+            {"live_bytes_now", stats.live_bytes_now}};
+  }
+
+ private:
+  // Under the mutex, once a put.
+  Status poll() {
+    if (!failure_) return std::exchange(failure_, Status::ok());
+    const auto need = log_->reclaim_need();
+    if (need == LogStore::ReclaimNeed::kNone) return Status::ok();
+    if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+    wake_.notify_one();
+    if (need == LogStore::ReclaimNeed::kUrgent) return log_->reclaim(locations_, kChunksPerPut);
+    return Status::ok();
+  }
+
+  void work() {
+    std::unique_lock lock(mutex_);
+    while (!stopped_) {
+      failure_ = log_->reclaim(locations_, 1, false);
+      if (!failure_ || !log_->is_reclaiming()) {
+        wake_.wait(lock);
+        continue;
+      }
+      lock.unlock();
+      log_->wait_for_reclaim();
+      lock.lock();
+    }
+  }
+
+  mutable std::mutex mutex_;
+  std::condition_variable wake_;
+  // Guarded by mutex_:
+  std::unique_ptr<LogStore> log_;
+  Locations locations_;
+  std::vector<RowRead> reads_;
+  std::vector<BlockAddress> blocks_;
+  std::thread thread_;
+  bool stopped_ = false;
+  Status failure_;
+};
+
+}  // namespace
+
+Result<std::unique_ptr<IoEngine>> make_named_engine(const std::string& name) {
+  if (name == "portable") return make_portable_engine(kPortableThreads);
+  return make_uring_engine(kUringDepth);
+}
+
+Result<std::unique_ptr<RowStore>> make_log_store(const StoreOptions& options) {
+  LogOptions log;
+  log.path = options.directory + "/store";
+  log.total_rows = options.rows;
+  log.layout_row_bytes = {options.row_bytes};
+  // As the engine chooses it: about a thousand segments in twice the bytes of the rows.
+  const uint64_t part = std::bit_ceil(options.rows * options.row_bytes * 2 / 1024 + 1);
+  log.segment_bytes = static_cast<uint32_t>(std::clamp<uint64_t>(part, 64 << 10, 64 << 20));
+  auto io = make_named_engine(options.io);
+  if (!io) return io.status();
+  auto store = LogStore::create(log, io.take());
+  if (!store) return store.status();
+  return std::unique_ptr<RowStore>(std::make_unique<LogPeer>(store.take(), options.rows));
+}
+
+}  // namespace te::bench
