@@ -143,8 +143,8 @@ int serve(int argc, char** argv) {
   auto store = make_store(options.value());
   if (!store) return fail(store.status());
   std::cout.precision(10);
-  std::cout << "{}" << std::endl;  // ready
   Workload work(*store.value(), options.value().rows, options.value().row_bytes);
+  std::cout << "{}" << std::endl;  // ready
   for (std::string text; std::getline(std::cin, text);) {
     std::istringstream line(text);
     const Counters before = store.value()->counters();

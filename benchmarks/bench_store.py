@@ -1,0 +1,520 @@
+"""The store alone beside its peers: reads, writes, write amplification, updates of a mapped file.
+
+    python benchmarks/bench_store.py --dir /nvme/tmp --out benchmarks/results/store.json
+
+Ours is LogStore with both I/O engines; peers are the drive itself (`fio`), RocksDB, an in-place
+store of 4 KiB pages and a mapped file under a memory limit (benchmarks/store says how each is set
+up). All contenders are filled first, each in its own folder; then they take turns, round by round,
+and figures are medians with quartiles over the rounds; a ratio is that of one round's figures. A
+setting of a peer (threads, shards, compaction) is the best of a sweep, which is in the report.
+Device bytes are the kernel's count of the process. Processor time is that of all its threads.
+What is not installed is left out, with a word.
+
+get     uniformly random rows, batches of distinct ones
+put     rows gathered from random places of an arena into a new store
+churn   a training job behind a cache of 10% of the rows: missing rows are read, their copies
+        retired, evicted rows put; until every background job is done
+update  the same with uniform ids, beside read-change-write of a mapped file
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from bench_ssd import spread
+from provenance import provenance
+from store_contenders import (
+    DEPTHS,
+    Answer,
+    Contender,
+    MemoryLimit,
+    build,
+    fio_reads,
+    fio_writes,
+    has_rocksdb,
+)
+
+Report = dict[str, Any]
+SHOWN = (
+    "rows_per_s",
+    "blocks_per_s",
+    "bytes_per_s",
+    "lookups_per_s",
+    "rows_per_cpu_s",
+    "cores",
+    "written_per_evicted_byte",
+)
+SLACK_BYTES = 64 << 20  # a mapped file's process: its code, batches and page tables
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How large everything is; rows as row_bytes -> rows."""
+
+    rounds: int = 5
+    get_rows: tuple[tuple[int, int], ...] = ((132, 40_000_000), (516, 12_000_000))
+    get_seconds: float = 4
+    get_batch: int = 16384
+    depths: tuple[int, ...] = DEPTHS
+    put_rows: int = 30_000_000
+    put_batch: int = 4096
+    put_arena_bytes: int = 1 << 30
+    churn_rows: int = 4_000_000
+    churn_batch: int = 16384
+    churn_round: float = 1.0  # evicted bytes of a round, in sizes of the store
+    page_round: float = 0.05  # the same of the in-place store, whose cost is linear
+    update_rows: int = 10_000_000
+    update_round: int = 400_000  # rows that the mapped file updates in a round
+    threads: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
+    shards: tuple[int, ...] = (1, 4)
+    compactions: tuple[str, ...] = ("level", "universal")
+
+    def scaled(self, factor: float, rounds: int | None) -> Sizes:
+        return replace(
+            self,
+            rounds=rounds or self.rounds,
+            get_rows=tuple((size, int(rows * factor)) for size, rows in self.get_rows),
+            put_rows=int(self.put_rows * factor),
+            churn_rows=int(self.churn_rows * factor),
+            update_rows=int(self.update_rows * factor),
+            update_round=int(self.update_round * factor),
+        )
+
+
+SMOKE = Sizes(
+    rounds=1,
+    get_rows=((132, 200_000), (516, 50_000)),
+    get_seconds=0.2,
+    get_batch=4096,
+    depths=(128,),
+    put_rows=500_000,
+    put_arena_bytes=16 << 20,
+    churn_rows=100_000,
+    churn_batch=2048,
+    churn_round=0.5,
+    update_rows=100_000,
+    update_round=10_000,
+    threads=(16,),
+    shards=(1,),
+)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What every measurement needs."""
+
+    program: Path
+    top: Path
+    sizes: Sizes
+    rocksdb: bool
+    cgroup: bool
+
+    def start(self, name: str, peer: str, rows: int, row_bytes: int, **options: Any) -> Contender:
+        if peer == "rocksdb":  # as much as LogStore takes for location words and buffers
+            options["memtable_bytes"] = rows * 4 + (16 << 20)
+        return Contender(self.program, self.top / name, peer, rows, row_bytes, **options)
+
+    def start_mapped(self, rows: int, row_bytes: int, limit_bytes: int) -> tuple[Contender, str]:
+        """A filled mapped file under a memory limit, and what limits it."""
+        drop = 0 if self.cgroup else limit_bytes
+        mapped = self.start("mmap", "mmap", rows, row_bytes, drop_bytes=drop)
+        mapped.ask("fill")
+        mapped.ask("get", 0, self.sizes.get_batch)  # so that it has its memory
+        how = mapped.limit_memory(limit_bytes) if self.cgroup else "posix_fadvise"
+        mapped.ask("drop_cache")
+        return mapped, f"{how}, {limit_bytes >> 20} MiB"
+
+
+def figures(answer: Answer, rows: str) -> Report:
+    """Rates of one answer; `rows` names the count that is the work done."""
+    done = answer[rows]
+    report: Report = {
+        "rows_per_s": done / answer["seconds"],
+        "cores": answer["cpu_s"] / answer["seconds"],
+        "caller_cores": answer["caller_cpu_s"] / answer["seconds"],
+        "cpu_us_per_row": answer["cpu_s"] / done * 1e6,
+    }
+    if answer["counters"].get("blocks_read"):
+        report["blocks_per_s"] = answer["counters"]["blocks_read"] / answer["seconds"]
+    return report
+
+
+class Rounds:
+    """Figures of all contenders, round by round."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, dict[str, list[float]]] = {}
+
+    def add(self, name: str, report: Report | None) -> None:
+        for key, value in (report or {}).items():
+            self.values.setdefault(name, {}).setdefault(key, []).append(float(value))
+
+    def report(self) -> Report:
+        return {
+            name: {key: spread(values) for key, values in keys.items()}
+            for name, keys in self.values.items()
+        }
+
+    def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Report | None:
+        """Spread of a figure (contender, key) over another, round by round; None without one."""
+        above = self.values.get(over[0], {}).get(over[1])
+        below = self.values.get(under[0], {}).get(under[1])
+        if above is None or below is None:
+            return None
+        return spread([a / b for a, b in zip(above, below, strict=True)])
+
+
+def take_turns(rounds: int, turns: dict[str, Callable[[], Report | None]]) -> Rounds:
+    """Runs every turn once a round; each round begins with another."""
+    result = Rounds()
+    names = list(turns)
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            result.add(name, turns[name]())
+    return result
+
+
+def show(title: str, report: Report) -> None:
+    """Prints medians of the main figures, and ratios with their quartiles."""
+    print(f"-- {title}")
+    for name, keys in report["figures"].items():
+        print(
+            f"   {name:24s}"
+            + "  ".join(f"{k} {v['p50']:.4g}" for k, v in keys.items() if k in SHOWN)
+        )
+    for name, value in report["ratios"].items():
+        said = "left out"
+        if value is not None:
+            said = f"{value['p50']:.2f}  ({value['p25']:.2f} to {value['p75']:.2f})"
+        print(f"   {name:48s}{said}")
+    sys.stdout.flush()
+
+
+def sweep_threads(contender: Contender, threads: tuple[int, ...], *command: Any) -> list[Report]:
+    """Figures of the command for each number of threads; leaves the contender at the fastest."""
+    done = []
+    for count in threads:
+        contender.ask("threads", count)
+        answer = contender.ask(*command)
+        done.append({**contender.options, "threads": count, **figures(answer, "lookups")})
+    contender.ask("threads", max(done, key=lambda d: d["rows_per_s"])["threads"])
+    return done
+
+
+def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
+    sizes = bench.sizes
+    folder = bench.top / "fio"
+    folder.mkdir()
+    contenders = {
+        name: bench.start(name, "log", rows, row_bytes, io=name)
+        for name in ("io_uring", "portable")
+    }
+    rocks = [
+        bench.start(f"rocksdb-{shards}", "rocksdb", rows, row_bytes, shards=shards, threads=16)
+        for shards in sizes.shards
+        if bench.rocksdb
+    ]
+    for contender in (*contenders.values(), *rocks):
+        contender.ask("fill")
+        contender.ask("prepare_for_reads")
+    mapped, limited = bench.start_mapped(rows, row_bytes, rows * row_bytes // 10 + SLACK_BYTES)
+    contenders["mmap"] = mapped
+    trial = ("get", sizes.get_seconds / 4, sizes.get_batch)
+    sweep = {"mmap": sweep_threads(mapped, sizes.threads, *trial)}
+    if rocks:
+        sweeps = [sweep_threads(contender, sizes.threads, *trial) for contender in rocks]
+        fastest = max(range(len(rocks)), key=lambda i: max(d["rows_per_s"] for d in sweeps[i]))
+        contenders["rocksdb"] = rocks[fastest]
+        sweep["rocksdb"] = [row for part in sweeps for row in part]
+
+    def turn(contender: Contender) -> Callable[[], Report]:
+        return lambda: figures(contender.ask("get", sizes.get_seconds, sizes.get_batch), "rows_got")
+
+    turns: dict[str, Callable[[], Report | None]] = {n: turn(c) for n, c in contenders.items()}
+    turns["fio"] = lambda: fio_reads(folder, rows * row_bytes, sizes.get_seconds / 2, sizes.depths)
+    result = take_turns(sizes.rounds, turns)
+    for contender in {*contenders.values(), *rocks}:
+        contender.close()
+    shutil.rmtree(folder)
+    report = {
+        "row_bytes": row_bytes,
+        "rows": rows,
+        "batch": sizes.get_batch,
+        "mmap_memory": limited,
+        "figures": result.report(),
+        "sweep": sweep,
+        "ratios": {
+            "blocks/s, io_uring / fio": result.ratio(
+                ("io_uring", "blocks_per_s"), ("fio", "blocks_per_s")
+            ),
+            **{
+                f"rows/s, io_uring / {peer}": result.ratio(
+                    ("io_uring", "rows_per_s"), (peer, "rows_per_s")
+                )
+                for peer in ("portable", "rocksdb", "mmap")
+            },
+            "cpu a row, io_uring / rocksdb": result.ratio(
+                ("io_uring", "cpu_us_per_row"), ("rocksdb", "cpu_us_per_row")
+            ),
+        },
+    }
+    show(f"get: {rows:,} rows of {row_bytes} bytes", report)
+    return report
+
+
+def bench_put(bench: Bench) -> Report:
+    sizes = bench.sizes
+    row_bytes = 132
+    folder = bench.top / "fio"
+    folder.mkdir()
+
+    def turn(peer: str, **options: Any) -> Callable[[], Report]:
+        def put() -> Report:
+            with bench.start("put", peer, sizes.put_rows, row_bytes, **options) as contender:
+                answer = contender.ask("put", sizes.put_batch, sizes.put_arena_bytes)
+                flushed = contender.ask("flush")
+                contender.ask("get", 0, sizes.get_batch)  # checks some
+            durable_s = answer["seconds"] + flushed["seconds"]
+            return {
+                **figures(answer, "rows_put"),
+                "bytes_per_s": sizes.put_rows * row_bytes / answer["seconds"],
+                "rows_per_caller_cpu_s": sizes.put_rows / answer["caller_cpu_s"],
+                "rows_per_cpu_s": sizes.put_rows / answer["cpu_s"],
+                "rows_per_s_with_flush": sizes.put_rows / durable_s,
+            }
+
+        return put
+
+    turns: dict[str, Callable[[], Report | None]] = {
+        name: turn("log", io=name) for name in ("io_uring", "portable")
+    }
+    if bench.rocksdb:
+        turns["rocksdb"] = turn("rocksdb", threads=2, shards=max(sizes.shards))
+    turns["fio"] = lambda: fio_writes(folder, sizes.put_rows * row_bytes, (8, 32))
+    result = take_turns(sizes.rounds, turns)
+    shutil.rmtree(folder)
+    report = {
+        "row_bytes": row_bytes,
+        "rows": sizes.put_rows,
+        "batch": sizes.put_batch,
+        "arena_bytes": sizes.put_arena_bytes,
+        "figures": result.report(),
+        "ratios": {
+            "bytes/s, io_uring / fio": result.ratio(
+                ("io_uring", "bytes_per_s"), ("fio", "bytes_per_s")
+            ),
+            "rows/s, io_uring / rocksdb": result.ratio(
+                ("io_uring", "rows_per_s"), ("rocksdb", "rows_per_s")
+            ),
+        },
+    }
+    show(f"put: {sizes.put_rows:,} rows of {row_bytes} bytes", report)
+    return report
+
+
+def churn_figures(answer: Answer, row_bytes: int) -> Report:
+    evicted = answer["rows_put"] * row_bytes
+    counters = answer["counters"]
+    own = counters.get("device_written_bytes")
+    if own is None:
+        own = counters.get("flush_written_bytes", 0) + counters.get("compact_written_bytes", 0)
+    return {
+        **figures(answer, "rows_got"),
+        "written_per_evicted_byte": answer["written_bytes"] / evicted,
+        "written_per_evicted_byte_own_count": own / evicted,
+        "settle_s": answer["settle_s"],
+        "lookups_per_s": answer["lookups"] / answer["seconds"],
+        "store_bytes": counters.get("used_bytes_now", counters.get("table_bytes_now", 0)),
+    }
+
+
+class Churn:
+    """One stream of the churn workload, for any contender."""
+
+    def __init__(self, bench: Bench, stream: str, rows: int, row_bytes: int) -> None:
+        self.bench, self.stream, self.rows, self.row_bytes = bench, stream, rows, row_bytes
+
+    def start(self, name: str, peer: str, **options: Any) -> Contender:
+        contender = self.bench.start(name, peer, self.rows, self.row_bytes, **options)
+        contender.ask("fill")
+        return contender
+
+    def command(self, share: float) -> tuple[Any, ...]:
+        """`share`: evicted rows, in sizes of the store."""
+        batch = self.bench.sizes.churn_batch
+        return ("churn", self.stream, self.rows // 10, max(1, int(self.rows * share)), batch)
+
+    def run(self, contender: Contender, share: float) -> Report:
+        return churn_figures(contender.ask(*self.command(share)), self.row_bytes)
+
+    def sweep_rocksdb(self) -> tuple[dict[str, Contender], list[Report]]:
+        """The fastest and the most sparing of RocksDB's settings, and what each setting did."""
+        sizes = self.bench.sizes
+        tried: list[tuple[Contender, Report]] = []
+        report: list[Report] = []
+        for compaction in sizes.compactions:
+            for shards in sizes.shards:
+                name = f"rocksdb-{compaction}-{shards}"
+                options = {"compaction": compaction, "shards": shards, "threads": 16}
+                contender = self.start(name, "rocksdb", **options)
+                contender.ask(*self.command(sizes.churn_round / 2))
+                report += sweep_threads(
+                    contender, sizes.threads, *self.command(sizes.churn_round / 16)
+                )
+                tried.append((contender, self.run(contender, sizes.churn_round)))
+                report.append({**contender.options, "threads": "best", **tried[-1][1]})
+        fastest = max(tried, key=lambda t: t[1]["rows_per_s"])[0]
+        sparing = min(tried, key=lambda t: t[1]["written_per_evicted_byte"])[0]
+        for contender, _ in tried:
+            if contender not in (fastest, sparing):
+                contender.close()
+        return {"rocksdb fastest": fastest, "rocksdb sparing": sparing}, report
+
+
+def bench_churn(bench: Bench, stream: str) -> Report:
+    sizes = bench.sizes
+    row_bytes = 132
+    churn = Churn(bench, stream, sizes.churn_rows, row_bytes)
+    contenders = {"ours": churn.start("ours", "log", io="io_uring")}
+    page = churn.start("page", "page", io="io_uring")
+    sweep: list[Report] = []
+    if bench.rocksdb:
+        chosen, sweep = churn.sweep_rocksdb()
+        contenders |= chosen
+    churn.run(contenders["ours"], sizes.churn_round)  # until it reclaims as it always will
+    churn.run(page, sizes.page_round)
+
+    def turn(contender: Contender, share: float) -> Callable[[], Report]:
+        return lambda: churn.run(contender, share)
+
+    turns: dict[str, Callable[[], Report | None]] = {}
+    for name, contender in contenders.items():
+        if name == "rocksdb sparing" and contender is contenders["rocksdb fastest"]:
+            continue  # one setting is both
+        turns[name] = turn(contender, sizes.churn_round)
+    turns["page"] = turn(page, sizes.page_round)
+    result = take_turns(sizes.rounds, turns)
+    settings = {name: c.options for name, c in contenders.items() if c.peer == "rocksdb"}
+    flushes = {name: contenders[name].ask("flush")["written_bytes"] for name in contenders}
+    for contender in {*contenders.values(), page}:
+        contender.close()
+    sparing = "rocksdb sparing" if "rocksdb sparing" in turns else "rocksdb fastest"
+    written, rate = "written_per_evicted_byte", "rows_per_s"
+    report = {
+        "stream": stream,
+        "row_bytes": row_bytes,
+        "rows": sizes.churn_rows,
+        "batch": sizes.churn_batch,
+        "evicted_of_store": sizes.churn_round * sizes.rounds,
+        "evicted_of_store_page": sizes.page_round * sizes.rounds,
+        "flush_written_bytes": flushes,
+        "rocksdb_settings": settings,
+        "figures": result.report(),
+        "sweep": {"rocksdb": sweep},
+        "ratios": {
+            "bytes written, rocksdb / ours": result.ratio((sparing, written), ("ours", written)),
+            "bytes written, in place / ours": result.ratio(("page", written), ("ours", written)),
+            "rows/s, ours / rocksdb": result.ratio(("ours", rate), ("rocksdb fastest", rate)),
+            "rows/s, ours / in place": result.ratio(("ours", rate), ("page", rate)),
+        },
+    }
+    show(f"churn: {stream}, {sizes.churn_rows:,} rows of {row_bytes} bytes", report)
+    return report
+
+
+def bench_update(bench: Bench) -> Report:
+    sizes = bench.sizes
+    row_bytes = 132
+    rows = sizes.update_rows
+    churn = Churn(bench, "uniform", rows, row_bytes)
+    ours = churn.start("ours", "log", io="io_uring")
+    # What ours has: a cache of a tenth of the rows, and a location word a row.
+    limit = rows * row_bytes // 10 + rows * 4 + SLACK_BYTES
+    mapped, limited = bench.start_mapped(rows, row_bytes, limit)
+    command = ("update", sizes.update_round, sizes.churn_batch)
+    mapped.ask(*command)
+    sweep = sweep_threads(
+        mapped, sizes.threads, "update", sizes.update_round // 4, sizes.churn_batch
+    )
+    churn.run(ours, sizes.churn_round)
+    result = take_turns(
+        sizes.rounds,
+        {
+            "ours": lambda: churn.run(ours, sizes.churn_round / 4),
+            "mmap": lambda: {
+                **(answer := mapped.ask(*command))["counters"],
+                **figures(answer, "lookups"),
+                "lookups_per_s": answer["lookups"] / answer["seconds"],
+                "settle_s": answer["settle_s"],
+            },
+        },
+    )
+    ours.close()
+    mapped.close()
+    report = {
+        "row_bytes": row_bytes,
+        "rows": rows,
+        "batch": sizes.churn_batch,
+        "mmap_memory": limited,
+        "figures": result.report(),
+        "sweep": {"mmap": sweep},
+        "ratios": {
+            "rows/s, ours / mmap": result.ratio(
+                ("ours", "lookups_per_s"), ("mmap", "lookups_per_s")
+            ),
+        },
+    }
+    show(f"update: {rows:,} rows of {row_bytes} bytes", report)
+    return report
+
+
+PARTS = ("get", "put", "churn", "update")
+
+
+def main(argv: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, in seconds")
+    parser.add_argument("--dir", type=Path, help="a folder on the drive (default: a temporary one)")
+    parser.add_argument("--out", type=Path, help="write the report as JSON")
+    parser.add_argument("--scale", type=float, default=1, help="multiplies all numbers of rows")
+    parser.add_argument("--rounds", type=int, help="default: 5")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
+    args = parser.parse_args(argv)
+    sizes = (SMOKE if args.smoke else Sizes()).scaled(args.scale, args.rounds)
+    program = build()
+    if shutil.which("fio") is None:
+        print("fio: left out, it is not installed")
+    report: Report = {"benchmark": "store", **provenance(__file__, argv)}
+    with tempfile.TemporaryDirectory(prefix="tiered-emb-", dir=args.dir) as top:
+        bench = Bench(
+            program,
+            Path(top),
+            sizes,
+            has_rocksdb(program, Path(top)),
+            MemoryLimit.is_possible(),
+        )
+        if "get" in args.only:
+            report["get"] = [bench_get(bench, *shape) for shape in bench.sizes.get_rows]
+        if "put" in args.only:
+            report["put"] = bench_put(bench)
+        if "churn" in args.only:
+            report["churn"] = [bench_churn(bench, stream) for stream in ("uniform", "zipf")]
+        if "update" in args.only:
+            report["update"] = bench_update(bench)
+    if args.out is not None:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

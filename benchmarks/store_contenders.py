@@ -1,0 +1,201 @@
+"""The contenders of bench_store.py: how they are built, started, asked, limited; and the drive.
+
+Each contender is a process of `te_store_bench` (benchmarks/store) with a folder of its own, that
+answers commands line by line, so that what it uses is what its process uses. They take turns: one
+that is not asked does nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from bench_ssd import fio
+
+ROOT = Path(__file__).resolve().parent.parent
+DEPTHS = (32, 64, 128, 256)
+
+Answer = dict[str, Any]
+
+
+def build() -> Path:
+    """Builds the program if it is not up to date."""
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            sys.exit(f"bench_store needs {tool} to build benchmarks/store")
+    folder = ROOT / "build" / "bench"
+    for command in (
+        ["cmake", "-S", str(ROOT / "cpp"), "-B", str(folder), "-G", "Ninja", "-DTE_BENCH=ON",
+         "-DCMAKE_BUILD_TYPE=Release", "--log-level=WARNING"],
+        ["cmake", "--build", str(folder), "--target", "te_store_bench"],
+    ):  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    return folder / "store_bench" / "te_store_bench"
+
+
+class Contender:
+    """One process of the program.
+
+    Args:
+        program: its path.
+        folder: where it keeps its store; made here, removed by `close`.
+        peer: log, rocksdb, page or mmap.
+        rows, row_bytes: the shape of the store.
+        options: further arguments of the program.
+    """
+
+    def __init__(
+        self, program: Path, folder: Path, peer: str, rows: int, row_bytes: int, **options: Any
+    ) -> None:
+        folder.mkdir()
+        self.folder = folder
+        self.peer = peer
+        self.options = options
+        self.row_bytes = row_bytes
+        arguments = {"peer": peer, "directory": folder, "rows": rows, "row_bytes": row_bytes}
+        self.process = subprocess.Popen(
+            [
+                str(program),
+                *(f"{name}={value}" for name, value in {**arguments, **options}.items()),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self._limit: MemoryLimit | None = None
+        self._answer()
+
+    def _answer(self) -> Answer:
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        answer: Answer = json.loads(line) if line else {"error": "the process ended"}
+        if "error" in answer:
+            raise RuntimeError(f"{self.peer} {self.options}: {answer['error']}")
+        return answer
+
+    def ask(self, *command: Any) -> Answer:
+        """What the command used and did."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(" ".join(map(str, command)) + "\n")
+        self.process.stdin.flush()
+        return self._answer()
+
+    def limit_memory(self, limit_bytes: int) -> str:
+        """Limits what it takes from now on, page cache included; says how.
+
+        What it holds already stays with the group that it came from.
+        """
+        self._limit = MemoryLimit(limit_bytes, self.process.pid)
+        self._limit.add(self.process.pid)
+        return self._limit.kind
+
+    def close(self) -> None:
+        """Ends the process and removes its store."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+        self.process.wait()
+        if self._limit is not None:
+            self._limit.remove()
+        shutil.rmtree(self.folder)
+
+    def __enter__(self) -> Contender:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+
+class MemoryLimit:
+    """A memory cgroup. OSError where the controller is not there or not ours.
+
+    Args:
+        limit_bytes: the most its processes may take.
+        number: tells it from others, in its name.
+    """
+
+    def __init__(self, limit_bytes: int, number: int) -> None:
+        name = f"te-store-bench-{number}"
+        old = Path("/sys/fs/cgroup/memory")
+        new = Path("/sys/fs/cgroup")
+        self.kind = "memory cgroup v1" if old.is_dir() else "memory cgroup v2"
+        self.folder = (old if old.is_dir() else new) / name
+        self.folder.mkdir()
+        limit = "memory.limit_in_bytes" if old.is_dir() else "memory.max"
+        try:
+            (self.folder / limit).write_text(str(limit_bytes))
+        except OSError:
+            self.folder.rmdir()
+            raise
+
+    def add(self, pid: int) -> None:
+        (self.folder / "cgroup.procs").write_text(str(pid))
+
+    def remove(self) -> None:
+        self.folder.rmdir()
+
+    @staticmethod
+    def is_possible() -> bool:
+        """Tries it, and says so loudly where it fails."""
+        try:
+            MemoryLimit(64 << 20, os.getpid()).remove()
+        except OSError as error:
+            print(
+                f"memory cgroup: left out, {error}; the page cache is dropped now and then instead"
+            )
+            return False
+        return True
+
+
+def has_rocksdb(program: Path, folder: Path) -> bool:
+    """Whether the program was built with it; says so loudly where not."""
+    try:
+        Contender(program, folder / "try-rocksdb", "rocksdb", 1000, 132).close()
+    except RuntimeError as error:
+        print(f"RocksDB: left out, {error}")
+        return False
+    return True
+
+
+def fio_reads(folder: Path, size: int, seconds: float, depths: tuple[int, ...]) -> Answer | None:
+    """4 KiB random reads of the drive at its best queue depth."""
+    best: Answer | None = None
+    for depth in depths:
+        job = fio(
+            folder, "--rw=randread", "--bs=4k", f"--size={size}", f"--iodepth={depth}",
+            f"--runtime={int(seconds * 1e3)}ms", "--time_based",
+        )  # fmt: skip
+        if job is None:
+            return None
+        if best is None or job["read"]["iops"] > best["blocks_per_s"]:
+            best = {
+                "blocks_per_s": job["read"]["iops"],
+                "cores": (job["usr_cpu"] + job["sys_cpu"]) / 100,
+                "depth": depth,
+            }
+    return best
+
+
+def fio_writes(folder: Path, size: int, depths: tuple[int, ...]) -> Answer | None:
+    """Sequential writes of 1 MiB to a new file at the best queue depth."""
+    best: Answer | None = None
+    for depth in depths:
+        job = fio(folder, "--rw=write", "--bs=1M", f"--size={size}", f"--iodepth={depth}")
+        if job is None:
+            return None
+        (folder / "fio").unlink()
+        if best is None or job["write"]["bw_bytes"] > best["bytes_per_s"]:
+            best = {"bytes_per_s": job["write"]["bw_bytes"], "depth": depth}
+    return best
