@@ -29,11 +29,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from bench_ssd import spread
 from provenance import provenance
 from store_contenders import (
     DEPTHS,
-    Answer,
     Contender,
     MemoryLimit,
     build,
@@ -41,17 +39,9 @@ from store_contenders import (
     fio_writes,
     has_rocksdb,
 )
+from store_rounds import churn_figures, figures, show, sweep_threads, take_turns
 
 Report = dict[str, Any]
-SHOWN = (
-    "rows_per_s",
-    "blocks_per_s",
-    "bytes_per_s",
-    "lookups_per_s",
-    "rows_per_cpu_s",
-    "cores",
-    "written_per_evicted_byte",
-)
 SLACK_BYTES = 64 << 20  # a mapped file's process: its code, batches and page tables
 
 
@@ -62,7 +52,7 @@ class Sizes:
     rounds: int = 5
     get_rows: tuple[tuple[int, int], ...] = ((132, 40_000_000), (516, 12_000_000))
     get_seconds: float = 4
-    get_batch: int = 16384
+    get_batch: int = 32768
     depths: tuple[int, ...] = DEPTHS
     put_rows: int = 30_000_000
     put_batch: int = 4096
@@ -131,83 +121,6 @@ class Bench:
         how = mapped.limit_memory(limit_bytes) if self.cgroup else "posix_fadvise"
         mapped.ask("drop_cache")
         return mapped, f"{how}, {limit_bytes >> 20} MiB"
-
-
-def figures(answer: Answer, rows: str) -> Report:
-    """Rates of one answer; `rows` names the count that is the work done."""
-    done = answer[rows]
-    report: Report = {
-        "rows_per_s": done / answer["seconds"],
-        "cores": answer["cpu_s"] / answer["seconds"],
-        "caller_cores": answer["caller_cpu_s"] / answer["seconds"],
-        "cpu_us_per_row": answer["cpu_s"] / done * 1e6,
-    }
-    if answer["counters"].get("blocks_read"):
-        report["blocks_per_s"] = answer["counters"]["blocks_read"] / answer["seconds"]
-    return report
-
-
-class Rounds:
-    """Figures of all contenders, round by round."""
-
-    def __init__(self) -> None:
-        self.values: dict[str, dict[str, list[float]]] = {}
-
-    def add(self, name: str, report: Report | None) -> None:
-        for key, value in (report or {}).items():
-            self.values.setdefault(name, {}).setdefault(key, []).append(float(value))
-
-    def report(self) -> Report:
-        return {
-            name: {key: spread(values) for key, values in keys.items()}
-            for name, keys in self.values.items()
-        }
-
-    def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Report | None:
-        """Spread of a figure (contender, key) over another, round by round; None without one."""
-        above = self.values.get(over[0], {}).get(over[1])
-        below = self.values.get(under[0], {}).get(under[1])
-        if above is None or below is None:
-            return None
-        return spread([a / b for a, b in zip(above, below, strict=True)])
-
-
-def take_turns(rounds: int, turns: dict[str, Callable[[], Report | None]]) -> Rounds:
-    """Runs every turn once a round; each round begins with another."""
-    result = Rounds()
-    names = list(turns)
-    for number in range(rounds):
-        first = number % len(names)
-        for name in names[first:] + names[:first]:
-            result.add(name, turns[name]())
-    return result
-
-
-def show(title: str, report: Report) -> None:
-    """Prints medians of the main figures, and ratios with their quartiles."""
-    print(f"-- {title}")
-    for name, keys in report["figures"].items():
-        print(
-            f"   {name:24s}"
-            + "  ".join(f"{k} {v['p50']:.4g}" for k, v in keys.items() if k in SHOWN)
-        )
-    for name, value in report["ratios"].items():
-        said = "left out"
-        if value is not None:
-            said = f"{value['p50']:.2f}  ({value['p25']:.2f} to {value['p75']:.2f})"
-        print(f"   {name:48s}{said}")
-    sys.stdout.flush()
-
-
-def sweep_threads(contender: Contender, threads: tuple[int, ...], *command: Any) -> list[Report]:
-    """Figures of the command for each number of threads; leaves the contender at the fastest."""
-    done = []
-    for count in threads:
-        contender.ask("threads", count)
-        answer = contender.ask(*command)
-        done.append({**contender.options, "threads": count, **figures(answer, "lookups")})
-    contender.ask("threads", max(done, key=lambda d: d["rows_per_s"])["threads"])
-    return done
 
 
 def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
@@ -319,22 +232,6 @@ def bench_put(bench: Bench) -> Report:
     }
     show(f"put: {sizes.put_rows:,} rows of {row_bytes} bytes", report)
     return report
-
-
-def churn_figures(answer: Answer, row_bytes: int) -> Report:
-    evicted = answer["rows_put"] * row_bytes
-    counters = answer["counters"]
-    own = counters.get("device_written_bytes")
-    if own is None:
-        own = counters.get("flush_written_bytes", 0) + counters.get("compact_written_bytes", 0)
-    return {
-        **figures(answer, "rows_got"),
-        "written_per_evicted_byte": answer["written_bytes"] / evicted,
-        "written_per_evicted_byte_own_count": own / evicted,
-        "settle_s": answer["settle_s"],
-        "lookups_per_s": answer["lookups"] / answer["seconds"],
-        "store_bytes": counters.get("used_bytes_now", counters.get("table_bytes_now", 0)),
-    }
 
 
 class Churn:
