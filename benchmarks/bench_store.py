@@ -21,10 +21,12 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +39,7 @@ from store_contenders import (
     build,
     fio_reads,
     fio_writes,
-    has_rocksdb,
+    works,
 )
 from store_rounds import churn_figures, figures, show, sweep_threads, take_turns
 
@@ -104,13 +106,18 @@ class Bench:
     program: Path
     top: Path
     sizes: Sizes
+    engines: tuple[str, ...]  # ours comes first
     rocksdb: bool
     cgroup: bool
+    running: ExitStack
 
     def start(self, name: str, peer: str, rows: int, row_bytes: int, **options: Any) -> Contender:
         if peer == "rocksdb":  # as much as LogStore takes for location words and buffers
             options["memtable_bytes"] = rows * 4 + (16 << 20)
-        return Contender(self.program, self.top / name, peer, rows, row_bytes, **options)
+        folder = self.top / name
+        return self.running.enter_context(
+            Contender(self.program, folder, peer, rows, row_bytes, **options)
+        )
 
     def start_mapped(self, rows: int, row_bytes: int, limit_bytes: int) -> tuple[Contender, str]:
         """A filled mapped file under a memory limit, and what limits it."""
@@ -128,8 +135,7 @@ def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
     folder = bench.top / "fio"
     folder.mkdir()
     contenders = {
-        name: bench.start(name, "log", rows, row_bytes, io=name)
-        for name in ("io_uring", "portable")
+        name: bench.start(name, "log", rows, row_bytes, io=name) for name in bench.engines
     }
     rocks = [
         bench.start(f"rocksdb-{shards}", "rocksdb", rows, row_bytes, shards=shards, threads=16)
@@ -139,9 +145,10 @@ def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
     for contender in (*contenders.values(), *rocks):
         contender.ask("fill")
         contender.ask("prepare_for_reads")
-    mapped, limited = bench.start_mapped(rows, row_bytes, rows * row_bytes // 10 + SLACK_BYTES)
+    # About what LogStore takes for location words and buffers.
+    mapped, limited = bench.start_mapped(rows, row_bytes, rows * row_bytes // 20 + SLACK_BYTES)
     contenders["mmap"] = mapped
-    trial = ("get", sizes.get_seconds / 4, sizes.get_batch)
+    trial = ("rows_got", "get", sizes.get_seconds / 4, sizes.get_batch)
     sweep = {"mmap": sweep_threads(mapped, sizes.threads, *trial)}
     if rocks:
         sweeps = [sweep_threads(contender, sizes.threads, *trial) for contender in rocks]
@@ -149,34 +156,41 @@ def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
         contenders["rocksdb"] = rocks[fastest]
         sweep["rocksdb"] = [row for part in sweeps for row in part]
 
-    def turn(contender: Contender) -> Callable[[], Report]:
-        return lambda: figures(contender.ask("get", sizes.get_seconds, sizes.get_batch), "rows_got")
+    def turn(contender: Contender, threads: int) -> Callable[[], Report]:
+        def get() -> Report:
+            contender.set_threads(threads)
+            return figures(contender.ask("get", sizes.get_seconds, sizes.get_batch), "rows_got")
 
-    turns: dict[str, Callable[[], Report | None]] = {n: turn(c) for n, c in contenders.items()}
+        return get
+
+    turns: dict[str, Callable[[], Report | None]] = {
+        name: turn(contender, contender.options.get("threads", 1))
+        for name, contender in contenders.items()
+    }
+    turns["mmap, a thread a core"] = turn(mapped, os.cpu_count() or 1)
     turns["fio"] = lambda: fio_reads(folder, rows * row_bytes, sizes.get_seconds / 2, sizes.depths)
+    settings = {name: dict(contender.options) for name, contender in contenders.items()}
     result = take_turns(sizes.rounds, turns)
-    for contender in {*contenders.values(), *rocks}:
+    for contender in (*contenders.values(), *rocks):
         contender.close()
     shutil.rmtree(folder)
+    ours, rate = bench.engines[0], "rows_per_s"
     report = {
         "row_bytes": row_bytes,
         "rows": rows,
         "batch": sizes.get_batch,
+        "settings": settings,
         "mmap_memory": limited,
         "figures": result.report(),
         "sweep": sweep,
         "ratios": {
-            "blocks/s, io_uring / fio": result.ratio(
-                ("io_uring", "blocks_per_s"), ("fio", "blocks_per_s")
-            ),
+            "blocks/s, ours / fio": result.ratio((ours, "blocks_per_s"), ("fio", "blocks_per_s")),
             **{
-                f"rows/s, io_uring / {peer}": result.ratio(
-                    ("io_uring", "rows_per_s"), (peer, "rows_per_s")
-                )
-                for peer in ("portable", "rocksdb", "mmap")
+                f"rows/s, ours / {peer}": result.ratio((ours, rate), (peer, rate))
+                for peer in ("portable", "rocksdb", "mmap", "mmap, a thread a core")
             },
-            "cpu a row, io_uring / rocksdb": result.ratio(
-                ("io_uring", "cpu_us_per_row"), ("rocksdb", "cpu_us_per_row")
+            "cpu a row, ours / rocksdb": result.ratio(
+                (ours, "cpu_us_per_row"), ("rocksdb", "cpu_us_per_row")
             ),
         },
     }
@@ -190,31 +204,33 @@ def bench_put(bench: Bench) -> Report:
     folder = bench.top / "fio"
     folder.mkdir()
 
-    def turn(peer: str, **options: Any) -> Callable[[], Report]:
+    def turn(peer: str, rows: int, **options: Any) -> Callable[[], Report]:
         def put() -> Report:
-            with bench.start("put", peer, sizes.put_rows, row_bytes, **options) as contender:
+            with bench.start("put", peer, rows, row_bytes, **options) as contender:
                 answer = contender.ask("put", sizes.put_batch, sizes.put_arena_bytes)
                 flushed = contender.ask("flush")
                 contender.ask("get", 0, sizes.get_batch)  # checks some
             durable_s = answer["seconds"] + flushed["seconds"]
             return {
                 **figures(answer, "rows_put"),
-                "bytes_per_s": sizes.put_rows * row_bytes / answer["seconds"],
-                "rows_per_caller_cpu_s": sizes.put_rows / answer["caller_cpu_s"],
-                "rows_per_cpu_s": sizes.put_rows / answer["cpu_s"],
-                "rows_per_s_with_flush": sizes.put_rows / durable_s,
+                "bytes_per_s": rows * row_bytes / answer["seconds"],
+                "rows_per_caller_cpu_s": rows / answer["caller_cpu_s"],
+                "rows_per_cpu_s": rows / answer["cpu_s"],
+                "rows_per_s_with_flush": rows / durable_s,
             }
 
         return put
 
     turns: dict[str, Callable[[], Report | None]] = {
-        name: turn("log", io=name) for name in ("io_uring", "portable")
+        name: turn("log", sizes.put_rows, io=name) for name in bench.engines
     }
-    if bench.rocksdb:
-        turns["rocksdb"] = turn("rocksdb", threads=2, shards=max(sizes.shards))
+    if bench.rocksdb:  # for comparison only, and so slow that a part must do
+        cores = os.cpu_count() or 1
+        turns["rocksdb"] = turn("rocksdb", sizes.put_rows // 10, threads=cores, shards=cores)
     turns["fio"] = lambda: fio_writes(folder, sizes.put_rows * row_bytes, (8, 32))
     result = take_turns(sizes.rounds, turns)
     shutil.rmtree(folder)
+    ours = bench.engines[0]
     report = {
         "row_bytes": row_bytes,
         "rows": sizes.put_rows,
@@ -222,12 +238,8 @@ def bench_put(bench: Bench) -> Report:
         "arena_bytes": sizes.put_arena_bytes,
         "figures": result.report(),
         "ratios": {
-            "bytes/s, io_uring / fio": result.ratio(
-                ("io_uring", "bytes_per_s"), ("fio", "bytes_per_s")
-            ),
-            "rows/s, io_uring / rocksdb": result.ratio(
-                ("io_uring", "rows_per_s"), ("rocksdb", "rows_per_s")
-            ),
+            "bytes/s, ours / fio": result.ratio((ours, "bytes_per_s"), ("fio", "bytes_per_s")),
+            "rows/s, ours / rocksdb": result.ratio((ours, "rows_per_s"), ("rocksdb", "rows_per_s")),
         },
     }
     show(f"put: {sizes.put_rows:,} rows of {row_bytes} bytes", report)
@@ -265,10 +277,10 @@ class Churn:
                 contender = self.start(name, "rocksdb", **options)
                 contender.ask(*self.command(sizes.churn_round / 2))
                 report += sweep_threads(
-                    contender, sizes.threads, *self.command(sizes.churn_round / 16)
+                    contender, sizes.threads, "rows_got", *self.command(sizes.churn_round / 16)
                 )
                 tried.append((contender, self.run(contender, sizes.churn_round)))
-                report.append({**contender.options, "threads": "best", **tried[-1][1]})
+                report.append({**contender.options, **tried[-1][1]})
         fastest = max(tried, key=lambda t: t[1]["rows_per_s"])[0]
         sparing = min(tried, key=lambda t: t[1]["written_per_evicted_byte"])[0]
         for contender, _ in tried:
@@ -281,8 +293,8 @@ def bench_churn(bench: Bench, stream: str) -> Report:
     sizes = bench.sizes
     row_bytes = 132
     churn = Churn(bench, stream, sizes.churn_rows, row_bytes)
-    contenders = {"ours": churn.start("ours", "log", io="io_uring")}
-    page = churn.start("page", "page", io="io_uring")
+    contenders = {"ours": churn.start("ours", "log", io=bench.engines[0])}
+    page = churn.start("page", "page", io=bench.engines[0])
     sweep: list[Report] = []
     if bench.rocksdb:
         chosen, sweep = churn.sweep_rocksdb()
@@ -333,28 +345,31 @@ def bench_update(bench: Bench) -> Report:
     row_bytes = 132
     rows = sizes.update_rows
     churn = Churn(bench, "uniform", rows, row_bytes)
-    ours = churn.start("ours", "log", io="io_uring")
+    ours = churn.start("ours", "log", io=bench.engines[0])
     # What ours has: a cache of a tenth of the rows, and a location word a row.
     limit = rows * row_bytes // 10 + rows * 4 + SLACK_BYTES
     mapped, limited = bench.start_mapped(rows, row_bytes, limit)
-    command = ("update", sizes.update_round, sizes.churn_batch)
-    mapped.ask(*command)
-    sweep = sweep_threads(
-        mapped, sizes.threads, "update", sizes.update_round // 4, sizes.churn_batch
-    )
+    mapped.ask("update", sizes.update_round, sizes.churn_batch)
+    trial = ("lookups", "update", sizes.update_round // 4, sizes.churn_batch)
+    sweep = sweep_threads(mapped, sizes.threads, *trial)
     churn.run(ours, sizes.churn_round)
-    result = take_turns(
-        sizes.rounds,
-        {
-            "ours": lambda: churn.run(ours, sizes.churn_round / 4),
-            "mmap": lambda: {
-                **(answer := mapped.ask(*command))["counters"],
-                **figures(answer, "lookups"),
-                "lookups_per_s": answer["lookups"] / answer["seconds"],
-                "settle_s": answer["settle_s"],
-            },
-        },
-    )
+
+    def turn(threads: int) -> Callable[[], Report]:
+        def update() -> Report:
+            mapped.set_threads(threads)
+            answer = mapped.ask("update", sizes.update_round, sizes.churn_batch)
+            report = figures(answer, "lookups")
+            return {**report, "lookups_per_s": report["rows_per_s"], "settle_s": answer["settle_s"]}
+
+        return update
+
+    turns: dict[str, Callable[[], Report | None]] = {
+        "ours": lambda: churn.run(ours, sizes.churn_round / 4),
+        "mmap": turn(mapped.options["threads"]),
+        "mmap, a thread a core": turn(os.cpu_count() or 1),
+    }
+    settings = dict(mapped.options)
+    result = take_turns(sizes.rounds, turns)
     ours.close()
     mapped.close()
     report = {
@@ -362,12 +377,14 @@ def bench_update(bench: Bench) -> Report:
         "rows": rows,
         "batch": sizes.churn_batch,
         "mmap_memory": limited,
+        "mmap_settings": settings,
         "figures": result.report(),
         "sweep": {"mmap": sweep},
         "ratios": {
-            "rows/s, ours / mmap": result.ratio(
-                ("ours", "lookups_per_s"), ("mmap", "lookups_per_s")
-            ),
+            f"rows/s, ours / {peer}": result.ratio(
+                ("ours", "lookups_per_s"), (peer, "lookups_per_s")
+            )
+            for peer in ("mmap", "mmap, a thread a core")
         },
     }
     show(f"update: {rows:,} rows of {row_bytes} bytes", report)
@@ -389,15 +406,21 @@ def main(argv: list[str] | None = None) -> int:
     sizes = (SMOKE if args.smoke else Sizes()).scaled(args.scale, args.rounds)
     program = build()
     if shutil.which("fio") is None:
-        print("fio: left out, it is not installed")
+        print("left out: fio, it is not installed")
     report: Report = {"benchmark": "store", **provenance(__file__, argv)}
-    with tempfile.TemporaryDirectory(prefix="tiered-emb-", dir=args.dir) as top:
+    with (
+        tempfile.TemporaryDirectory(prefix="tiered-emb-", dir=args.dir) as folder,
+        ExitStack() as running,
+    ):
+        top = Path(folder)
         bench = Bench(
             program,
-            Path(top),
+            top,
             sizes,
-            has_rocksdb(program, Path(top)),
+            tuple(io for io in ("io_uring", "portable") if works(program, top, "log", io=io)),
+            works(program, top, "rocksdb"),
             MemoryLimit.is_possible(),
+            running,
         )
         if "get" in args.only:
             report["get"] = [bench_get(bench, *shape) for shape in bench.sizes.get_rows]

@@ -88,6 +88,11 @@ class Contender:
         self.process.stdin.flush()
         return self._answer()
 
+    def set_threads(self, count: int) -> None:
+        """From now on, `count` threads serve a batch."""
+        self.ask("threads", count)
+        self.options["threads"] = count
+
     def limit_memory(self, limit_bytes: int) -> str:
         """Limits what it takes from now on, page cache included; says how.
 
@@ -98,7 +103,9 @@ class Contender:
         return self._limit.kind
 
     def close(self) -> None:
-        """Ends the process and removes its store."""
+        """Ends the process and removes its store; once is enough."""
+        if not self.folder.exists():
+            return
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait()
@@ -159,12 +166,13 @@ class MemoryLimit:
         return True
 
 
-def has_rocksdb(program: Path, folder: Path) -> bool:
-    """Whether the program was built with it; says so loudly where not."""
+def works(program: Path, folder: Path, peer: str, **options: Any) -> bool:
+    """Whether such a contender can be had here; says so loudly where not."""
     try:
-        Contender(program, folder / "try-rocksdb", "rocksdb", 1000, 132).close()
+        Contender(program, folder / "try", peer, 1000, 132, **options).close()
     except RuntimeError as error:
-        print(f"RocksDB: left out, {error}")
+        print(f"left out: {error}")
+        shutil.rmtree(folder / "try")
         return False
     return True
 

@@ -87,14 +87,16 @@ def show(title: str, report: Report) -> None:
     sys.stdout.flush()
 
 
-def sweep_threads(contender: Contender, threads: tuple[int, ...], *command: Any) -> list[Report]:
+def sweep_threads(
+    contender: Contender, threads: tuple[int, ...], rows: str, *command: Any
+) -> list[Report]:
     """Figures of the command for each number of threads; leaves the contender at the fastest."""
     done = []
     for count in threads:
-        contender.ask("threads", count)
+        contender.set_threads(count)
         answer = contender.ask(*command)
-        done.append({**contender.options, "threads": count, **figures(answer, "lookups")})
-    contender.ask("threads", max(done, key=lambda d: d["rows_per_s"])["threads"])
+        done.append({**contender.options, "threads": count, **figures(answer, rows)})
+    contender.set_threads(max(done, key=lambda d: d["rows_per_s"])["threads"])
     return done
 
 
