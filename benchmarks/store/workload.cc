@@ -73,13 +73,13 @@ Result<Outcome> Workload::get(double seconds, uint32_t batch) {
   }
   use_batch_buffer(batch);
   Outcome outcome;
-  const Usage before = Usage::now();
-  while (outcome.usage.seconds < seconds) {
+  do {
     uniform_->next_distinct(batch, ids_);
+    const Usage before = Usage::now();
     TE_RETURN_IF_ERROR(read(ids_, places_));
+    outcome.usage += Usage::now() - before;
     outcome.rows_got += batch;
-    outcome.usage = Usage::now() - before;
-  }
+  } while (outcome.usage.seconds < seconds);
   outcome.lookups = outcome.rows_got;
   return outcome;
 }

@@ -1,10 +1,10 @@
 // Workload: what a store is made to do, what it used for that, and whether its answers were right.
 //
 // Every row that is read is checked for its number; one in kCheckEvery byte by byte, against the
-// version that was written last. A wrong row is kCorruption. The caller's own share (drawing ids,
-// stamping and checking rows) is part of what is measured, except where whole rounds are drawn
-// beforehand. Thread-safety: none. Ownership: refers to the store; keeps rows in memory as the
-// cache in front of it would. Cost: 4 bytes a row for versions, and a cache's rows.
+// version that was written last. A wrong row is kCorruption. Stamping and checking rows is part of
+// what is measured; drawing ids is not, but in `update`. Thread-safety: none. Ownership: refers to
+// the store; keeps rows in memory as the cache in front of it would. Cost: 4 bytes a row for
+// versions, and a cache's rows.
 #pragma once
 
 #include <cstdint>
@@ -34,7 +34,7 @@ class Workload {
 
   // Writes every row once, in ascending order.
   Result<Outcome> fill();
-  // Reads batches of uniformly random rows for a time.
+  // Reads batches of uniformly random rows for a time, at least one.
   Result<Outcome> get(double seconds, uint32_t batch);
   // Writes every row once in random order, gathered from scattered places of an arena, `batch` a
   // call. The arena is stamped anew between passes over it, with the clock stopped.
