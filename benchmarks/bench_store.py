@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -168,23 +169,27 @@ def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
         for name, contender in contenders.items()
     }
     turns["mmap, a thread a core"] = turn(mapped, os.cpu_count() or 1)
-    turns["fio"] = lambda: fio_reads(folder, rows * row_bytes, sizes.get_seconds / 2, sizes.depths)
+    drive = {f"fio, depth {depth}": depth for depth in sizes.depths}
+    for name, depth in drive.items():
+        turns[name] = partial(fio_reads, folder, rows * row_bytes, sizes.get_seconds / 2, depth)
     settings = {name: dict(contender.options) for name, contender in contenders.items()}
     result = take_turns(sizes.rounds, turns)
     for contender in (*contenders.values(), *rocks):
         contender.close()
     shutil.rmtree(folder)
     ours, rate = bench.engines[0], "rows_per_s"
+    limit = result.fastest(drive, "blocks_per_s")
     report = {
         "row_bytes": row_bytes,
         "rows": rows,
         "batch": sizes.get_batch,
         "settings": settings,
+        "drive": limit,
         "mmap_memory": limited,
         "figures": result.report(),
         "sweep": sweep,
         "ratios": {
-            "blocks/s, ours / fio": result.ratio((ours, "blocks_per_s"), ("fio", "blocks_per_s")),
+            "blocks/s, ours / fio": result.ratio((ours, "blocks_per_s"), (limit, "blocks_per_s")),
             **{
                 f"rows/s, ours / {peer}": result.ratio((ours, rate), (peer, rate))
                 for peer in ("portable", "rocksdb", "mmap", "mmap, a thread a core")
@@ -227,18 +232,22 @@ def bench_put(bench: Bench) -> Report:
     if bench.rocksdb:  # for comparison only, and so slow that a part must do
         cores = os.cpu_count() or 1
         turns["rocksdb"] = turn("rocksdb", sizes.put_rows // 10, threads=cores, shards=cores)
-    turns["fio"] = lambda: fio_writes(folder, sizes.put_rows * row_bytes, (8, 32))
+    drive = {f"fio, depth {depth}": depth for depth in (8, 32)}
+    for name, depth in drive.items():
+        turns[name] = partial(fio_writes, folder, sizes.put_rows * row_bytes, depth)
     result = take_turns(sizes.rounds, turns)
     shutil.rmtree(folder)
     ours = bench.engines[0]
+    limit = result.fastest(drive, "bytes_per_s")
     report = {
         "row_bytes": row_bytes,
         "rows": sizes.put_rows,
+        "drive": limit,
         "batch": sizes.put_batch,
         "arena_bytes": sizes.put_arena_bytes,
         "figures": result.report(),
         "ratios": {
-            "bytes/s, ours / fio": result.ratio((ours, "bytes_per_s"), ("fio", "bytes_per_s")),
+            "bytes/s, ours / fio": result.ratio((ours, "bytes_per_s"), (limit, "bytes_per_s")),
             "rows/s, ours / rocksdb": result.ratio((ours, "rows_per_s"), ("rocksdb", "rows_per_s")),
         },
     }

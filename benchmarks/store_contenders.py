@@ -16,8 +16,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from bench_ssd import fio
-
 ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (32, 64, 128, 256)
 
@@ -177,33 +175,37 @@ def works(program: Path, folder: Path, peer: str, **options: Any) -> bool:
     return True
 
 
-def fio_reads(folder: Path, size: int, seconds: float, depths: tuple[int, ...]) -> Answer | None:
-    """4 KiB random reads of the drive at its best queue depth."""
-    best: Answer | None = None
-    for depth in depths:
-        job = fio(
-            folder, "--rw=randread", "--bs=4k", f"--size={size}", f"--iodepth={depth}",
-            f"--runtime={int(seconds * 1e3)}ms", "--time_based",
-        )  # fmt: skip
-        if job is None:
-            return None
-        if best is None or job["read"]["iops"] > best["blocks_per_s"]:
-            best = {
-                "blocks_per_s": job["read"]["iops"],
-                "cores": (job["usr_cpu"] + job["sys_cpu"]) / 100,
-                "depth": depth,
-            }
-    return best
+def fio(folder: Path, *options: str) -> Answer | None:
+    """The report of a job of the drive's own benchmark, or None without it."""
+    if shutil.which("fio") is None:
+        return None
+    command = [
+        "fio", "--name=limit", f"--filename={folder / 'fio'}", "--ioengine=io_uring", "--direct=1",
+        "--output-format=json", "--randrepeat=0", "--norandommap", *options,
+    ]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    job: Answer = json.loads(done.stdout[done.stdout.index("{") :])["jobs"][0]
+    return job
 
 
-def fio_writes(folder: Path, size: int, depths: tuple[int, ...]) -> Answer | None:
-    """Sequential writes of 1 MiB to a new file at the best queue depth."""
-    best: Answer | None = None
-    for depth in depths:
-        job = fio(folder, "--rw=write", "--bs=1M", f"--size={size}", f"--iodepth={depth}")
-        if job is None:
-            return None
-        (folder / "fio").unlink()
-        if best is None or job["write"]["bw_bytes"] > best["bytes_per_s"]:
-            best = {"bytes_per_s": job["write"]["bw_bytes"], "depth": depth}
-    return best
+def fio_reads(folder: Path, size: int, seconds: float, depth: int) -> Answer | None:
+    """4 KiB random reads of the drive at a queue depth."""
+    job = fio(
+        folder, "--rw=randread", "--bs=4k", f"--size={size}", f"--iodepth={depth}",
+        f"--runtime={int(seconds * 1e3)}ms", "--time_based",
+    )  # fmt: skip
+    if job is None:
+        return None
+    return {
+        "blocks_per_s": job["read"]["iops"],
+        "cores": (job["usr_cpu"] + job["sys_cpu"]) / 100,
+    }
+
+
+def fio_writes(folder: Path, size: int, depth: int) -> Answer | None:
+    """Sequential writes of 1 MiB to a new file at a queue depth."""
+    job = fio(folder, "--rw=write", "--bs=1M", f"--size={size}", f"--iodepth={depth}")
+    if job is None:
+        return None
+    (folder / "fio").unlink()
+    return {"bytes_per_s": job["write"]["bw_bytes"]}

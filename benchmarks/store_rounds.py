@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from bench_ssd import spread
@@ -50,6 +50,10 @@ class Rounds:
             name: {key: spread(values) for key, values in keys.items()}
             for name, keys in self.values.items()
         }
+
+    def fastest(self, names: Iterable[str], key: str) -> str:
+        """The one with the best median: a best of every round would be its luck, too."""
+        return max(names, key=lambda name: spread(self.values.get(name, {}).get(key, [0]))["p50"])
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Report | None:
         """Spread of a figure (contender, key) over another, round by round; None without one."""

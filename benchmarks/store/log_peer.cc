@@ -1,17 +1,13 @@
 // Our own store: LogStore behind a flat array of location words.
 //
-// It runs as in the engine: one mutex, and a thread that moves a chunk of live rows under it at a
-// time, woken when there is need (table/background_reclaim.h, which is bound to the tiers of an
-// engine); a put lends a hand only when the need is urgent.
-#include <algorithm>
-#include <bit>
-#include <condition_variable>
+// It runs as in the engine: one mutex, and a thread that reclaims in the background.
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
+#include "log/background_reclaim.h"
+#include "log/log_options.h"
 #include "log/log_store.h"
 #include "row_store.h"
 
@@ -19,7 +15,7 @@ namespace te::bench {
 namespace {
 
 constexpr LayoutId kLayout{0};
-constexpr uint32_t kChunksPerPut = 8;
+constexpr uint32_t kChunksPerTry = 8;
 constexpr size_t kPortableThreads = 8;
 constexpr size_t kUringDepth = 256;
 
@@ -30,6 +26,7 @@ class Locations final : public RowOwner {
   bool is_live(LayoutId, RowId row, BlockAddress block) const override {
     return words_[row.value] == LocationWord::block(block);
   }
+  uint64_t rows_without_copy(LayoutId) const override { return rows_in_dram; }
   void relocated(LayoutId, RowId row, BlockAddress, BlockAddress to) override {
     words_[row.value] = LocationWord::block(to);
   }
@@ -40,21 +37,16 @@ class Locations final : public RowOwner {
   }
   LocationWord& operator[](RowId row) { return words_[row.value]; }
 
+  uint64_t rows_in_dram = 0;  // whose copies were retired and that were not put since
+
  private:
   std::vector<LocationWord> words_;
 };
 
 class LogPeer final : public RowStore {
  public:
-  LogPeer(std::unique_ptr<LogStore> log, uint64_t rows) : log_(std::move(log)), locations_(rows) {}
-  ~LogPeer() override {
-    {
-      std::lock_guard lock(mutex_);
-      stopped_ = true;
-    }
-    wake_.notify_one();
-    if (thread_.joinable()) thread_.join();
-  }
+  LogPeer(std::unique_ptr<LogStore> log, uint64_t rows)
+      : log_(std::move(log)), locations_(rows), reclaim_(mutex_, *log_, locations_) {}
 
   Status get_many(std::span<const RowId> rows, std::span<std::byte* const> out) override {
     std::lock_guard lock(mutex_);
@@ -68,12 +60,16 @@ class LogPeer final : public RowStore {
 
   Status put_many(std::span<const RowId> rows, std::span<const std::byte* const> data) override {
     std::lock_guard lock(mutex_);
-    TE_RETURN_IF_ERROR(poll());
+    TE_RETURN_IF_ERROR(reclaim_.poll());
     blocks_.resize(rows.size());
     TE_RETURN_IF_ERROR(log_->put_many(kLayout, rows, data, blocks_));
     for (size_t i = 0; i < rows.size(); ++i) {
       LocationWord& word = locations_[rows[i]];
-      if (word.is_block()) log_->retire(kLayout, word.block_address());
+      if (word.is_block()) {
+        log_->retire(kLayout, word.block_address());
+      } else if (word.is_slot()) {
+        --locations_.rows_in_dram;
+      }
       word = LocationWord::block(blocks_[i]);
     }
     return Status::ok();
@@ -83,17 +79,19 @@ class LogPeer final : public RowStore {
     std::lock_guard lock(mutex_);
     for (RowId row : rows) {
       LocationWord& word = locations_[row];
-      if (word.is_block()) log_->retire(kLayout, word.block_address());
-      word = LocationWord::never_written();
+      if (!word.is_block()) continue;
+      log_->retire(kLayout, word.block_address());
+      word = LocationWord::slot(SlotIndex(0));  // of the caller's cache; which does not matter
+      ++locations_.rows_in_dram;
     }
     return Status::ok();
   }
 
   Status settle() override {
     std::lock_guard lock(mutex_);
-    while (log_->reclaim_need() != LogStore::ReclaimNeed::kNone) {
+    while (log_->reclaim_need(locations_) != LogStore::ReclaimNeed::kNone) {
       const LogStats before = log_->stats();
-      TE_RETURN_IF_ERROR(log_->reclaim(locations_, kChunksPerPut));
+      TE_RETURN_IF_ERROR(log_->reclaim(locations_, kChunksPerTry));
       const LogStats after = log_->stats();
       // Nothing worth reclaiming is left, though there is need.
       if (after.reclaim_read_bytes == before.reclaim_read_bytes) break;
@@ -122,41 +120,13 @@ class LogPeer final : public RowStore {
   }
 
  private:
-  // Under the mutex, once a put.
-  Status poll() {
-    if (!failure_) return std::exchange(failure_, Status::ok());
-    const auto need = log_->reclaim_need();
-    if (need == LogStore::ReclaimNeed::kNone) return Status::ok();
-    if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
-    wake_.notify_one();
-    if (need == LogStore::ReclaimNeed::kUrgent) return log_->reclaim(locations_, kChunksPerPut);
-    return Status::ok();
-  }
-
-  void work() {
-    std::unique_lock lock(mutex_);
-    while (!stopped_) {
-      failure_ = log_->reclaim(locations_, 1, false);
-      if (!failure_ || !log_->is_reclaiming()) {
-        wake_.wait(lock);
-        continue;
-      }
-      lock.unlock();
-      log_->wait_for_reclaim();
-      lock.lock();
-    }
-  }
-
   mutable std::mutex mutex_;
-  std::condition_variable wake_;
   // Guarded by mutex_:
   std::unique_ptr<LogStore> log_;
   Locations locations_;
   std::vector<RowRead> reads_;
   std::vector<BlockAddress> blocks_;
-  std::thread thread_;
-  bool stopped_ = false;
-  Status failure_;
+  BackgroundReclaim reclaim_;  // the last, so that its thread ends before what it uses
 };
 
 }  // namespace
@@ -171,9 +141,7 @@ Result<std::unique_ptr<RowStore>> make_log_store(const StoreOptions& options) {
   log.path = options.directory + "/store";
   log.total_rows = options.rows;
   log.layout_row_bytes = {options.row_bytes};
-  // As the engine chooses it: about a thousand segments in twice the bytes of the rows.
-  const uint64_t part = std::bit_ceil(options.rows * options.row_bytes * 2 / 1024 + 1);
-  log.segment_bytes = static_cast<uint32_t>(std::clamp<uint64_t>(part, 64 << 10, 64 << 20));
+  log.segment_bytes = choose_segment_bytes(options.rows * options.row_bytes * 2);  // as an engine
   auto io = make_named_engine(options.io);
   if (!io) return io.status();
   auto store = LogStore::create(log, io.take());

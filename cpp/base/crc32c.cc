@@ -22,15 +22,54 @@ constexpr std::array<uint32_t, 256> make_table() {
 constexpr std::array<uint32_t, 256> kTable = make_table();
 
 #if defined(__x86_64__)
+// The instruction takes three cycles, and the next one may begin after one: three chains over three
+// neighbouring lanes run at once and are joined at the end. After V. Gopal et al., "Fast CRC
+// computation for iSCSI polynomial using CRC32 instruction", Intel, 2011. Three lanes are what a
+// block of 4 KiB checks, but for its last 8 bytes.
+constexpr size_t kLaneBytes = 1360;
+
+// What a lane of zeros makes of a state: a linear map, so that a table for each byte of it does.
+using LaneTables = std::array<std::array<uint32_t, 256>, 4>;
+constexpr LaneTables make_lane_tables() {
+  LaneTables tables{};
+  for (int bit = 0; bit < 32; ++bit) {
+    uint32_t c = uint32_t{1} << bit;
+    for (size_t i = 0; i < kLaneBytes; ++i) c = (c >> 8) ^ kTable[c & 0xff];
+    auto& table = tables[static_cast<size_t>(bit) / 8];
+    for (size_t byte = 0; byte < 256; ++byte) {
+      if ((byte >> (bit % 8) & 1) != 0) table[byte] ^= c;
+    }
+  }
+  return tables;
+}
+constexpr LaneTables kLane = make_lane_tables();
+
+uint64_t skip_lane(uint64_t c) {
+  return kLane[0][c & 0xff] ^ kLane[1][c >> 8 & 0xff] ^ kLane[2][c >> 16 & 0xff] ^
+         kLane[3][c >> 24 & 0xff];
+}
+
+uint64_t load(const unsigned char* p) {
+  uint64_t word;
+  std::memcpy(&word, p, sizeof(word));
+  return word;
+}
+
 __attribute__((target("sse4.2"))) uint32_t crc32c_sse42(const void* data, size_t bytes,
                                                         uint32_t seed) {
   const auto* p = static_cast<const unsigned char*>(data);
   uint64_t c = ~seed;
-  for (; bytes >= 8; bytes -= 8, p += 8) {
-    uint64_t word;
-    std::memcpy(&word, p, 8);
-    c = _mm_crc32_u64(c, word);
+  for (; bytes >= 3 * kLaneBytes; bytes -= 3 * kLaneBytes, p += 2 * kLaneBytes) {
+    uint64_t second = 0;
+    uint64_t third = 0;
+    for (const unsigned char* end = p + kLaneBytes; p < end; p += 8) {
+      c = _mm_crc32_u64(c, load(p));
+      second = _mm_crc32_u64(second, load(p + kLaneBytes));
+      third = _mm_crc32_u64(third, load(p + 2 * kLaneBytes));
+    }
+    c = skip_lane(skip_lane(c) ^ second) ^ third;
   }
+  for (; bytes >= 8; bytes -= 8, p += 8) c = _mm_crc32_u64(c, load(p));
   auto c32 = static_cast<uint32_t>(c);
   for (; bytes > 0; --bytes, ++p) c32 = _mm_crc32_u8(c32, *p);
   return ~c32;

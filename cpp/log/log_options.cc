@@ -1,5 +1,6 @@
 #include "log/log_options.h"
 
+#include <algorithm>
 #include <bit>
 
 #include "base/types.h"
@@ -19,6 +20,12 @@ Status invalid(const LogOptions& options, const std::string& what) {
 }
 
 }  // namespace
+
+uint32_t choose_segment_bytes(uint64_t store_bytes) {
+  constexpr uint64_t kLeast = 16 << 10;
+  constexpr uint64_t kMost = 64 << 20;
+  return static_cast<uint32_t>(std::clamp(std::bit_floor(store_bytes / 1024), kLeast, kMost));
+}
 
 Status check_options(const LogOptions& options) {
   if (options.path.empty()) return invalid(options, "the path is empty");

@@ -1,4 +1,5 @@
-// What options a store accepts, and whether they describe the rows of a store that exists.
+// What options a store accepts, whether they describe the rows of a store that exists, and how
+// large segments should be.
 //
 // Thread-safety: pure functions.
 #pragma once
@@ -8,6 +9,10 @@
 #include "log/manifest.h"
 
 namespace te {
+
+// One to two thousand segments for a store that may grow to `store_bytes` (more reclaim better,
+// fewer open faster), within reason.
+uint32_t choose_segment_bytes(uint64_t store_bytes);
 
 Status check_options(const LogOptions& options);
 // kInvalidArgument names the first difference.

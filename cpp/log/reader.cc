@@ -1,7 +1,9 @@
 #include "log/reader.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
+#include <utility>
 
 #include "base/check.h"
 
@@ -23,6 +25,11 @@ size_t choose_places(const StoreContext& context, size_t place_bytes) {
   const size_t affordable = context.options.read_buffer_bytes / place_bytes;
   return std::clamp(affordable, kPlacesMin, std::max(context.io->depth(), kPlacesMin));
 }
+
+// Sorting: fewer keys than this are compared, more are counted, so many bits of the block at once.
+constexpr size_t kCountedKeysMin = 1024;
+constexpr int kDigitBits = 11;
+constexpr int kDigits = 3;
 
 BlockAddress block_of(uint64_t key) { return BlockAddress(static_cast<uint32_t>(key >> 32)); }
 
@@ -76,6 +83,23 @@ Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads) {
   return Status::ok();
 }
 
+// By block, and by position within one: a comparison sort took most of the time before the first
+// read of a large batch.
+void BlockReader::sort_order() {
+  if (order_.size() < kCountedKeysMin) return std::sort(order_.begin(), order_.end());
+  spare_order_.resize(order_.size());
+  for (int digit = 0; digit < kDigits; ++digit) {
+    const int shift = 32 + digit * kDigitBits;
+    const auto bucket = [=](uint64_t key) { return key >> shift & ((1u << kDigitBits) - 1); };
+    std::array<uint32_t, 1u << kDigitBits> begin{};
+    for (uint64_t key : order_) ++begin[bucket(key)];
+    uint32_t before = 0;
+    for (uint32_t& b : begin) before += std::exchange(b, before);
+    for (uint64_t key : order_) spare_order_[begin[bucket(key)]++] = key;
+    order_.swap(spare_order_);
+  }
+}
+
 // Lists the runs to be read, in the order of their blocks, and serves the others from memory.
 void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
   const RunShape& shape = context_.shape(layout);
@@ -83,7 +107,7 @@ void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
   for (size_t i = 0; i < reads.size(); ++i) {
     order_.push_back(uint64_t{reads[i].block.value} << 32 | i);
   }
-  std::sort(order_.begin(), order_.end());
+  sort_order();
   wanted_.clear();
   const auto n = static_cast<uint32_t>(order_.size());
   for (uint32_t begin = 0, end = 0; begin < n; begin = end) {

@@ -41,6 +41,7 @@ class BlockReader {
     uint32_t place = 0;
   };
 
+  void sort_order();
   void find_runs(LayoutId layout, std::span<const RowRead> reads);
   void serve_from_memory(const RunShape& shape, std::span<const RowRead> reads,
                          const WantedRun& wanted, const RunInMemory& memory);
@@ -58,6 +59,7 @@ class BlockReader {
   AlignedBuffer staging_;
   // Of the batch at hand.
   std::vector<uint64_t> order_;  // block << 32 | position in the batch
+  std::vector<uint64_t> spare_order_;
   std::vector<WantedRun> wanted_;
   std::vector<Piece> pieces_;
   std::vector<uint32_t> free_places_;

@@ -41,11 +41,8 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
 }
 
 Engine::Engine(std::unique_ptr<Tiers> tiers)
-    : tiers_(std::move(tiers)),
-      mover_(*tiers_),
-      planner_(*tiers_, mover_),
-      executor_(*tiers_),
-      reclaim_(mutex_, *tiers_) {
+    : tiers_(std::move(tiers)), mover_(*tiers_), planner_(*tiers_, mover_), executor_(*tiers_) {
+  if (has_store()) reclaim_ = std::make_unique<BackgroundReclaim>(mutex_, *tiers_->log(), *tiers_);
   index_bytes_charged_ = tiers_->index_bytes_charged();
 }
 
@@ -81,10 +78,10 @@ Plan& Engine::take_plan() {
 // Work that is due between batches: the reclaimer's share, and the index's growth out of the
 // budget.
 Status Engine::keep_house(size_t ids) {
-  if (tiers_->log() == nullptr || tiers_->config().ssd_read_only) return Status::ok();
+  if (reclaim_ == nullptr) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
-  if (Status s = reclaim_.poll(); matters(s)) return s;
+  if (Status s = reclaim_->poll(); matters(s)) return s;
   if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
   const uint64_t index_bytes = tiers_->index().memory_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;

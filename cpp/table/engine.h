@@ -19,7 +19,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
-#include "table/background_reclaim.h"
+#include "log/background_reclaim.h"
 #include "table/executor.h"
 #include "table/mover.h"
 #include "table/planner.h"
@@ -135,7 +135,8 @@ class Engine {
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
   bool checkpointing_ = false;  // a flush or save is between its begin and its end
-  BackgroundReclaim reclaim_;   // the last, so that its thread ends before what it uses
+  // With a store that is written; the last, so that its thread ends before what it uses.
+  std::unique_ptr<BackgroundReclaim> reclaim_;
 };
 
 }  // namespace te

@@ -84,7 +84,7 @@ Status Engine::close_with(bool flush) {
   if (closed_) return Status::ok();
   checkpointing_ = true;  // nobody else saves or closes meanwhile
   lock.unlock();
-  reclaim_.stop();
+  if (reclaim_ != nullptr) reclaim_->stop();
   lock.lock();
   Status status;
   if (flush && has_store()) {
@@ -95,8 +95,8 @@ Status Engine::close_with(bool flush) {
   if (status) {
     closed_ = true;
     tiers_->close();
-  } else {
-    reclaim_.start();
+  } else if (reclaim_ != nullptr) {
+    reclaim_->start();
   }
   checkpointing_ = false;
   lock.unlock();

@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "log/change_list.h"
+#include "log/log_options.h"
 
 namespace te {
 namespace {
@@ -16,12 +17,6 @@ constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
 // The list of rows changed since the last checkpoint takes at most this part of the budget.
 constexpr uint64_t kBudgetPartOfChanges = 64;
-
-uint32_t segment_bytes_for(uint64_t store_bytes) {
-  // One to two thousand segments a store (more reclaim better, fewer open faster), within reason.
-  const uint64_t wanted = std::bit_floor(std::max<uint64_t>(store_bytes / 1024, 1));
-  return static_cast<uint32_t>(std::clamp<uint64_t>(wanted, 16 << 10, 64 << 20));
-}
 
 // Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
 uint32_t block_bytes_for(uint64_t store_bytes) {
@@ -153,7 +148,7 @@ LogOptions Tiers::log_options(const std::string& path) const {
     store_bytes += tier->rows * tier->layout.row_bytes();
   }
   store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
-  options.segment_bytes = segment_bytes_for(store_bytes);
+  options.segment_bytes = choose_segment_bytes(store_bytes);
   options.block_bytes = block_bytes_for(store_bytes);
   return options;
 }

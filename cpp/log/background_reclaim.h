@@ -1,8 +1,8 @@
 // BackgroundReclaim: the thread that gives obsolete space back while the model computes.
 //
-// It reads a chunk of a segment without the engine's mutex and moves its live rows under it, so
+// It reads a chunk of a segment without the owner's mutex and moves its live rows under it, so
 // that a step waits for one chunk's rows at most. Steps only look in: they wake it, and lend a hand
-// when space has grown far over its bound. Thread-safety: `poll` and `start` under the engine's
+// when space has grown far over its bound. Thread-safety: `poll` and `start` under the owner's
 // mutex, `stop` without it. Ownership: owns its thread, which starts at the first need. Cost:
 // nothing while there is nothing to reclaim.
 #pragma once
@@ -12,13 +12,15 @@
 #include <thread>
 
 #include "base/status.h"
-#include "table/tiers.h"
+#include "log/log_store.h"
 
 namespace te {
 
 class BackgroundReclaim {
  public:
-  BackgroundReclaim(std::mutex& mutex, Tiers& tiers) : mutex_(mutex), tiers_(tiers) {}
+  // `mutex` guards the store and what its owner knows of rows.
+  BackgroundReclaim(std::mutex& mutex, LogStore& log, RowOwner& owner)
+      : mutex_(mutex), log_(log), owner_(owner) {}
   ~BackgroundReclaim() { stop(); }
   // Once between two batches. Returns the error that the thread has met since.
   Status poll();
@@ -29,8 +31,9 @@ class BackgroundReclaim {
  private:
   void work();
 
-  std::mutex& mutex_;  // the engine's
-  Tiers& tiers_;
+  std::mutex& mutex_;
+  LogStore& log_;
+  RowOwner& owner_;
   std::condition_variable wake_;
   // Guarded by mutex_:
   std::thread thread_;

@@ -1,17 +1,16 @@
-#include "table/background_reclaim.h"
+#include "log/background_reclaim.h"
 
 #include <utility>
 
 namespace te {
 
 Status BackgroundReclaim::poll() {
-  LogStore* log = tiers_.log();
-  if (log == nullptr || stopped_) return Status::ok();
+  if (stopped_) return Status::ok();
   if (!failure_) return std::exchange(failure_, Status::ok());
-  if (log->reclaim_need(tiers_) == LogStore::ReclaimNeed::kNone) return Status::ok();
+  if (log_.reclaim_need(owner_) == LogStore::ReclaimNeed::kNone) return Status::ok();
   if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   wake_.notify_one();
-  return log->keep_bound(tiers_);
+  return log_.keep_bound(owner_);
 }
 
 void BackgroundReclaim::stop() {
@@ -30,14 +29,13 @@ void BackgroundReclaim::start() { stopped_ = false; }
 void BackgroundReclaim::work() {
   std::unique_lock lock(mutex_);
   while (!stopped_) {
-    LogStore* log = tiers_.log();
-    failure_ = log->reclaim(tiers_, 1, false);
-    if (!failure_ || !log->is_reclaiming()) {  // nothing to do, or nothing that can be done
+    failure_ = log_.reclaim(owner_, 1, false);
+    if (!failure_ || !log_.is_reclaiming()) {  // nothing to do, or nothing that can be done
       wake_.wait(lock);
       continue;
     }
     lock.unlock();
-    log->wait_for_reclaim();
+    log_.wait_for_reclaim();
     lock.lock();
   }
 }
