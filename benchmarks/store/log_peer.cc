@@ -15,6 +15,7 @@ namespace te::bench {
 namespace {
 
 constexpr LayoutId kLayout{0};
+constexpr size_t kWordsAhead = 32;  // as the planner prefetches them
 constexpr uint32_t kChunksPerTry = 8;
 constexpr size_t kPortableThreads = 8;
 constexpr size_t kUringDepth = 256;
@@ -35,6 +36,7 @@ class Locations final : public RowOwner {
       if (words_[row].is_block()) f(kLayout, RowId(row), words_[row].block_address());
     }
   }
+  void prefetch(RowId row) const { __builtin_prefetch(&words_[row.value]); }
   LocationWord& operator[](RowId row) { return words_[row.value]; }
 
   uint64_t rows_in_dram = 0;  // whose copies were retired and that were not put since
@@ -52,6 +54,7 @@ class LogPeer final : public RowStore {
     std::lock_guard lock(mutex_);
     reads_.clear();
     for (size_t i = 0; i < rows.size(); ++i) {
+      if (i + kWordsAhead < rows.size()) locations_.prefetch(rows[i + kWordsAhead]);
       TE_CHECK(locations_[rows[i]].is_block());
       reads_.push_back({rows[i], locations_[rows[i]].block_address(), out[i]});
     }
