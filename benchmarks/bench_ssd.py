@@ -39,7 +39,7 @@ DIM = 32
 ROW_BYTES = DIM * 4 + 4  # float32 with rowwise Adagrad
 ROWS_PER_BLOCK = 29
 SLOT_BYTES = 44  # what a slot costs beside its row, once that is counted
-ON_SSD = 2  # of tier_of
+ON_SSD = 1  # of tier_of
 BATCH = 1024
 SPACE_BOUNDS = (1.15, 1.2, 1.3, 1.45, 1.6, 1.8, 2.0)
 CACHE_SHARES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5)
@@ -231,8 +231,11 @@ def bench_saves(folder: Path, rows: int, rounds: int) -> Report:
     """Saves after 1% of a store's rows were written anew."""
     with table(folder, rows, rows * ROW_BYTES // 10) as bag:
         write_all(bag, rows)
-        te.save(bag, folder / "ck")
         rng = np.random.default_rng(5)
+        for _ in range(rows // (1 << 16) // 2):  # until its space is at its bound
+            ids = torch.from_numpy(rng.integers(0, rows, 1 << 16))
+            bag.write_rows(ids, torch.randn(len(ids), DIM), {"sum": torch.zeros(len(ids))})
+        te.save(bag, folder / "ck")
         pauses, totals, ratios = [], [], []
         for _ in range(rounds):
             ids = torch.from_numpy(rng.choice(rows, rows // 100, replace=False))

@@ -322,7 +322,7 @@ def bench_churn(bench: Bench, stream: str) -> Report:
     turns["page"] = turn(page, sizes.page_round)
     result = take_turns(sizes.rounds, turns)
     settings = {name: c.options for name, c in contenders.items() if c.peer == "rocksdb"}
-    flushes = {name: contenders[name].ask("flush")["written_bytes"] for name in contenders}
+    flushes = {n: c.ask("flush")["written_bytes"] for n, c in contenders.items() if n in turns}
     for contender in {*contenders.values(), page}:
         contender.close()
     sparing = "rocksdb sparing" if "rocksdb sparing" in turns else "rocksdb fastest"

@@ -181,6 +181,7 @@ def fio(folder: Path, *options: str) -> Answer | None:
         return None
     command = [
         "fio", "--name=limit", f"--filename={folder / 'fio'}", "--ioengine=io_uring", "--direct=1",
+        "--fixedbufs", "--registerfiles",
         "--output-format=json", "--randrepeat=0", "--norandommap", *options,
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -376,6 +376,9 @@ for first in range(0, 300_000, 4000):
 print(bag.stats().ssd_segments)
 bag.flush()
 te.save(bag, sys.argv[1] + "/ck")
+scattered = torch.randperm(300_000)[:50_000]  # of all segments at once
+fresh = te.TieredEmbedding(300_000, 16, mode="sum")
+torch.testing.assert_close(bag.rows(scattered), fresh.rows(scattered) - 0.1)
 bag.close()
 """
 

@@ -288,6 +288,9 @@ def test_wrong_tiers() -> None:
     for bound in (1.0, 0, 1000, float("nan")):
         with pytest.raises(ValueError, match="space_bound"):
             te.SSD("x", space_bound=bound)
+    for other in ("2", None, True):
+        with pytest.raises(TypeError, match="space_bound"):
+            te.SSD("x", space_bound=other)  # type: ignore[arg-type]
 
 
 # ---- Budgets

@@ -140,6 +140,28 @@ def test_wrong_files_are_refused(tmp_path: Path) -> None:
 # ---- The newest state
 
 
+@pytest.mark.parametrize("rows", [3, 500])
+@pytest.mark.parametrize("dim", [600, 4096])
+def test_rows_larger_than_a_block(rows: int, dim: int, tmp_path: Path) -> None:
+    """In small stores, too, and in the store that a save of a model without one makes."""
+    arguments = {"mode": "sum", "optimizer": te.optim.RowwiseAdagrad(0.1), "name": "wide"}
+    plain = te.TieredEmbedding(rows, dim, **arguments)
+    tiers = te.Tiers(dram=(rows + 9) // 10 * dim * 4 + 8000, ssd=te.SSD(str(tmp_path / "store")))
+    with te.TieredEmbedding(rows, dim, tiers=tiers, **arguments) as bag:
+        for step in range(120):
+            ids = torch.arange(step, step + 20) % rows
+            for table in (plain, bag):
+                for id in ids:  # dram holds few rows
+                    table(id.view(1, 1)).sum().backward()
+        assert torch.equal(bag.to_dense(), plain.to_dense())
+        stats = bag.stats()
+        assert stats.ssd_used_bytes <= 1.6 * stats.ssd_rows_bytes + 8 * (256 << 10)
+    te.save(plain, tmp_path / "ck")
+    copy = te.TieredEmbedding(rows, dim, **arguments)
+    te.load(copy, tmp_path / "ck")
+    assert torch.equal(copy.to_dense(), plain.to_dense())
+
+
 def test_newest_after_a_kill(tmp_path: Path) -> None:
     """Rows that were evicted after the last flush are there; the cut itself still opens too."""
     bag = trained(tmp_path)

@@ -240,7 +240,7 @@ class TieredEmbedding(nn.Module):
     def tier_of(self, ids: Any) -> torch.Tensor:
         """Where the rows of `ids` [n] are now, as uint8 [n]. Changes no cache state.
 
-        0: nowhere, the row has its initial value; 1: dram; 2: ssd.
+        0: nowhere, the row has its initial value and takes no space; 1: ssd; 2: dram.
         """
         return self._engine.tier_of(self._table, ids)
 

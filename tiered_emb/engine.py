@@ -76,7 +76,7 @@ class TableEngine:
             0 if dram is None else int(dram),
             "" if ssd is None else os.path.abspath(ssd.path),
             0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
-            1.0 if ssd is None else ssd.space_bound,
+            SSD.space_bound if ssd is None else ssd.space_bound,
             resume,
             resume and ssd is not None and ssd.resume == "newest" and not self._loaded,
             ssd is not None and ssd.read_only,
@@ -167,14 +167,14 @@ class TableEngine:
         return {name: part.reshape(count, *shape).contiguous() for (name, shape), part in parts}
 
     def tier_of(self, table: int, ids: Any) -> torch.Tensor:
-        """Where each row is: 0 nowhere yet, 1 dram, 2 ssd; uint8 [n]. Changes no cache state."""
+        """Where each row is: 0 nowhere yet, 1 ssd, 2 dram; uint8 [n]. Changes no cache state."""
         index = _row_ids(self.tables[table], ids)
-        places = torch.empty(len(index), dtype=torch.uint8)
+        tiers = torch.empty(len(index), dtype=torch.uint8)
         try:
-            self._core.locate(table, index.data_ptr(), len(index), places.data_ptr())
+            self._core.locate(table, index.data_ptr(), len(index), tiers.data_ptr())
         except IndexError as error:
             raise IdOutOfRangeError(*error.args) from None
-        return places
+        return tiers
 
     def _read(
         self, table: int, index: torch.Tensor, weights: torch.Tensor, state: torch.Tensor | None

@@ -63,9 +63,10 @@ class SSD:
             opens it with the newest copy of every row that has reached the disk: after a crash,
             rows of different ages, and the optimizer's step count of the last flush. Also the way
             back when an index file is damaged. The store then goes on from there.
-        space_bound: segments take at most this times the bytes of all rows ever written. More
-            space means less copying by the reclaimer: at 1.3, 1.45 and 2.0 about 1.9, 1.65 and 1.3
-            bytes are written for each byte evicted (docs/ARCHITECTURE.md, "The log").
+        space_bound: segments take at most this times what all rows ever written take, packed into
+            blocks; more by a handful of segments, by what a flush has just written, and by
+            segments that only the last flush needs, until the next. More space means less copying
+            by the reclaimer (docs/ARCHITECTURE.md, "The log", has the curve). At least 1.1.
         read_only: only with `resume`: rows are looked up and never changed, nothing in the
             directory is written and no lock is taken, so that many processes may serve one store.
             Rather the tables of a checkpoint than a store that another process trains: there the
@@ -84,6 +85,8 @@ class SSD:
             raise ValueError(f"SSD(resume=...): must be a bool or 'newest', got {self.resume!r}")
         if self.read_only and self.resume is not True:
             raise ValueError("SSD(read_only=True): there is nothing to read without resume=True")
+        if isinstance(self.space_bound, bool) or not isinstance(self.space_bound, (int, float)):
+            raise TypeError(f"SSD(space_bound): must be a number, got {self.space_bound!r}")
         if not 1.1 <= self.space_bound <= 100:
             raise ValueError(
                 f"SSD(space_bound=...): must be in [1.1, 100], got {self.space_bound!r}"

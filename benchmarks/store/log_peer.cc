@@ -7,6 +7,7 @@
 
 #include "base/check.h"
 #include "log/background_reclaim.h"
+#include "log/block.h"
 #include "log/log_options.h"
 #include "log/log_store.h"
 #include "row_store.h"
@@ -144,7 +145,8 @@ Result<std::unique_ptr<RowStore>> make_log_store(const StoreOptions& options) {
   log.path = options.directory + "/store";
   log.total_rows = options.rows;
   log.layout_row_bytes = {options.row_bytes};
-  log.segment_bytes = choose_segment_bytes(options.rows * options.row_bytes * 2);  // as an engine
+  const RunShape shape = make_run_shape(log.block_bytes, options.row_bytes, options.rows);
+  log.segment_bytes = choose_segment_bytes(options.rows * shape.share_bytes * 2, shape.run_bytes);
   auto io = make_named_engine(options.io);
   if (!io) return io.status();
   auto store = LogStore::create(log, io.take());

@@ -45,16 +45,17 @@ class MmapPeer final : public RowStore {
 
   Status put_many(std::span<const RowId> rows, std::span<const std::byte* const> data) override {
     run(rows.size(), [&](size_t i) { std::memcpy(place_of(rows[i]), data[i], row_bytes_); });
-    return touched(rows.size());
+    return Status::ok();
   }
 
-  Status settle() override {
+  // Changed pages are the kernel's to write, as memory runs short: as many as are changed, once
+  // that goes on. So there is nothing to settle.
+  Status flush() override {
     return msync(data_, bytes_, MS_SYNC) == 0 ? Status::ok() : failed("msync");
   }
-  Status flush() override { return settle(); }
 
   Status drop_cache() override {
-    TE_RETURN_IF_ERROR(settle());
+    TE_RETURN_IF_ERROR(flush());
     if (madvise(data_, bytes_, MADV_DONTNEED) != 0) return failed("madvise");
     errno = posix_fadvise(file_.fd(), 0, 0, POSIX_FADV_DONTNEED);
     return errno == 0 ? Status::ok() : failed("posix_fadvise");

@@ -195,16 +195,17 @@ Result<Outcome> Workload::update(uint64_t lookups, uint32_t batch) {
                                           kUniformSeed);
   }
   use_batch_buffer(batch);
+  std::vector<std::vector<RowId>> batches((lookups + batch - 1) / batch);
+  for (auto& ids : batches) uniform_->next(batch, ids);
   Outcome outcome;
   const Usage before = Usage::now();
-  while (outcome.lookups < lookups) {
-    uniform_->next(batch, ids_);
-    const auto places = std::span<std::byte* const>(places_).first(ids_.size());
-    TE_RETURN_IF_ERROR(read(ids_, places));
-    for (size_t i = 0; i < ids_.size(); ++i) change(ids_[i], places_[i]);
+  for (const auto& ids : batches) {
+    const auto places = std::span<std::byte* const>(places_).first(ids.size());
+    TE_RETURN_IF_ERROR(read(ids, places));
+    for (size_t i = 0; i < ids.size(); ++i) change(ids[i], places_[i]);
     TE_RETURN_IF_ERROR(
-        store_.put_many(ids_, std::span<const std::byte* const>(places_.data(), ids_.size())));
-    outcome.lookups += ids_.size();
+        store_.put_many(ids, std::span<const std::byte* const>(places_.data(), ids.size())));
+    outcome.lookups += ids.size();
   }
   outcome.rows_got = outcome.rows_put = outcome.lookups;
   const Usage worked = Usage::now();

@@ -342,11 +342,10 @@ size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, 
   return found;
 }
 
-// 0, 1 or 2 (Engine::Place) of each id, as bytes at `places`.
-void locate(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t places) {
+// 0, 1 or 2 (Engine::Tier) of each id, as bytes at `tiers`.
+void locate(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t tiers) {
   run([&] {
-    return engine.locate(TableId(table), {at<const int64_t>(ids), count},
-                         at<Engine::Place>(places));
+    return engine.locate(TableId(table), {at<const int64_t>(ids), count}, at<Engine::Tier>(tiers));
   });
 }
 

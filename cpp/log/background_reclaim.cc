@@ -1,14 +1,13 @@
 #include "log/background_reclaim.h"
 
-#include <utility>
-
 namespace te {
 
 Status BackgroundReclaim::poll() {
   if (stopped_) return Status::ok();
-  if (!failure_) return std::exchange(failure_, Status::ok());
+  if (!failure_) return take_failure();
   if (log_.reclaim_need(owner_) == LogStore::ReclaimNeed::kNone) return Status::ok();
   if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+  is_wanted_ = true;
   wake_.notify_one();
   return log_.keep_bound(owner_);
 }
@@ -31,7 +30,8 @@ void BackgroundReclaim::work() {
   while (!stopped_) {
     failure_ = log_.reclaim(owner_, 1, false);
     if (!failure_ || !log_.is_reclaiming()) {  // nothing to do, or nothing that can be done
-      wake_.wait(lock);
+      wake_.wait(lock, [this] { return stopped_ || is_wanted_; });
+      is_wanted_ = false;
       continue;
     }
     lock.unlock();

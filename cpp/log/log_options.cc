@@ -13,7 +13,7 @@ namespace {
 constexpr uint32_t kBlockBytesMin = 4096;
 constexpr uint32_t kBlockBytesMax = 1u << 20;
 constexpr uint32_t kSegmentBytesMax = 1u << 30;
-constexpr double kSpaceBoundMin = 1.05;
+constexpr double kSpaceBoundMin = 1.1;  // victims more than 15/16 live give too little back
 
 Status invalid(const LogOptions& options, const std::string& what) {
   return Status(StatusCode::kInvalidArgument, "store at '" + options.path + "': " + what);
@@ -21,10 +21,16 @@ Status invalid(const LogOptions& options, const std::string& what) {
 
 }  // namespace
 
-uint32_t choose_segment_bytes(uint64_t store_bytes) {
+uint32_t choose_segment_bytes(uint64_t store_bytes, uint64_t run_bytes) {
   constexpr uint64_t kLeast = 16 << 10;
   constexpr uint64_t kMost = 64 << 20;
-  return static_cast<uint32_t>(std::clamp(std::bit_floor(store_bytes / 1024), kLeast, kMost));
+  // A run does not cross the end of a segment, so that all but one of its blocks may stay unused:
+  // a sixteenth at most, where that leaves enough segments.
+  const uint64_t unused = run_bytes - std::min<uint64_t>(run_bytes, kBlockBytesMin);
+  const uint64_t roomy =
+      std::min({std::bit_ceil(16 * unused), std::bit_floor(store_bytes / 64), kMost});
+  const uint64_t least = std::max({kLeast, std::bit_ceil(run_bytes), roomy});
+  return static_cast<uint32_t>(std::clamp(std::bit_floor(store_bytes / 1024), least, kMost));
 }
 
 Status check_options(const LogOptions& options) {

@@ -10,9 +10,9 @@
 
 namespace te {
 
-// One to two thousand segments for a store that may grow to `store_bytes` (more reclaim better,
-// fewer open faster), within reason.
-uint32_t choose_segment_bytes(uint64_t store_bytes);
+// About a thousand segments for a store that may grow to `store_bytes` (more reclaim better, fewer
+// open faster), within reason; larger ones where a row takes `run_bytes` and little would fit.
+uint32_t choose_segment_bytes(uint64_t store_bytes, uint64_t run_bytes);
 
 Status check_options(const LogOptions& options);
 // kInvalidArgument names the first difference.

@@ -164,6 +164,7 @@ Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
     return status;
   }
   const RunShape& shape = impl_->context.shape(layout);
+  impl_->context.put_bytes += uint64_t{shape.share_bytes} * rows.size();
   impl_->context.stats.rows_written += rows.size();
   impl_->context.stats.row_written_bytes += uint64_t{shape.row_bytes} * rows.size();
   return Status::ok();

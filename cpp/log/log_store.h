@@ -38,7 +38,7 @@ struct LogOptions {
   // makes a checkpoint of what it got.
   bool newest = false;
   bool background_io = true;  // false: every write is done when the call returns
-  // Segments may take this times what all rows take that were ever put, packed into blocks.
+  // Segments may take this times what all rows take that were ever written, packed into blocks.
   double space_bound_ratio = 1.45;
 };
 
@@ -137,14 +137,15 @@ class LogStore {
   // found no space.
   enum class ReclaimNeed : uint8_t { kNone, kSome, kUrgent };
   ReclaimNeed reclaim_need(const RowOwner& owner) const;
-  // What all rows take that were ever put, packed into blocks: what the space bound is relative to.
+  // What all rows take that were ever written, packed into blocks, whether they have a copy that
+  // counts or not: what the space bound is relative to.
   uint64_t rows_bytes(const RowOwner& owner) const;
   // Reclaims as long as there is need, at most `chunks_max` chunks of a segment (half a MiB each).
   // Chunks are read in the background; without `wait` the call returns when the next has not
   // arrived. Survivors that find no space end it early without an error: the next put reports that.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait = true);
-  // For whoever puts rows, once in a while: where the need is urgent, reclaims in proportion to
-  // what was put since the last call, so that space stays bounded and no call takes long.
+  // For whoever puts rows, once in a while: where the need is urgent, reclaims up to eight times
+  // what was put since the last call, so that space stays bounded however much is put.
   Status keep_bound(RowOwner& owner);
   // Whether a segment is half reclaimed: there is something to go on with.
   bool is_reclaiming() const;

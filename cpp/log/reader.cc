@@ -60,16 +60,17 @@ Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads) {
   Status failed;  // what went wrong here; the engine's own failures come first
   const auto next = [&](IoRequest& request) { return next_request(shape, request, &failed); };
   const auto on_done = [&](size_t i) {
-    const Piece& piece = pieces_[i];
+    Piece& piece = pieces_[i];
     const std::byte* run = staging_.data() + piece.place * place_bytes_;
     for (uint32_t w = piece.begin; w < piece.end; ++w, run += shape.run_bytes) {
       Status served = serve(layout, reads, wanted_[w], run);
       if (!served && failed) failed = std::move(served);
     }
     free_places_.push_back(piece.place);
+    release(piece);
   };
   Status status = wanted_.empty() ? Status::ok() : context_.io->run_stream(next, on_done);
-  for (const Piece& piece : pieces_) files_.release(table_.segment_of(wanted_[piece.begin].block));
+  for (Piece& piece : pieces_) release(piece);  // of requests that failed
   context_.stats.blocks_read += uint64_t{next_wanted_} * shape.span_blocks;
   context_.stats.read_bytes += uint64_t{next_wanted_} * shape.run_bytes;
   if (!status) {  // requests that failed have not given their places back
@@ -142,10 +143,18 @@ void BlockReader::serve_from_memory(const RunShape& shape, std::span<const RowRe
   context_.stats.rows_from_write_buffer += wanted.end - wanted.begin;
 }
 
+// At once, and not at the end: a batch may want blocks of more segments than files may be open.
+void BlockReader::release(Piece& piece) {
+  if (std::exchange(piece.is_released, true)) return;
+  files_.release(table_.segment_of(wanted_[piece.begin].block));
+  --in_flight_;
+}
+
 IoEngine::Next BlockReader::next_request(const RunShape& shape, IoRequest& request,
                                          Status* failed) {
   if (next_wanted_ == wanted_.size() || !*failed) return IoEngine::Next::kEnd;
   if (free_places_.empty()) return IoEngine::Next::kLater;
+  if (in_flight_ > 0 && !files_.has_room()) return IoEngine::Next::kLater;
   const uint32_t begin = next_wanted_;
   const BlockAddress first = wanted_[begin].block;
   const SegmentId segment = table_.segment_of(first);
@@ -165,8 +174,9 @@ IoEngine::Next BlockReader::next_request(const RunShape& shape, IoRequest& reque
              uint64_t{table_.block_in_segment(first)} * context_.options.block_bytes,
              staging_.data() + free_places_.back() * place_bytes_,
              (end - begin) * size_t{shape.run_bytes}};
-  pieces_.push_back({begin, end, free_places_.back()});
+  pieces_.push_back({begin, end, free_places_.back(), false});
   free_places_.pop_back();
+  ++in_flight_;
   next_wanted_ = end;
   return IoEngine::Next::kRequest;
 }

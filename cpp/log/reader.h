@@ -39,6 +39,7 @@ class BlockReader {
     uint32_t begin = 0;
     uint32_t end = 0;
     uint32_t place = 0;
+    bool is_released = false;
   };
 
   void sort_order();
@@ -47,6 +48,7 @@ class BlockReader {
                          const WantedRun& wanted, const RunInMemory& memory);
   // The request of the next piece; kLater while the staging buffer is full.
   IoEngine::Next next_request(const RunShape& shape, IoRequest& request, Status* failed);
+  void release(Piece& piece);
   Status serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted,
                const std::byte* run) const;
 
@@ -64,6 +66,7 @@ class BlockReader {
   std::vector<Piece> pieces_;
   std::vector<uint32_t> free_places_;
   uint32_t next_wanted_ = 0;
+  uint32_t in_flight_ = 0;  // pieces that hold their file
 };
 
 }  // namespace te

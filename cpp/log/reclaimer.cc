@@ -16,9 +16,10 @@ constexpr uint64_t kSlackSegments = 4;
 // A victim must give back at least one part in this many, or reclaiming it is motion without gain.
 constexpr uint32_t kGainParts = 16;
 // What a put owes when space is over its bound, in bytes of victims: with victims three quarters
-// full four bytes give one back, so that twice that catches up; and a little where nothing was put.
+// full four bytes give one back, so that twice that catches up. Not all of it at once after a flush
+// of many rows.
 constexpr uint64_t kOwedPerPutByte = 8;
-constexpr uint64_t kOwedBytesMin = uint64_t{1} << 20;
+constexpr uint64_t kOwedBytesMax = uint64_t{64} << 20;
 // Reclaiming in the background begins so many parts of the bound before it.
 constexpr uint64_t kEarlyParts = 64;
 
@@ -26,6 +27,16 @@ uint32_t widest_span(const StoreContext& context) {
   uint32_t span = 1;
   for (const RunShape& shape : context.shapes) span = std::max(span, shape.span_blocks);
   return span;
+}
+
+// Blocks of a segment that is packed as well as any. A run does not cross its end, so that up to
+// one run less a block may stay unused; runs of one length say how much.
+uint32_t fill_blocks(const StoreContext& context) {
+  const uint32_t span = widest_span(context);
+  const bool one_length = std::all_of(context.shapes.begin(), context.shapes.end(),
+                                      [=](const RunShape& s) { return s.span_blocks == span; });
+  const uint32_t unused = one_length ? context.blocks_per_segment % span : span - 1;
+  return context.blocks_per_segment - unused;
 }
 
 size_t chunk_bytes(const StoreContext& context) {
@@ -37,7 +48,6 @@ size_t chunk_bytes(const StoreContext& context) {
 
 }  // namespace
 
-// A run does not cross the end of a segment, so that up to one run less a block may stay unused.
 Reclaimer::Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& files,
                      SegmentWriter& survivors)
     : context_(context),
@@ -45,8 +55,7 @@ Reclaimer::Reclaimer(StoreContext& context, SegmentTable& table, SegmentFiles& f
       files_(files),
       survivors_(survivors),
       slack_bytes_((kSlackSegments + context.shapes.size()) * context.options.segment_bytes),
-      fill_bytes_(context.options.segment_bytes -
-                  (widest_span(context) - 1) * context.options.block_bytes) {}
+      fill_bytes_(fill_blocks(context) * context.options.block_bytes) {}
 
 Reclaimer::~Reclaimer() { abandon(); }
 
@@ -114,10 +123,9 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
 }
 
 Status Reclaimer::keep_bound(RowOwner& owner) {
-  const uint64_t put_bytes = context_.stats.row_written_bytes;
-  const uint64_t owed_bytes = kOwedPerPutByte * (put_bytes - put_bytes_seen_) + kOwedBytesMin;
-  put_bytes_seen_ = put_bytes;
-  if (need(owner) != Need::kUrgent) return Status::ok();
+  const uint64_t put_bytes = std::exchange(context_.put_bytes, 0);
+  if (put_bytes == 0 || need(owner) != Need::kUrgent) return Status::ok();
+  const uint64_t owed_bytes = std::min(kOwedPerPutByte * put_bytes, kOwedBytesMax);
   return reclaim(owner, static_cast<uint32_t>(owed_bytes / chunk_bytes(context_) + 1), true);
 }
 

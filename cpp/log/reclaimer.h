@@ -30,7 +30,7 @@ class Reclaimer {
   // How urgent: nothing to do; used space is close to its bound; over it, or puts wait for space.
   using Need = LogStore::ReclaimNeed;
   Need need(const RowOwner& owner) const;
-  // What all rows take that were ever put, packed into blocks; the space bound is a multiple of it.
+  // See LogStore::rows_bytes.
   uint64_t rows_bytes(const RowOwner& owner) const;
   bool is_at_work() const { return !victim_.is_none(); }
   // Works until nothing asks for it, nothing is worth it, survivors find no space, the next chunk
@@ -60,8 +60,7 @@ class Reclaimer {
   SegmentFiles& files_;
   SegmentWriter& survivors_;
   const uint64_t slack_bytes_;
-  const uint32_t fill_bytes_;    // of a segment that is packed as well as any
-  uint64_t put_bytes_seen_ = 0;  // by the last keep_bound
+  const uint32_t fill_bytes_;  // of a segment that is packed as well as any
   AlignedBuffer buffer_;
   IoWorker::Job job_;
   SegmentId victim_;           // none: idle

@@ -97,14 +97,14 @@ Result<IoFile*> SegmentFiles::acquire(SegmentId id) {
 
 Result<IoFile*> SegmentFiles::hold(SegmentId id) {
   Result<IoFile*> file = acquire(id);
-  if (file) ++recent_.front().holds;
+  if (file && recent_.front().holds++ == 0) ++held_;
   return file;
 }
 
 void SegmentFiles::release(SegmentId id) {
   Iterator entry = *find(id);
   TE_CHECK(entry != recent_.end() && entry->holds > 0);
-  --entry->holds;
+  if (--entry->holds == 0) --held_;
 }
 
 Status SegmentFiles::remove(SegmentId id) {

@@ -24,7 +24,6 @@ class SegmentFiles {
   SegmentFiles(StoreDirectory& directory, IoEngine& io, bool read_only);
   ~SegmentFiles();
 
-  size_t open_max() const { return open_max_; }
   std::string path(SegmentId id) const { return directory_.segment(id); }
   Result<uint64_t> disk_free_bytes() const { return directory_.free_bytes(); }
   // A new file with `bytes` reserved on the disk; nothing is left behind on failure.
@@ -33,6 +32,8 @@ class SegmentFiles {
   // Keeps the file open from acquire to release, as often as it is held.
   Result<IoFile*> hold(SegmentId id);
   void release(SegmentId id);
+  // Whether one more file may be held; those that are held are not closed to make room.
+  bool has_room() const { return held_ < open_max_; }
   Status remove(SegmentId id);
   // Of a file that had to be closed: what was written to it may be lost.
   const Status& sync_failure() const { return sync_failure_; }
@@ -56,7 +57,8 @@ class SegmentFiles {
   Status sync_failure_;
   const size_t open_max_;
   const IoFile::Mode mode_;
-  std::list<Entry> recent_;       // most recently acquired first
+  std::list<Entry> recent_;  // most recently acquired first
+  size_t held_ = 0;
   std::vector<Iterator> places_;  // of each segment; recent_.end() where its file is not open
 };
 

@@ -333,14 +333,14 @@ Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int
   return count;
 }
 
-Status Engine::locate(TableId table, std::span<const int64_t> ids, Place* places) const {
+Status Engine::locate(TableId table, std::span<const int64_t> ids, Tier* tiers) const {
   std::lock_guard lock(mutex_);
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_row_ids(table, ids));
   const uint64_t base = tiers_->table(table).first_row.value;
   for (int64_t id : ids) {
     const LocationWord word = tiers_->index().get(RowId(base + static_cast<uint64_t>(id)));
-    *places++ = word.is_slot() ? Place::kDram : word.is_block() ? Place::kSsd : Place::kNowhere;
+    *tiers++ = word.is_slot() ? Tier::kDram : word.is_block() ? Tier::kSsd : Tier::kNone;
   }
   return Status::ok();
 }

@@ -75,9 +75,9 @@ class Engine {
   // Up to `ids.size()` rows of a table at or after `first` that have been written or looked up,
   // ascending. Rows that are not among them have their initial values.
   Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;
-  // Where each row is at present.
-  enum class Place : uint8_t { kNowhere, kDram, kSsd };  // kNowhere: never written or looked up
-  Status locate(TableId table, std::span<const int64_t> ids, Place* places) const;
+  // Where each row is at present; kNone: it has its initial value and takes no space.
+  enum class Tier : uint8_t { kNone, kSsd, kDram };
+  Status locate(TableId table, std::span<const int64_t> ids, Tier* tiers) const;
   // Of the ssd tier; none without it.
   std::vector<SegmentInfo> segments() const;
   // What is wrong with a segment of an engine that is open for reading only.

@@ -95,6 +95,8 @@ Status Engine::close_with(bool flush) {
   if (status) {
     closed_ = true;
     tiers_->close();
+    // All is written and closed; damage that nobody has been told of is not passed over.
+    if (flush && reclaim_ != nullptr) status = reclaim_->take_failure();
   } else if (reclaim_ != nullptr) {
     reclaim_->start();
   }

@@ -10,6 +10,8 @@ namespace {
 
 // Initial values are computed in parallel, this many rows a task.
 constexpr size_t kFreshRowsPerTask = 128;
+// Where the disk is full: what is reclaimed before the next try; several segments, at least.
+constexpr uint32_t kChunksPerTry = 1024;
 
 }  // namespace
 
@@ -23,10 +25,13 @@ Status Mover::append_dirty(LayoutId layout, std::span<const SlotIndex> dirty) {
     data_.push_back(tier.data(s));
   }
   blocks_.resize(dirty.size());
-  Status put = tiers_.log()->put_many(layout, rows_, data_, blocks_);
-  if (put.code() == StatusCode::kNoSpace) {  // give the reclaimer its turn, then try once more
-    TE_RETURN_IF_ERROR(tiers_.log()->reclaim(tiers_, UINT32_MAX));
-    put = tiers_.log()->put_many(layout, rows_, data_, blocks_);
+  LogStore& log = *tiers_.log();
+  Status put = log.put_many(layout, rows_, data_, blocks_);
+  while (put.code() == StatusCode::kNoSpace) {  // as long as the reclaimer finds some
+    const uint64_t before = log.stats().segments_reclaimed;
+    TE_RETURN_IF_ERROR(log.reclaim(tiers_, kChunksPerTry));
+    if (log.stats().segments_reclaimed == before) break;
+    put = log.put_many(layout, rows_, data_, blocks_);
   }
   TE_RETURN_IF_ERROR(std::move(put));
   for (size_t i = 0; i < dirty.size(); ++i) {
@@ -116,7 +121,6 @@ Status Mover::clean() {
     for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
       const size_t n = std::min(kBatchRows, dirty_.size() - i);
       TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));
-      TE_RETURN_IF_ERROR(tiers_.log()->keep_bound(tiers_));
     }
   }
   return Status::ok();

@@ -36,6 +36,8 @@ class Mover {
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
   // Writes every dirty row to the log, in order of row number; they stay in their slots, clean.
+  // Space may exceed its bound by these rows until the reclaimer has caught up: waiting for it here
+  // would keep steps waiting.
   Status clean();
   // Puts the rows of all slots into another store, and notes where in their slots, which have no
   // use for it without an ssd tier; forget_homes takes the notes back.

@@ -6,6 +6,7 @@
 #include <limits>
 
 #include "base/check.h"
+#include "log/block.h"
 #include "log/change_list.h"
 #include "log/log_options.h"
 
@@ -142,13 +143,21 @@ LogOptions Tiers::log_options(const std::string& path) const {
   LogOptions options;
   options.path = path;
   options.total_rows = total_rows_;
-  uint64_t store_bytes = 0;
+  uint64_t rows_bytes = 0;
+  uint64_t run_bytes = 0;
   for (const auto& tier : layouts_) {
-    options.layout_row_bytes.push_back(tier->layout.row_bytes());
-    store_bytes += tier->rows * tier->layout.row_bytes();
+    const uint32_t row_bytes = tier->layout.row_bytes();
+    const RunShape shape = make_run_shape(options.block_bytes, row_bytes, total_rows_);
+    options.layout_row_bytes.push_back(row_bytes);
+    rows_bytes += tier->rows * shape.share_bytes;
+    run_bytes = std::max<uint64_t>(run_bytes, shape.run_bytes);
   }
-  store_bytes = config_.ssd_capacity_bytes != 0 ? config_.ssd_capacity_bytes : store_bytes * 2;
-  options.segment_bytes = choose_segment_bytes(store_bytes);
+  const double grown_ratio = std::max(2.0, config_.ssd_space_bound_ratio + 0.5);
+  const uint64_t store_bytes =
+      config_.ssd_capacity_bytes != 0
+          ? config_.ssd_capacity_bytes
+          : static_cast<uint64_t>(static_cast<double>(rows_bytes) * grown_ratio);
+  options.segment_bytes = choose_segment_bytes(store_bytes, run_bytes);
   options.block_bytes = block_bytes_for(store_bytes);
   return options;
 }

@@ -39,7 +39,7 @@ class ModelRun {
         case 10: forget(); break;
         case 11:
         case 12:
-        case 13: check_ok(model_.store->reclaim(model_, 1 + random_() % 8)); break;
+        case 13: reclaim(); break;
         case 14: checkpoint(); break;
         default: reopen(); break;
       }
@@ -94,6 +94,11 @@ class ModelRun {
     }
     if (!ids.empty()) ids.push_back(ids.front());  // one row twice
     check_ok(model_.get(ids));
+  }
+
+  void reclaim() {
+    if (random_() % 2 == 0) return check_ok(model_.store->keep_bound(model_));
+    check_ok(model_.store->reclaim(model_, 1 + random_() % 8));
   }
 
   void forget() {

@@ -1,6 +1,9 @@
 // The contract of LogStore, call by call.
 #include <unistd.h>
 
+#include <bit>
+
+#include "log/log_options.h"
 #include "log_fixture.h"
 
 namespace te::test {
@@ -79,6 +82,23 @@ BOOST_AUTO_TEST_CASE(rows_of_any_size) {
       check_ok(model.try_open());
       BOOST_TEST(model.rows_found == 50u);
       check_ok(model.get_all());
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(segments_hold_many_runs_of_any_size) {
+  for (uint64_t run_bytes : {4096u, 8192u, 12288u, 20480u, 262144u, 12u << 20}) {
+    for (uint64_t store_bytes : {0ull, 1ull << 20, 16ull << 20, 1ull << 30, 1ull << 42}) {
+      BOOST_TEST_CONTEXT(run_bytes << " bytes a run, " << store_bytes << " bytes in all") {
+        const uint64_t segment_bytes = choose_segment_bytes(store_bytes, run_bytes);
+        BOOST_TEST(std::has_single_bit(segment_bytes));
+        BOOST_TEST(segment_bytes >= run_bytes);
+        BOOST_TEST(segment_bytes <= 64u << 20);
+        if (store_bytes / 64 >= 32 * run_bytes && run_bytes < 4u << 20)
+          BOOST_TEST(segment_bytes >= 16 * (run_bytes - 4096));
+        if (segment_bytes > 16u << 10 && segment_bytes > 2 * run_bytes)
+          BOOST_TEST(store_bytes / segment_bytes >= 64u);
+      }
     }
   }
 }

@@ -100,6 +100,9 @@ BOOST_AUTO_TEST_CASE(everything_at_once) {
       for (int k = 0; k < 50; ++k) feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
       if (!store.engine->read_rows(TableId(0), feature.ids, rows.data(), nullptr)) failed = true;
       const FeatureInput input = feature.input();
+      for (size_t i = 0; i < rows.size(); ++i) {  // a row is never half updated
+        if (rows[i] != rows[i - i % kDim]) failed = true;
+      }
       const FeatureForward forward{.out = rows.data()};
       if (!store.engine->lookup({&input, 1}, {&forward, 1})) failed = true;
     }

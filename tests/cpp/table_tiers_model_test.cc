@@ -53,7 +53,7 @@ class Lab {
       case 6:
       case 7: finish(); break;
       case 8: shrink(); break;
-      case 9: check_ok(tiers_->log()->reclaim(*tiers_, 1 + random_.below(3))); break;
+      case 9: reclaim(); break;
       case 10:
         if (random_.one_in(4)) checkpoint();
         break;
@@ -231,6 +231,11 @@ class Lab {
     check_ok(mover_->set_limit(layout, static_cast<uint32_t>(random_.below(limit + 1))));
     for (auto& flight : flights_)
       if (flight->plan.state == Plan::State::kReady) check_slots(*flight);
+  }
+
+  void reclaim() {
+    if (random_.one_in(2)) return check_ok(tiers_->log()->keep_bound(*tiers_));
+    check_ok(tiers_->log()->reclaim(*tiers_, static_cast<uint32_t>(1 + random_.below(3))));
   }
 
   void checkpoint() {
