@@ -128,7 +128,7 @@ Status Checkpointer::write_index_of_changes() {
   IndexWriter writer(*context_.io, path);
   TE_RETURN_IF_ERROR(writer.start({context_.store_id, checkpoint, context_.options.total_rows}));
   for (const ChangeList::Change& change : at_hand_.changes)
-    writer.add(change.layout, change.row, change.block);
+    writer.add(change.layout(), change.row(), change.block());
   Result<IndexRecord> record = writer.finish();
   if (!record) return record.status();
   at_hand_.manifest.indexes.push_back(record.value());

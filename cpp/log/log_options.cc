@@ -5,6 +5,7 @@
 
 #include "base/types.h"
 #include "log/block.h"
+#include "log/change_list.h"
 #include "log/segment_table.h"
 
 namespace te {
@@ -50,6 +51,10 @@ Status check_options(const LogOptions& options) {
                                 std::to_string(segment_bytes));
   }
   if (options.total_rows == 0) return invalid(options, "total_rows is 0");
+  if (options.total_rows > ChangeList::kRowsMax) {
+    return invalid(options, "total_rows is " + std::to_string(options.total_rows) +
+                                ", the most is " + std::to_string(ChangeList::kRowsMax));
+  }
   const size_t layouts = options.layout_row_bytes.size();
   if (layouts == 0 || layouts >= LayoutId::none().value) {
     return invalid(options, std::to_string(layouts) + " row layouts");

@@ -116,8 +116,6 @@ Status Mover::clean() {
       const Slot& slot = directory[SlotIndex(i)];
       if (!slot.row.is_none() && slot.dirty != 0) dirty_.push_back(SlotIndex(i));
     }
-    std::sort(dirty_.begin(), dirty_.end(),
-              [&](SlotIndex a, SlotIndex b) { return directory[a].row < directory[b].row; });
     for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
       const size_t n = std::min(kBatchRows, dirty_.size() - i);
       TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));

@@ -35,7 +35,7 @@ class Mover {
   Status fill(std::span<const Fill> fills, bool overwrite, ThreadPool& threads);
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
-  // Writes every dirty row to the log, in order of row number; they stay in their slots, clean.
+  // Writes every dirty row to the log; they stay in their slots, clean.
   // Space may exceed its bound by these rows until the reclaimer has caught up: waiting for it here
   // would keep steps waiting.
   Status clean();

@@ -17,7 +17,7 @@ namespace {
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
 // The list of rows changed since the last checkpoint takes at most this part of the budget.
-constexpr uint64_t kBudgetPartOfChanges = 64;
+constexpr uint64_t kBudgetPartOfChanges = 32;
 
 // Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
 uint32_t block_bytes_for(uint64_t store_bytes) {
@@ -168,11 +168,10 @@ Status Tiers::open_log() {
   options.space_bound_ratio = config_.ssd_space_bound_ratio;
   options.read_only = config_.ssd_read_only;
   options.newest = config_.ssd_newest;
-  if (config_.dram_bytes != 0) {
-    const uint64_t changes = config_.dram_bytes / kBudgetPartOfChanges / sizeof(ChangeList::Change);
-    options.changes_max =
-        static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, options.changes_max));
-  }
+  const uint64_t budget =
+      config_.dram_bytes != 0 ? config_.dram_bytes : dram_bytes_for_all_rows(demands_);
+  const uint64_t changes = budget / kBudgetPartOfChanges / sizeof(ChangeList::Change);
+  options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
   auto io = make_io_engine();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
