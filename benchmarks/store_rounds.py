@@ -51,9 +51,16 @@ class Rounds:
             for name, keys in self.values.items()
         }
 
-    def fastest(self, names: Iterable[str], key: str) -> str:
-        """The one with the best median: a best of every round would be its luck, too."""
-        return max(names, key=lambda name: spread(self.values.get(name, {}).get(key, [0]))["p50"])
+    def most(self, names: Iterable[str], key: str) -> str:
+        """The one with the highest median: a best of every round would be its luck, too."""
+        return max(names, key=lambda name: self.median(name, key))
+
+    def least(self, names: Iterable[str], key: str) -> str:
+        """The one with the lowest median."""
+        return min(names, key=lambda name: self.median(name, key))
+
+    def median(self, name: str, key: str) -> float:
+        return float(spread(self.values.get(name, {}).get(key, [0]))["p50"])
 
     def ratio(self, over: tuple[str, str], under: tuple[str, str]) -> Report | None:
         """Spread of a figure (contender, key) over another, round by round; None without one."""

@@ -71,6 +71,7 @@ Result<Outcome> Workload::get(double seconds, uint32_t batch) {
     uniform_ = std::make_unique<IdStream>(Popularity::kUniform, static_cast<uint32_t>(rows_),
                                           kUniformSeed);
   }
+  batch = static_cast<uint32_t>(std::min<uint64_t>(batch, rows_));
   use_batch_buffer(batch);
   Outcome outcome;
   do {

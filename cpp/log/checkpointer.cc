@@ -9,6 +9,7 @@
 #include "base/check.h"
 #include "io/io_error.h"
 #include "log/aligned_writer.h"
+#include "log/index_merger.h"
 #include "log/index_snapshot.h"
 
 namespace te {
@@ -16,7 +17,7 @@ namespace te {
 namespace {
 
 // A chain of indexes is opened one by one; a whole one replaces it in time.
-constexpr size_t kIndexesMax = 64;
+constexpr size_t kIndexesMax = 32;
 constexpr size_t kSyncFilesMax = 16;
 constexpr uint64_t kChangesFree = 4096;  // rows in changes that are not worth a whole index
 
@@ -45,7 +46,9 @@ Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, b
   manifest.segments = table_.records();
   manifest.indexes = indexes_;
   manifest.metadata = metadata;
-  const bool whole = wants_whole_index();
+  const bool whole = !knows_changes();
+  at_hand_.wants_merge = !whole && is_chain_long();
+  at_hand_.live_bytes = table_.live_bytes_total();
   at_hand_.changes = context_.changes.take();
   Status status = whole ? write_whole_index(owner) : Status::ok();
   if (!status) {
@@ -66,9 +69,12 @@ Status Checkpointer::write_blocks(bool seal) {
   return behind_.drain();
 }
 
-bool Checkpointer::wants_whole_index() const {
-  if (indexes_.empty() || indexes_.size() >= kIndexesMax || context_.changes.is_incomplete())
-    return true;
+bool Checkpointer::knows_changes() const {
+  return !indexes_.empty() && !context_.changes.is_incomplete();
+}
+
+bool Checkpointer::is_chain_long() const {
+  if (indexes_.size() >= kIndexesMax) return true;
   uint64_t changed = context_.changes.size();
   for (size_t i = 1; i < indexes_.size(); ++i) changed += indexes_[i].rows;
   return changed > indexes_[0].rows / 2 + kChangesFree;
@@ -98,12 +104,19 @@ Status Checkpointer::sync_segments() {
   return Status::ok();
 }
 
+std::string Checkpointer::index_path() const {
+  return directory_.index(at_hand_.manifest.checkpoint);
+}
+
+Status Checkpointer::start_index(IndexWriter& writer) {
+  TE_RETURN_IF_ERROR(directory_.remove(index_path()));
+  return writer.start(
+      {context_.store_id, at_hand_.manifest.checkpoint, context_.options.total_rows});
+}
+
 Status Checkpointer::write_whole_index(const RowOwner& owner) {
-  const uint64_t checkpoint = at_hand_.manifest.checkpoint;
-  const std::string path = directory_.index(checkpoint);
-  TE_RETURN_IF_ERROR(directory_.remove(path));
-  IndexWriter writer(*context_.io, path);
-  TE_RETURN_IF_ERROR(writer.start({context_.store_id, checkpoint, context_.options.total_rows}));
+  IndexWriter writer(*context_.io, index_path());
+  TE_RETURN_IF_ERROR(start_index(writer));
   uint64_t live_bytes = 0;
   owner.visit_rows([&](LayoutId layout, RowId row, BlockAddress block) {
     const RunShape& shape = context_.shape(layout);
@@ -111,7 +124,7 @@ Status Checkpointer::write_whole_index(const RowOwner& owner) {
     live_bytes += shape.share_bytes;
     writer.add(layout, row, block);
   });
-  TE_CHECK(live_bytes == table_.live_bytes_total());  // put and retire agree with the owner
+  TE_CHECK(live_bytes == at_hand_.live_bytes);  // put and retire agree with the owner
   Result<IndexRecord> record = writer.finish();
   if (!record) return record.status();
   at_hand_.manifest.indexes.assign(1, record.value());
@@ -119,14 +132,37 @@ Status Checkpointer::write_whole_index(const RowOwner& owner) {
   return Status::ok();
 }
 
+Status Checkpointer::merge_indexes() {
+  const Manifest& manifest = at_hand_.manifest;
+  std::vector<IndexReader> readers;
+  for (const IndexRecord& index : manifest.indexes) {
+    const IndexIdentity identity{manifest.store_id, index.checkpoint, manifest.total_rows};
+    readers.emplace_back(*context_.io, directory_.index(index.checkpoint), identity, index,
+                         context_.shapes.size(), IndexReader::kChunkBytesMin);
+    TE_RETURN_IF_ERROR(readers.back().open());
+  }
+  IndexWriter writer(*context_.io, index_path());
+  TE_RETURN_IF_ERROR(start_index(writer));
+  uint64_t live_bytes = 0;
+  TE_RETURN_IF_ERROR(te::merge_indexes(readers, at_hand_.changes,
+                                       [&](LayoutId layout, RowId row, BlockAddress block) {
+                                         live_bytes += context_.shape(layout).share_bytes;
+                                         writer.add(layout, row, block);
+                                       }));
+  if (live_bytes != at_hand_.live_bytes) {
+    return Status(StatusCode::kCorruption,
+                  directory_.path() + ": the index files do not tell where all rows are");
+  }
+  Result<IndexRecord> record = writer.finish();
+  if (!record) return record.status();
+  at_hand_.manifest.indexes.assign(1, record.value());
+  return Status::ok();
+}
+
 Status Checkpointer::write_index_of_changes() {
   if (at_hand_.changes.empty()) return Status::ok();
-  ChangeList::sort(at_hand_.changes);
-  const uint64_t checkpoint = at_hand_.manifest.checkpoint;
-  const std::string path = directory_.index(checkpoint);
-  TE_RETURN_IF_ERROR(directory_.remove(path));
-  IndexWriter writer(*context_.io, path);
-  TE_RETURN_IF_ERROR(writer.start({context_.store_id, checkpoint, context_.options.total_rows}));
+  IndexWriter writer(*context_.io, index_path());
+  TE_RETURN_IF_ERROR(start_index(writer));
   for (const ChangeList::Change& change : at_hand_.changes)
     writer.add(change.layout(), change.row(), change.block());
   Result<IndexRecord> record = writer.finish();
@@ -137,7 +173,10 @@ Status Checkpointer::write_index_of_changes() {
 
 Status Checkpointer::write() {
   TE_RETURN_IF_ERROR(sync_segments());
-  if (!at_hand_.has_index) TE_RETURN_IF_ERROR(write_index_of_changes());
+  if (!at_hand_.has_index) {
+    ChangeList::sort(at_hand_.changes);
+    TE_RETURN_IF_ERROR(at_hand_.wants_merge ? merge_indexes() : write_index_of_changes());
+  }
   return write_manifest();
 }
 

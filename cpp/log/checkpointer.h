@@ -3,11 +3,11 @@
 // Order, each step durable before the next: segment data, index file, manifest under a temporary
 // name, directory, rename, directory. Until the rename the old checkpoint is what opens, after it
 // the new one; files of neither are deleted only once the rename is durable. An index tells what
-// has changed since the one before; a whole one is written when the changes since the last come to
-// half of it. Thread-safety: none, but `write`, which touches only the checkpoint at hand and the
-// engine. Invariant: after an error the store goes on, with the old checkpoint, except after a
-// failed sync: the system may have dropped what it could not write, so no later checkpoint is
-// trusted.
+// has changed since the one before; when the changes since a whole one come to half of it, the
+// chain is merged into another whole one. Where the changes are not known, the owner is asked for
+// all. Thread-safety: none, but `write`, which touches only the checkpoint at hand and the engine.
+// Invariant: after an error the store goes on, with the old checkpoint, except after a failed sync:
+// the system may have dropped what it could not write, so no later checkpoint is trusted.
 #pragma once
 
 #include <cstdint>
@@ -16,6 +16,7 @@
 
 #include "base/status.h"
 #include "log/directory.h"
+#include "log/index_snapshot.h"
 #include "log/log_store.h"
 #include "log/manifest.h"
 #include "log/segment_table.h"
@@ -46,6 +47,8 @@ class Checkpointer {
     Manifest manifest;
     std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
     bool has_index = false;
+    bool wants_merge = false;
+    uint64_t live_bytes = 0;
     std::vector<SegmentId> unsynced;
     bool is_synced = false;
     uint64_t written_bytes = 0;
@@ -54,9 +57,14 @@ class Checkpointer {
 
   Status write_blocks(bool seal);
   Status sync_segments();
-  bool wants_whole_index() const;
-  // Of all rows, in the indexes' place, or of the changes, after them.
+  bool knows_changes() const;
+  bool is_chain_long() const;
+  std::string index_path() const;  // of the checkpoint at hand
+  Status start_index(IndexWriter& writer);
+  // Of all rows, in the indexes' place: from the owner, or from the indexes and the changes.
   Status write_whole_index(const RowOwner& owner);
+  Status merge_indexes();
+  // Of the changes, after the indexes.
   Status write_index_of_changes();
   Status write_manifest();
   Status restore_segments(const Manifest& manifest,

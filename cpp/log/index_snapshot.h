@@ -66,7 +66,43 @@ class IndexWriter {
   std::vector<uint32_t> dense_;
 };
 
-// Streams the rows of an index file, ascending. `f` sees no row of a damaged section.
+// Reads an index file section by section.
+class IndexReader {
+ public:
+  static constexpr size_t kChunkBytesMin = size_t{512} << 10;
+  // `chunk_bytes`: what it reads at once, kChunkBytesMin at least; it holds half a MiB more.
+  IndexReader(IoEngine& io, std::string path, const IndexIdentity& identity,
+              const IndexRecord& record, size_t layouts, size_t chunk_bytes);
+  ~IndexReader();
+  IndexReader(IndexReader&&) noexcept;
+
+  // Goes to the first section.
+  Status open();
+  // Whether there is a section, and which region it is of.
+  bool has_section() const { return section_.row_count > 0; }
+  uint64_t region() const { return section_.first_row >> IndexWriter::kRegionBits; }
+  // Hands out the rows of the section, ascending, and goes to the next. `f` sees no row of a
+  // damaged one. After the last, the whole file has been checked.
+  Status take_section(RowOwner::RowVisitor f);
+
+ private:
+  class Window;
+  Status next_section();
+  Status corrupt(const std::string& what) const;
+
+  IoEngine* io_;
+  std::string path_;
+  IndexIdentity identity_;
+  IndexRecord record_;
+  size_t layouts_;
+  size_t chunk_bytes_;
+  std::unique_ptr<Window> window_;
+  SectionHeader section_{};  // row_count 0: none
+  uint64_t rows_ = 0;        // of the sections before
+  uint64_t row_min_ = 0;     // of the section
+};
+
+// Streams the rows of an index file, ascending.
 Status read_index(IoEngine& io, const std::string& path, const IndexIdentity& identity,
                   const IndexRecord& record, size_t layouts, RowOwner::RowVisitor f);
 

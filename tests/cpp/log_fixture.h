@@ -101,7 +101,9 @@ struct ModelStore final : RowOwner {
     BOOST_TEST_REQUIRE((rows.at(row.value).block == from));
     rows.at(row.value).block = to;
   }
+  mutable size_t visits = 0;
   void visit_rows(RowVisitor f) const override {
+    ++visits;
     for (const auto& [row, place] : rows) f(layout_of(row), RowId(row), place.block);
   }
 

@@ -2,6 +2,7 @@
 #include <unistd.h>
 
 #include <bit>
+#include <filesystem>
 
 #include "log/log_options.h"
 #include "log_fixture.h"
@@ -101,6 +102,37 @@ BOOST_AUTO_TEST_CASE(segments_hold_many_runs_of_any_size) {
       }
     }
   }
+}
+
+// Indexes of changes are merged, time and again, without asking the owner for all rows.
+BOOST_AUTO_TEST_CASE(a_long_chain_of_checkpoints) {
+  TempDirectory directory;
+  LogOptions options = small_options(directory / "s");
+  options.layout_row_bytes = {132, 68};
+  options.total_rows = 200'000;  // several regions
+  ModelStore model(options);
+  model.create();
+  check_ok(model.put(id_range(60'000, 72'000)));
+  check_ok(model.store->checkpoint(model, "first"));
+  const size_t visits = model.visits;
+  for (uint64_t i = 0; i < 80; ++i) {
+    std::vector<uint64_t> ids = id_range(i * 2477 % 199'000, i * 2477 % 199'000 + 300);
+    check_ok(model.put(ids));
+    check_ok(model.store->reclaim(model, 2));
+    check_ok(model.store->checkpoint(model, std::to_string(i)));
+    if (i % 16 != 15) continue;
+    BOOST_TEST(model.visits == visits);
+    const size_t rows = model.rows.size();
+    model.store.reset();
+    check_ok(model.try_open());
+    BOOST_TEST(model.rows_found == rows);
+    check_ok(model.get_all());
+  }
+  BOOST_TEST(model.visits == visits);
+  size_t indexes = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(options.path))
+    indexes += entry.path().filename().string().starts_with("index-");
+  BOOST_TEST(indexes <= 33u);
 }
 
 BOOST_AUTO_TEST_CASE(a_row_put_twice_into_one_block_has_its_last_value) {
