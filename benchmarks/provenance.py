@@ -28,9 +28,10 @@ def provenance(script: str, argv: list[str] | None) -> dict[str, object]:
         [*git, "status", "--porcelain", "-uno"], capture_output=True, text=True
     )
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if "--out" in arguments:  # where the report went says nothing about its figures
-        at = arguments.index("--out")
-        del arguments[at : at + 2]
+    for place in ("--out", "--dir"):  # paths of one machine say nothing to others
+        if place in arguments:
+            at = arguments.index(place)
+            del arguments[at : at + 2]
     return {
         "machine": {
             "cpu": names[0] if names else platform.processor(),
