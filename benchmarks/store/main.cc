@@ -114,7 +114,7 @@ Result<Outcome> perform(RowStore& store, Workload& work, std::istream& line) {
   line >> command;
   if (command == "fill") return work.fill();
   if (command == "settle") return timed(store, &RowStore::settle);
-  if (command == "flush") return timed(store, &RowStore::flush);
+  if (command == "flush") return work.flush();
   if (command == "prepare_for_reads") return timed(store, &RowStore::prepare_for_reads);
   if (command == "drop_cache") return timed(store, &RowStore::drop_cache);
   if (command == "counters") return Outcome{};

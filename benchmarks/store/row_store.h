@@ -48,7 +48,7 @@ class RowStore {
 
   // Waits until nothing is left to do in the background.
   virtual Status settle() { return Status::ok(); }
-  // Makes everything durable, and settles.
+  // Makes everything durable, and settles. Every row has been put since it was retired.
   virtual Status flush() = 0;
   // Brings the store into the shape that reads fastest.
   virtual Status prepare_for_reads() { return Status::ok(); }

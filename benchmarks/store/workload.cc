@@ -190,6 +190,29 @@ Status Workload::churn_batch(std::span<const RowId> missing, Outcome& outcome) {
   return Status::ok();
 }
 
+Result<Outcome> Workload::flush() {
+  ids_.clear();
+  std::vector<const std::byte*> places;
+  if (cache_ != nullptr) {
+    for (size_t slot = 0; slot < cache_->row_of_slot.size(); ++slot) {
+      if (cache_->row_of_slot[slot].is_none()) continue;
+      ids_.push_back(cache_->row_of_slot[slot]);
+      places.push_back(cache_->arena.data() + slot * row_bytes_);
+    }
+  }
+  Outcome outcome;
+  const Usage before = Usage::now();
+  for (size_t first = 0; first < ids_.size(); first += kFillBatch) {
+    const size_t count = std::min<size_t>(kFillBatch, ids_.size() - first);
+    TE_RETURN_IF_ERROR(store_.put_many(std::span(ids_).subspan(first, count),
+                                       std::span(places).subspan(first, count)));
+  }
+  TE_RETURN_IF_ERROR(store_.flush());
+  outcome.rows_put = ids_.size();
+  outcome.usage = Usage::now() - before;
+  return outcome;
+}
+
 Result<Outcome> Workload::update(uint64_t lookups, uint32_t batch) {
   if (uniform_ == nullptr) {
     uniform_ = std::make_unique<IdStream>(Popularity::kUniform, static_cast<uint32_t>(rows_),

@@ -44,6 +44,8 @@ class Workload {
   // until `rows_evicted` have been. Then the store settles. Goes on where the last call ended.
   Result<Outcome> churn(Popularity popularity, uint64_t cache_rows, uint64_t rows_evicted,
                         uint32_t batch);
+  // Writes the rows of churn's cache, then makes the store durable.
+  Result<Outcome> flush();
   // The same job without a cache: each batch of rows is read, changed and put back.
   Result<Outcome> update(uint64_t lookups, uint32_t batch);
 
