@@ -56,6 +56,8 @@ def train(folder: Path, seed: int) -> None:
     model = Model(tiers(folder, resume=left))
     if (folder / "ck" / "CHECKPOINT").exists():
         te.load(model, folder / "ck")
+    elif left:  # killed after a flush and before the first save
+        model.steps.fill_(model.bag._engine._core.step(0))
     saving = None
     while True:
         model.step()
@@ -78,29 +80,31 @@ def same(a: Model, b: Model) -> bool:
     )
 
 
-def check(folder: Path) -> int:
-    """Steps of the checkpoint that is there, or raises."""
-    replayed = Model(None)
-    if not (folder / "ck" / "CHECKPOINT").exists():
-        return 0
-    loaded = Model(None)
-    step = te.load(loaded, folder / "ck")
-    for _ in range(step):
-        replayed.step()
-    assert same(loaded, replayed), f"the checkpoint of step {step} has other rows"
+def check(folder: Path) -> None:
+    """Raises unless checkpoint and store, as far as they are there, are states of the training."""
+    if (folder / "ck" / "CHECKPOINT").exists():
+        loaded = Model(None)
+        step = te.load(loaded, folder / "ck")
+        assert same(loaded, replayed(step)), f"the checkpoint of step {step} has other rows"
     if (folder / "store" / "MANIFEST").exists():
         store = Model(tiers(folder, resume=True))
         flushed = store.bag._engine._core.step(0)
         store.steps.fill_(flushed)
-        again = Model(None)
-        for _ in range(flushed):
-            again.step()
-        assert same(store, again), f"the store of step {flushed} has other rows"
+        assert same(store, replayed(flushed)), f"the store of step {flushed} has other rows"
         os._exit(0)  # as a killed process leaves it
-    return step
+
+
+def replayed(steps: int) -> Model:
+    model = Model(None)
+    for _ in range(steps):
+        model.step()
+    return model
 
 
 def report(folder: Path) -> None:
+    if not (folder / "ck" / "CHECKPOINT").exists():
+        print("no save was completed")
+        return
     print("last checkpoint: step", torch.load(folder / "ck" / newest(folder))["extra"], flush=True)
 
 
