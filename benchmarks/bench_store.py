@@ -32,12 +32,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from native import build
 from provenance import provenance
 from store_contenders import (
     DEPTHS,
     Contender,
     MemoryLimit,
-    build,
     fio_reads,
     fio_writes,
     works,
@@ -414,7 +414,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="these parts")
     args = parser.parse_args(argv)
     sizes = (SMOKE if args.smoke else Sizes()).scaled(args.scale, args.rounds)
-    program = build()
+    program = build("te_store_bench", "store_bench/te_store_bench")
     if shutil.which("fio") is None:
         print("left out: fio, it is not installed")
     report: Report = {"benchmark": "store", **provenance(__file__, argv)}

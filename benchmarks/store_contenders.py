@@ -11,32 +11,13 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
 DEPTHS = (32, 64, 128, 256)
 
 Answer = dict[str, Any]
-
-
-def build() -> Path:
-    """Builds the program if it is not up to date."""
-    for tool in ("cmake", "ninja"):
-        if shutil.which(tool) is None:
-            sys.exit(f"bench_store needs {tool} to build benchmarks/store")
-    folder = ROOT / "build" / "bench"
-    for command in (
-        ["cmake", "-S", str(ROOT / "cpp"), "-B", str(folder), "-G", "Ninja", "-DTE_BENCH=ON",
-         "-DCMAKE_BUILD_TYPE=Release", "--log-level=WARNING"],
-        ["cmake", "--build", str(folder), "--target", "te_store_bench"],
-    ):  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        if done.returncode != 0:
-            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
-    return folder / "store_bench" / "te_store_bench"
 
 
 class Contender:

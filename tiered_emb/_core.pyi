@@ -5,7 +5,7 @@ Internal: tensors are passed by their addresses.
 
 from typing import Any
 
-FeatureTuple = tuple[int, int, int, bool, int, int, bool, bool, int, int, int]
+FeatureTuple = tuple[int, int, int, bool, int, int, bool, bool, int, int, int, bool]
 ForwardTuple = tuple[int, int, float, float]
 BackwardTuple = tuple[int, int, int, int, bool]
 HyperTuple = tuple[float, float, float, float, float, float]

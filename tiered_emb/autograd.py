@@ -153,7 +153,7 @@ class Pooling:
         if padding < 0 or not bool((feature.ids == padding).any()):
             return
         ids = torch.tensor([padding])
-        call = (lookup.table, ids.data_ptr(), 1, True, 0, 0, True, False, 1, 1, -1)
+        call = (lookup.table, ids.data_ptr(), 1, True, 0, 0, True, False, 1, 1, -1, False)
         plan = self._core.plan([call], False)
         out = torch.empty((1, lookup.dim), dtype=lookup.dtype)
         self._core.forward(plan, [(0, out.data_ptr(), lookup.max_norm, lookup.norm_type)])

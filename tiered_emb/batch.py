@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from tiered_emb import _core
 from tiered_emb.errors import DtypeError
 
 _INDEX_DTYPES = (torch.int64, torch.int32)
@@ -47,18 +48,19 @@ class Feature:
     bags: int
     include_last_offset: bool
 
-    def core(self) -> tuple[int, int, int, bool, int, int, bool, bool, int, int, int]:
+    def core(self) -> _core.FeatureTuple:
         """The tuple that `_core.Engine.plan` takes."""
         ids, offsets = self.ids, self.offsets
         common = (self.lookup.table, ids.data_ptr(), ids.numel(), ids.dtype == torch.int64)
         if offsets is None:
             bag_size = ids.numel() // self.bags if self.bags else 0
-            return (*common, 0, 0, True, False, bag_size, self.bags, self.lookup.padding_idx)
+            shape = (0, 0, True, False, bag_size, self.bags)
+            return (*common, *shape, self.lookup.padding_idx, self.weights is not None)
         is64 = offsets.dtype == torch.int64
         # A tensor without elements has no address; the core takes 0 for "no offsets".
         address = offsets.data_ptr() or 1
         ends = (address, offsets.numel(), is64, self.include_last_offset)
-        return (*common, *ends, 0, 0, self.lookup.padding_idx)
+        return (*common, *ends, 0, 0, self.lookup.padding_idx, self.weights is not None)
 
 
 def _index_tensor(name: str, what: str, value: Any) -> torch.Tensor:

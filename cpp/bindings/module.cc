@@ -82,6 +82,7 @@ class PlanHandle {
     engine_.release(*plan);
   }
   bool is_released() const { return plan_ == nullptr; }
+  const Engine& engine() const { return engine_; }
   Plan& plan() {
     if (plan_ == nullptr) raise(PyExc_RuntimeError, "the plan of this batch has ended");
     return *plan_;
@@ -93,9 +94,10 @@ class PlanHandle {
   Plan* plan_;
 };
 
-// (table, ids, count, is64, offsets, count, is64, include_last_offset, bag_size, bags, padding_id)
+// (table, ids, count, is64, offsets, count, is64, include_last_offset, bag_size, bags, padding_id,
+//  is_weighted)
 using FeatureTuple = std::tuple<uint32_t, uintptr_t, size_t, bool, uintptr_t, size_t, bool, bool,
-                                size_t, size_t, int64_t>;
+                                size_t, size_t, int64_t, bool>;
 // (sample_weights, out, max_norm, norm_type)
 using ForwardTuple = std::tuple<uintptr_t, uintptr_t, float, float>;
 // (grad, sample_weights, sample_weights_grad, row_grad, scale_by_count)
@@ -124,6 +126,7 @@ FeatureInput to_input(const FeatureTuple& f) {
   input.bag_size = std::get<8>(f);
   input.bags = std::get<9>(f);
   input.padding_id = std::get<10>(f);
+  input.is_weighted = std::get<11>(f);
   return input;
 }
 
@@ -232,8 +235,13 @@ std::vector<size_t> unique_counts(PlanHandle& handle) {
 void unique_rows(PlanHandle& handle, size_t feature_index, uintptr_t out) {
   const Plan& plan = handle.plan();
   const FeaturePlan& feature = plan.features.at(feature_index);
-  for (size_t u = 0; u < feature.uniques; ++u)
-    at<int64_t>(out)[u] = static_cast<int64_t>(plan.rows_in_table[feature.unique_first + u]);
+  const uint64_t first_row = handle.engine().first_row(feature.table).value;
+  auto* to = at<int64_t>(out);
+  for (size_t r = feature.range_first; r < feature.range_first + feature.ranges; ++r) {
+    const UniqueRange& range = plan.acquired.ranges[r];
+    for (size_t u = range.first; u < range.first + range.count; ++u)
+      *to++ = static_cast<int64_t>(plan.acquired.rows[u].value - first_row);
+  }
 }
 
 nb::dict stats(Engine& engine) {

@@ -65,7 +65,7 @@ class AgedLfuPolicy final : public EvictionPolicy {
     for (SlotIndex s : slots) {
       Slot& slot = directory_[s];
       if (slot.frequency < kFrequencyMax) ++slot.frequency;
-      levels_[level(slot.frequency)].push({s, slot.stamp});
+      levels_[level(slot.frequency)].push({s, directory_.mark(s)});
     }
     uses_ += slots.size();
     if (uses_ >= aging_uses_) age();

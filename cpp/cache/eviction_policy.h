@@ -2,7 +2,7 @@
 //
 // The planner parks a slot when the last plan that pinned it ends, and asks for victims when it
 // needs slots. A policy only orders candidates; it may hold stale entries, so a candidate counts
-// only if its slot is still unpinned and its stamp is the one it was parked with
+// only if its slot is still unpinned and its mark is the one it was parked with
 // (ParkQueue::is_current). Policies see batches, never single lookups: one virtual call a plan.
 // Adding one: a file that implements the class, and a line in make_eviction_policy.
 // Thread-safety: none; the engine's mutex guards it.

@@ -25,7 +25,7 @@ class LruPolicy final : public EvictionPolicy {
 
   void park(std::span<const SlotIndex> slots) override {
     if (queue_.size() + slots.size() > entries_max_) queue_.compact(directory_);
-    for (SlotIndex s : slots) queue_.push({s, directory_[s].stamp});
+    for (SlotIndex s : slots) queue_.push({s, directory_.mark(s)});
   }
 
   void pop_victims(size_t count, std::vector<SlotIndex>& out) override {

@@ -1,6 +1,6 @@
 // ParkQueue: a FIFO of parked slots whose entries go stale in place instead of being removed.
 //
-// Parking is an append and a hit costs nothing: a slot that is used again carries a newer stamp,
+// Parking is an append and a hit costs nothing: a slot that is used again carries a newer mark,
 // which makes its old entry stale, and stale entries are skipped when popped. Entries live in
 // chunks from a ChunkPool that queues of one policy share; whole queues can be joined in O(1) (how
 // LFU ages). When stale entries pile up the policy compacts its queues, at an amortised O(1) a
@@ -20,7 +20,7 @@ namespace te {
 
 struct ParkedSlot {
   SlotIndex slot;
-  uint32_t stamp = 0;
+  uint32_t mark = 0;
 };
 
 struct ParkChunk {
@@ -58,7 +58,7 @@ class ParkQueue {
   // Whether the entry still stands for its slot: same use, no pin.
   static bool is_current(const SlotDirectory& directory, ParkedSlot entry) {
     const Slot& slot = directory[entry.slot];
-    return slot.stamp == entry.stamp && slot.pins == 0 && !slot.row.is_none();
+    return directory.mark(entry.slot) == entry.mark && slot.pins == 0 && !slot.row.is_none();
   }
 
  private:

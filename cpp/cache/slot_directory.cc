@@ -10,12 +10,14 @@ namespace te {
 SlotDirectory::SlotDirectory(uint32_t slots_max)
     : slots_max_(slots_max),
       memory_(uint64_t{std::max(slots_max, 1u)} * sizeof(Slot)),
-      slots_(reinterpret_cast<Slot*>(memory_.data())) {}
+      slots_(reinterpret_cast<Slot*>(memory_.data())),
+      mark_memory_(uint64_t{std::max(slots_max, 1u)} * sizeof(uint32_t)),
+      marks_(reinterpret_cast<uint32_t*>(mark_memory_.data())) {}
 
 SlotIndex SlotDirectory::take(RowId row, BlockAddress home) {
   SlotIndex s = free_head_;
   if (!s.is_none()) {
-    free_head_ = SlotIndex(slots_[s.value].stamp);
+    free_head_ = SlotIndex(slots_[s.value].home.value);
   } else {
     TE_CHECK(next_unused_ < limit_);
     s = SlotIndex(next_unused_++);
@@ -34,6 +36,7 @@ void SlotDirectory::hold(SlotIndex s, RowId row, BlockAddress home) {
   Slot* slot = new (&slots_[s.value]) Slot();
   slot->row = row;
   slot->home = home;
+  marks_[s.value] = 0;
   ++used_;
 }
 
@@ -41,7 +44,7 @@ void SlotDirectory::release(SlotIndex s) {
   Slot& slot = slots_[s.value];
   TE_CHECK(!slot.row.is_none() && slot.pins == 0);
   slot = Slot();
-  slot.stamp = free_head_.value;
+  slot.home = BlockAddress(free_head_.value);
   free_head_ = s;
   --used_;
 }
@@ -50,7 +53,7 @@ void SlotDirectory::restrict_free_slots(uint32_t below) {
   free_head_ = SlotIndex::none();
   for (uint32_t i = std::min(below, next_unused_); i-- > 0;) {
     if (!slots_[i].row.is_none()) continue;
-    slots_[i].stamp = free_head_.value;
+    slots_[i].home = BlockAddress(free_head_.value);
     free_head_ = SlotIndex(i);
   }
 }

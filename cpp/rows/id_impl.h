@@ -34,6 +34,23 @@ size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begi
                     : first_bad_id_of(static_cast<const int32_t*>(ids), rows, begin, end);
 }
 
+template <class Offset>
+bool copy_offsets_of(const Offset* offsets, int64_t limit, size_t count, int64_t* out) {
+  if (count == 0) return true;
+  uint64_t falls = offsets[0] != 0 ? 1 : 0;
+  out[0] = offsets[0];
+  for (size_t i = 1; i < count; ++i) {
+    falls |= offsets[i] < offsets[i - 1] ? 1 : 0;
+    out[i] = offsets[i];
+  }
+  return falls == 0 && out[count - 1] <= limit;
+}
+
+bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t count, int64_t* out) {
+  return are_64 ? copy_offsets_of(static_cast<const int64_t*>(offsets), limit, count, out)
+                : copy_offsets_of(static_cast<const int32_t*>(offsets), limit, count, out);
+}
+
 template <class Id>
 bool own_slots_of(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
   const Id* ids = static_cast<const Id*>(args.ids);

@@ -259,7 +259,8 @@ void apply_update(const float* gradients, const UpdateArgs& args, size_t begin, 
     if (!state.empty()) std::memcpy(state_bytes, state.data(), state.size() * sizeof(float));
     for (uint32_t c = 0; c < layout.dim; ++c) {
       const PhiloxWords words =
-          philox_columns(args.key, PhiloxPurpose::kRounding, args.rows[u], args.step, c / 8);
+          philox_columns(args.key, PhiloxPurpose::kRounding, args.rows[u].value - args.first_row,
+                         args.step, c / 8);
       const uint32_t random16 = words[c % 8 / 2] >> (c % 2 * 16) & 0xffff;
       store_random(row, layout.dtype, c, weight[c], random16);
     }
@@ -338,6 +339,15 @@ size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begi
   return end;
 }
 
+bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t count, int64_t* out) {
+  for (size_t i = 0; i < count; ++i) {
+    out[i] = id_at(offsets, are_64, i);
+    if (out[i] > limit || out[i] < (i == 0 ? 0 : out[i - 1]) || (i == 0 && out[i] != 0))
+      return false;
+  }
+  return true;
+}
+
 bool own_slots(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
   for (size_t i = begin; i < end; ++i) {
     const int64_t id = id_at(args.ids, args.ids_are_64, i);
@@ -389,6 +399,7 @@ const Kernels& reference_kernels() {
       .sample_weight_gradients = reference::sample_weight_gradients,
       .all_finite = reference::all_finite,
       .first_bad_id = reference::first_bad_id,
+      .copy_offsets = reference::copy_offsets,
       .own_slots = reference::own_slots,
       .renorm = reference::renorm,
       .initialise = reference::initialise,

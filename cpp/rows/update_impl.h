@@ -30,7 +30,8 @@ struct RoundingBits {
   RandomWords words;
 
   TE_INLINE void draw(const UpdateArgs& args, size_t u, uint32_t column) {
-    random_words(args.key, PhiloxPurpose::kRounding, args.rows[u], args.step, column / 8, &words);
+    random_words(args.key, PhiloxPurpose::kRounding, args.rows[u].value - args.first_row, args.step,
+                 column / 8, &words);
   }
   TE_INLINE Words of_block(uint32_t column) const {
     Words v;

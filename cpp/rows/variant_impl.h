@@ -23,6 +23,7 @@ constexpr Kernels kVariant = {
     .sample_weight_gradients = sample_weight_gradients,
     .all_finite = all_finite,
     .first_bad_id = first_bad_id,
+    .copy_offsets = copy_offsets,
     .own_slots = own_slots,
     .renorm = renorm,
     .initialise = initialise,

@@ -23,7 +23,8 @@ std::vector<uint32_t> slots_of_fraction(std::span<const LayoutDemand> layouts, d
 uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
                               std::span<const uint32_t> slots, uint64_t index_bytes,
                               bool evicting) {
-  const uint64_t slot_overhead = sizeof(Slot) + (evicting ? EvictionPolicy::kBytesPerSlotMax : 0);
+  const uint64_t slot_overhead =
+      SlotDirectory::kBytesPerSlot + (evicting ? EvictionPolicy::kBytesPerSlotMax : 0);
   uint64_t rows_bytes = 0;
   uint64_t overhead_bytes = index_bytes;
   for (size_t i = 0; i < layouts.size(); ++i) {
@@ -39,7 +40,8 @@ uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts) {
   uint64_t overhead_bytes = 0;
   for (const LayoutDemand& layout : layouts) {
     rows_bytes += layout.rows * layout.stride_bytes;
-    overhead_bytes += layout.rows * (sizeof(Slot) + 4) + layout.rows / 8;  // words, resident bits
+    overhead_bytes +=
+        layout.rows * (SlotDirectory::kBytesPerSlot + 4) + layout.rows / 8;  // words, resident bits
   }
   return rows_bytes +
          (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);

@@ -116,7 +116,7 @@ Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_upd
   TE_RETURN_IF_ERROR(keep_house(ids));
   {
     Timer timer(times_.plan_ns);
-    TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan));
+    TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan, thread_pool()));
   }
   return bring(plan, overwrite);
 }
@@ -138,6 +138,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
     Timer timer(times_.forward_ns);
+    TE_RETURN_IF_ERROR(check_batch(inputs, *tiers_, BatchCheck::kOffsets, plan, thread_pool()));
     const auto done = executor_.forward_resident(inputs, plan, features, thread_pool());
     if (done == Executor::Resident::kPooled) {
       planner_.count_resident(plan);
@@ -302,13 +303,14 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
       free_plans_.push_back(&plan);
       return planned;
     }
-    TE_CHECK(plan.acquired.rows.size() == n);  // ids are distinct
+    TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
     scattered_.resize(n * table.config.dim);
     for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows
       std::memcpy(scattered_.data() + plan.acquired.unique_of[i] * size_t{table.config.dim},
                   gradients + (first + i) * table.config.dim, table.config.dim * sizeof(float));
-    executor_.apply(plan.acquired, plan.acquired.ranges[0], scattered_.data(), hyper,
-                    thread_pool());
+    for (const UniqueRange& range : plan.acquired.ranges)
+      executor_.apply(plan.acquired, range, scattered_.data() + range.first * table.config.dim,
+                      hyper, thread_pool());
     planner_.release(plan);
   }
   free_plans_.push_back(&plan);

@@ -84,6 +84,7 @@ class Engine {
   Status verify(SegmentId segment, std::vector<SegmentFault>& faults, std::string* path);
   // The table of a row, and the row's number in it.
   std::pair<TableId, uint64_t> place_of(RowId row) const;
+  RowId first_row(TableId table) const { return tiers_->table(table).first_row; }
   // Makes the state at the call durable; batches of other threads go on while it is being written.
   Status flush();
   // In two steps, the second by any thread: makes `path` a store that opens as the state at the

@@ -11,6 +11,7 @@ namespace te {
 namespace {
 
 constexpr size_t kChunkOccurrencesMin = 256;
+constexpr size_t kSlotAhead = 16;  // prefetched
 
 size_t chunk_target(size_t occurrences, size_t threads) {
   return std::max(kChunkOccurrencesMin, occurrences / (threads * 4) + 1);
@@ -48,14 +49,14 @@ OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint
 
 // Cuts [0, count) where the prefix sums of occurrences pass multiples of `target`.
 template <class Prefix>
-void Executor::cut(size_t feature, const Prefix* prefix, size_t count, size_t target) {
+void Executor::cut(size_t of, const Prefix* prefix, size_t count, size_t target) {
   size_t begin = 0;
   while (begin < count) {
     const auto goal = static_cast<Prefix>(static_cast<size_t>(prefix[begin]) + target);
     const Prefix* found = std::lower_bound(prefix + begin + 1, prefix + count, goal);
     // Empty bags cost a row of zeros too, so a chunk is bounded in both counts.
     const size_t end = std::min(static_cast<size_t>(found - prefix), begin + target);
-    chunks_.push_back({feature, begin, end});
+    chunks_.push_back({of, begin, end});
     begin = end;
   }
 }
@@ -72,9 +73,9 @@ void Executor::cut_bags(const Plan& plan, size_t threads) {
 void Executor::cut_uniques(const Plan& plan, size_t threads) {
   chunks_.clear();
   const size_t target = chunk_target(plan.occurrences, threads);
-  for (size_t f = 0; f < plan.features.size(); ++f) {
-    const FeaturePlan& feature = plan.features[f];
-    cut(f, plan.csr_begin.data() + feature.unique_first + f, feature.uniques, target);
+  for (size_t r = 0; r < plan.acquired.ranges.size(); ++r) {
+    const UniqueRange& range = plan.acquired.ranges[r];
+    cut(r, plan.csr_begin.data() + range.first + r, range.count, target);
   }
 }
 
@@ -99,14 +100,14 @@ void Executor::forward(Plan& plan, std::span<const FeatureForward> features, Thr
   }
   cut_bags(plan, threads.threads());
   threads.run(chunks_.size(),
-              [&](size_t c) { pool_chunk(plan, chunks_[c], features[chunks_[c].feature]); });
+              [&](size_t c) { pool_chunk(plan, chunks_[c], features[chunks_[c].of]); });
 }
 
 void Executor::pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const {
-  PoolArgs args = pool_args(plan, chunk.feature);
+  PoolArgs args = pool_args(plan, chunk.of);
   args.sample_weights = feature.sample_weights;
   args.out = feature.out;
-  Scratch<uint32_t>& argmax = plan.argmax[chunk.feature];
+  Scratch<uint32_t>& argmax = plan.argmax[chunk.of];
   args.argmax = argmax.size() != 0 ? argmax.data() : nullptr;
   kernels().pool(args, chunk.begin, chunk.end);
 }
@@ -144,8 +145,8 @@ Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inpu
   }
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
-    const FeatureInput& input = inputs[chunk.feature];
-    const FeaturePlan& feature = plan.features[chunk.feature];
+    const FeatureInput& input = inputs[chunk.of];
+    const FeaturePlan& feature = plan.features[chunk.of];
     const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
     const auto begin = static_cast<size_t>(bag_begin[chunk.begin]);
     const auto end = static_cast<size_t>(bag_begin[chunk.end]);
@@ -156,42 +157,41 @@ Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inpu
       return;
     }
     size_t padding = 0;
-    if (!kernels().own_slots(own_slot_args(input, plan, chunk.feature), begin, end, &padding)) {
+    if (!kernels().own_slots(own_slot_args(input, plan, chunk.of), begin, end, &padding)) {
       absent.store(true);
       return;
     }
     lookups.fetch_add(end - begin - padding);
-    pool_chunk(plan, chunk, features[chunk.feature]);
+    pool_chunk(plan, chunk, features[chunk.of]);
   });
   plan.lookups = lookups.load();
   return bad.load() ? Resident::kBadId : absent.load() ? Resident::kAbsent : Resident::kPooled;
 }
 
 void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {
-  for (size_t f = 0; f < features.size(); ++f) {
-    if (features[f].max_norm <= 0) continue;
-    const FeaturePlan& feature = plan.features[f];
-    LayoutTier& tier = tiers_.layout(feature.layout);
-    changed_.assign(feature.uniques, 0);
-    kernels().renorm(tier.view(), raw(plan.acquired.slots) + feature.unique_first,
-                     features[f].max_norm, features[f].norm_type, changed_.data(), 0,
-                     feature.uniques);
-    for (size_t u = 0; u < feature.uniques; ++u) {
+  for (const UniqueRange& range : plan.acquired.ranges) {
+    const FeatureForward& feature = features[range.feature];
+    if (feature.max_norm <= 0) continue;
+    LayoutTier& tier = tiers_.layout(range.layout);
+    changed_.assign(range.count, 0);
+    kernels().renorm(tier.view(), raw(plan.acquired.slots) + range.first, feature.max_norm,
+                     feature.norm_type, changed_.data(), 0, range.count);
+    for (size_t u = 0; u < range.count; ++u) {
       if (changed_[u] != 0)
-        tiers_.mark_dirty(feature.layout,
-                          tier.directory[plan.acquired.slots[feature.unique_first + u]]);
+        tiers_.mark_dirty(range.layout, tier.directory[plan.acquired.slots[range.first + u]]);
     }
   }
 }
 
-GradArgs Executor::grad_args(const Plan& plan, size_t f, const FeatureBackward& backward) const {
-  const FeaturePlan& feature = plan.features[f];
+GradArgs Executor::grad_args(const Plan& plan, size_t r, const FeatureBackward& backward) const {
+  const UniqueRange& range = plan.acquired.ranges[r];
+  const FeaturePlan& feature = plan.features[range.feature];
   const TableConfig& config = tiers_.table(feature.table).config;
   GradArgs args;
   args.dim = config.dim;
   args.dtype = config.dtype;
   args.mode = config.mode;
-  args.occurrence_begin = plan.csr_begin.data() + feature.unique_first + f;
+  args.occurrence_begin = plan.csr_begin.data() + range.first + r;
   args.occurrences = plan.csr_occurrences.data();
   args.bags = plan.csr_bags.data();
   args.grad = backward.grad;
@@ -199,7 +199,7 @@ GradArgs Executor::grad_args(const Plan& plan, size_t f, const FeatureBackward& 
   args.bag_scale =
       config.mode == PoolMode::kMean ? plan.bag_scale.data() + feature.bag_first : nullptr;
   args.scale_by_count = backward.scale_by_count;
-  args.argmax = config.mode == PoolMode::kMax ? plan.argmax[f].data() : nullptr;
+  args.argmax = config.mode == PoolMode::kMax ? plan.argmax[range.feature].data() : nullptr;
   return args;
 }
 
@@ -208,6 +208,7 @@ UpdateArgs Executor::update_args(const Table& table, const Hyperparameters& hype
   args.arena = tiers_.layout(table.layout).view();
   args.params = params_at(hyper, args.arena.layout.optimizer, table.step);
   args.key = table.key;
+  args.first_row = table.first_row.value;
   args.step = table.step;
   return args;
 }
@@ -215,8 +216,11 @@ UpdateArgs Executor::update_args(const Table& table, const Hyperparameters& hype
 void Executor::mark_dirty(const Acquisition& acquired, const UniqueRange& range) {
   if (tiers_.log() == nullptr) return;
   SlotDirectory& directory = tiers_.layout(range.layout).directory;
-  for (size_t u = range.first; u < range.first + range.count; ++u)
+  const size_t end = range.first + range.count;
+  for (size_t u = range.first; u < end; ++u) {
+    directory.prefetch(acquired.slots[std::min(u + kSlotAhead, end - 1)]);
     tiers_.mark_dirty(range.layout, directory[acquired.slots[u]]);
+  }
 }
 
 bool Executor::updates(const FeatureBackward& feature) const {
@@ -233,26 +237,29 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
   }
   grads_.clear();
   updates_.clear();
+  for (size_t f = 0; f < features.size(); ++f)
+    TE_CHECK(features[f].sample_weights == nullptr || plan.features[f].is_weighted);
   for (size_t f = 0; f < features.size(); ++f) {
-    const FeaturePlan& feature = plan.features[f];
-    Table& table = tiers_.table(feature.table);
-    if (updates(features[f])) {
-      ++table.step;
-      mark_dirty(plan.acquired, plan.acquired.ranges[f]);
-    }
-    grads_.push_back(grad_args(plan, f, features[f]));
-    updates_.push_back(update_args(table, hyper));
-    updates_[f].slots = raw(plan.acquired.slots) + feature.unique_first;
-    updates_[f].rows = plan.rows_in_table.data() + feature.unique_first;
+    if (updates(features[f])) ++tiers_.table(plan.features[f].table).step;
+  }
+  for (size_t r = 0; r < plan.acquired.ranges.size(); ++r) {
+    const UniqueRange& range = plan.acquired.ranges[r];
+    if (updates(features[range.feature])) mark_dirty(plan.acquired, range);
+    grads_.push_back(grad_args(plan, r, features[range.feature]));
+    updates_.push_back(update_args(tiers_.table(range.table), hyper));
+    updates_[r].slots = raw(plan.acquired.slots) + range.first;
+    updates_[r].rows = plan.acquired.rows.data() + range.first;
   }
   cut_uniques(plan, threads.threads());
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
-    float* row_grad = features[chunk.feature].row_grad;
-    if (row_grad != nullptr) {
-      kernels().sum_gradients(grads_[chunk.feature], row_grad, chunk.begin, chunk.end);
-    } else if (updates(features[chunk.feature])) {
-      kernels().update(grads_[chunk.feature], updates_[chunk.feature], chunk.begin, chunk.end);
+    const UniqueRange& range = plan.acquired.ranges[chunk.of];
+    const FeatureBackward& feature = features[range.feature];
+    if (feature.row_grad != nullptr) {
+      float* to = feature.row_grad + range.before * grads_[chunk.of].dim;
+      kernels().sum_gradients(grads_[chunk.of], to, chunk.begin, chunk.end);
+    } else if (updates(feature)) {
+      kernels().update(grads_[chunk.of], updates_[chunk.of], chunk.begin, chunk.end);
     }
   });
 }
@@ -261,12 +268,9 @@ void Executor::apply(const Acquisition& acquired, const UniqueRange& range, cons
                      const Hyperparameters& hyper, ThreadPool& threads) {
   const Table& table = tiers_.table(range.table);
   mark_dirty(acquired, range);
-  rows_.clear();
-  for (size_t u = range.first; u < range.first + range.count; ++u)
-    rows_.push_back(acquired.rows[u].value - table.first_row.value);
   UpdateArgs args = update_args(table, hyper);
   args.slots = raw(acquired.slots) + range.first;
-  args.rows = rows_.data();
+  args.rows = acquired.rows.data() + range.first;
   const size_t target = chunk_target(range.count, threads.threads());
   threads.run((range.count + target - 1) / target, [&](size_t c) {
     kernels().apply_update(gradients, args, c * target, std::min((c + 1) * target, range.count));

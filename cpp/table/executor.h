@@ -67,19 +67,20 @@ class Executor {
   Status check_finite(const Plan& plan, std::span<const FeatureBackward> features) const;
 
  private:
+  // Bags of a feature, or unique rows of a range.
   struct Chunk {
-    size_t feature;
+    size_t of;
     size_t begin;
     size_t end;
   };
   template <class Prefix>
-  void cut(size_t feature, const Prefix* prefix, size_t count, size_t target);
+  void cut(size_t of, const Prefix* prefix, size_t count, size_t target);
   void cut_bags(const Plan& plan, size_t threads);
   void cut_uniques(const Plan& plan, size_t threads);
   PoolArgs pool_args(const Plan& plan, size_t f) const;
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
   OwnSlotArgs own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const;
-  GradArgs grad_args(const Plan& plan, size_t f, const FeatureBackward& feature) const;
+  GradArgs grad_args(const Plan& plan, size_t range, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
   // Whether the rows of the feature are updated, rather than left alone or summed.
   bool updates(const FeatureBackward& feature) const;
@@ -92,7 +93,6 @@ class Executor {
   std::vector<uint8_t> changed_;
   std::vector<GradArgs> grads_;
   std::vector<UpdateArgs> updates_;
-  std::vector<uint64_t> rows_;
 };
 
 }  // namespace te

@@ -175,7 +175,7 @@ void Mover::compact_below(LayoutTier& tier, uint32_t limit) {
     const SlotIndex to = directory.take(old.row, old.home);
     TE_CHECK(to.value < limit && old.pins == 0);
     Slot& slot = directory[to];
-    slot.stamp = old.stamp;
+    directory.mark(to) = directory.mark(SlotIndex(i));
     slot.dirty = old.dirty;
     slot.frequency = old.frequency;
     std::memcpy(tier.data(to), tier.data(SlotIndex(i)), tier.stride_bytes);

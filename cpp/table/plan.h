@@ -27,9 +27,10 @@ struct FeatureInput {
   size_t offsets_count = 0;
   bool offsets_are_64 = true;
   bool include_last_offset = false;
-  size_t bag_size = 0;      // without offsets: ids a bag (2-D input)
-  size_t bags = 0;          // without offsets: number of bags
-  int64_t padding_id = -1;  // occurrences of this id are left out, or -1
+  size_t bag_size = 0;       // without offsets: ids a bag (2-D input)
+  size_t bags = 0;           // without offsets: number of bags
+  int64_t padding_id = -1;   // occurrences of this id are left out, or -1
+  bool is_weighted = false;  // its backward will have sample weights
 };
 
 struct FeaturePlan {
@@ -40,8 +41,10 @@ struct FeaturePlan {
   size_t bag_first = 0;  // into bag_scale; bag_begin has one entry more per feature
   size_t bags = 0;
   size_t begin_first = 0;  // into bag_begin
-  size_t unique_first = 0;
+  size_t range_first = 0;  // into Acquisition::ranges
+  size_t ranges = 0;
   size_t uniques = 0;
+  bool is_weighted = false;
 };
 
 // A row that moves into a slot: from a block, or from its initial value when `from` is none.
@@ -54,23 +57,27 @@ struct Fill {
   uint32_t unique = 0;
 };
 
-// Unique rows [first, first + count) of an acquisition belong to one table.
+// Unique rows [first, first + count) of an acquisition belong to one feature; between ranges there
+// may be gaps.
 struct UniqueRange {
   TableId table;
   LayoutId layout;
+  size_t feature = 0;
   size_t first = 0;
   size_t count = 0;
+  size_t before = 0;  // unique rows of the feature in ranges before this one
 };
 
 // The unique rows of a batch and the slots they have been given.
 struct Acquisition {
-  uint32_t sequence = 0;  // stamp of its slots
+  uint32_t mark_base = 0;  // unique row u marks its slot with mark_base + u
   std::vector<UniqueRange> ranges;
-  Scratch<uint32_t> unique_of;  // [positions] unique row of each, or kPaddingSlot
-  Scratch<RowId> rows;          // [uniques]
-  Scratch<SlotIndex> slots;     // [uniques]
+  Scratch<uint32_t> unique_of;  // [occurrences] unique row of each, or kPaddingSlot
+  Scratch<RowId> rows;          // by unique row
+  Scratch<SlotIndex> slots;     // likewise
   std::vector<Fill> fills;
-  size_t hits = 0;  // positions whose row had a slot already
+  size_t uniques = 0;  // in all ranges
+  size_t hits = 0;     // occurrences whose row had a slot already
 };
 
 struct Plan {
@@ -81,14 +88,15 @@ struct Plan {
   Acquisition acquired;
   Scratch<int64_t> bag_begin;  // per feature bags + 1 positions, relative to its occurrences
   Scratch<uint32_t> occurrence_slots;  // [occurrences], kPaddingSlot where left out
-  // Occurrences of each unique row in input order (CSR); positions relative to the feature.
-  Scratch<uint32_t> csr_begin;  // per feature uniques + 1; feature f starts at unique_first + f
+  // Occurrences of each unique row in input order (CSR); positions relative to the feature. Range r
+  // has count + 1 entries of csr_begin, from its first + r on; csr_occurrences only where sample
+  // weights or mode max need it.
+  Scratch<uint32_t> csr_begin;
   Scratch<uint32_t> csr_occurrences;
   Scratch<uint32_t> csr_bags;
-  Scratch<uint64_t> rows_in_table;        // [uniques]
   Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
   std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
-  std::vector<bool> tables_seen;          // by check_batch
+  std::vector<bool> tables_seen;          // by lay_out_batch
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;

@@ -1,22 +1,22 @@
 // Planner: turns the ids of a batch into a Plan. Every decision of a step is made here, on the CPU.
 //
-// Order of work: validate everything; find rows that have slots and pin them (a slot's stamp tells
-// a row seen before in this batch: no hash table, no sort); dedupe the missing ones by writing a
-// provisional slot number into their location words for a moment. Only when their count is known,
-// and room for them is certain, choose victims and commit. Until then everything can be undone, so
-// a batch that cannot fit is refused before anything has changed. Thread-safety: none; the engine's
-// mutex guards it. Ownership: borrows the tiers and the mover. Cost: about three cache misses an
-// id, prefetched ahead.
+// Order of work: validate everything; find the rows of the batch and pin those that have slots
+// (row_finder.h). Only when the number of the others is known, and room for them is certain, choose
+// victims and commit. Until then everything can be undone, so a batch that cannot fit is refused
+// before anything has changed. Where every row fits, nothing is evicted and nothing pinned.
+// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers and the mover.
+// Cost: that of row_finder.h, and a few cache misses a row that moves; a batch whose rows are all
+// in dram allocates nothing once buffers have grown.
 #pragma once
 
 #include <cstdint>
-#include <deque>
 #include <span>
 #include <vector>
 
 #include "base/status.h"
 #include "table/mover.h"
 #include "table/plan.h"
+#include "table/row_finder.h"
 #include "table/tiers.h"
 
 namespace te {
@@ -32,11 +32,12 @@ struct PlannerStats {
 
 class Planner {
  public:
-  Planner(Tiers& tiers, Mover& mover) : tiers_(tiers), mover_(mover) {}
+  Planner(Tiers& tiers, Mover& mover) : tiers_(tiers), mover_(mover), finder_(tiers) {}
 
   // Plans a batch; on success all its rows have pinned slots and `plan.acquired.fills` says which
   // of them the mover has still to bring. On error nothing has changed.
-  Status plan(std::span<const FeatureInput> features, bool will_update, Plan& plan);
+  Status plan(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+              ThreadPool& threads);
   // Makes sure that at least one slot for rows of this table is not pinned, taking it from plans
   // that wait.
   Status make_way(TableId table);
@@ -59,22 +60,15 @@ class Planner {
   const PlannerStats& stats() const { return stats_; }
 
  private:
-  void begin(Acquisition& acquired, size_t positions);
-  // Pins the rows of positions [first, first + count), all of one table, or lists them as fills.
-  // row_at(position) is the row, or none to leave the position out.
-  template <class RowAt>
-  void acquire(TableId table, size_t first, size_t count, RowAt row_at, Acquisition& acquired);
-  // `Slots` finds the slot of a row that has one.
-  template <class Slots, class RowAt>
-  void acquire_with(const Slots& slots, TableId table, size_t first, size_t count, RowAt row_at,
-                    Acquisition& acquired);
-  void dedupe_missing(TableId table, FunctionRef<RowId(size_t)> row_at, Acquisition& acquired);
+  uint32_t take_marks(size_t rows);
+  void restart_marks();
   Status commit(Acquisition& acquired, bool may_repack);
   // Gives the rows of an acquisition that has lost its slots new ones, in the same order.
   Status place_again(Acquisition& acquired);
   // The acquisition's own pins stand in the way of room for it: without them, makes room and starts
   // again.
   Status repack(Acquisition& acquired);
+  static void follow_slots(Plan& plan);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired);
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
@@ -82,20 +76,18 @@ class Planner {
   // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
   // ready.
   bool revoke_one();
-  void restart_stamps();
-  void finish_occurrences(Plan& plan);
-  void build_csr(Plan& plan);
 
   Tiers& tiers_;
   Mover& mover_;
   PlannerStats stats_;
-  uint32_t sequence_ = 0;
-  std::deque<Plan*> waiting_;  // oldest first
-  std::deque<Plan*> ready_;    // likewise
+  RowFinder finder_;
+  uint32_t mark_next_ = 1;      // 0: slots that no plan has used
+  std::vector<Plan*> waiting_;  // oldest first
+  std::vector<Plan*> ready_;    // likewise
   // Scratch of one call.
-  std::vector<size_t> missing_positions_;
   std::vector<SlotIndex> slots_;
-  std::vector<uint32_t> csr_next_;
+  std::vector<uint32_t> missing_;  // by layout
+  std::vector<uint32_t> needed_;   // likewise
 };
 
 }  // namespace te

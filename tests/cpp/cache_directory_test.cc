@@ -19,13 +19,13 @@ BOOST_AUTO_TEST_CASE(a_taken_slot_is_clean_and_unpinned) {
   directory.set_limit(2);
   const SlotIndex a = directory.take(RowId(7), BlockAddress(3));
   directory[a].dirty = 1;
-  directory[a].stamp = 9;
+  directory.mark(a) = 9;
   directory[a].frequency = 200;
   directory.release(a);
   const SlotIndex b = directory.take(RowId(8), BlockAddress::none());
   BOOST_TEST((a == b));
   const Slot& slot = directory[b];
-  BOOST_TEST((slot.row == RowId(8) && slot.home.is_none()));
+  BOOST_TEST((slot.row == RowId(8) && slot.home.is_none() && directory.mark(b) == 0u));
   BOOST_TEST((slot.pins == 0 && slot.dirty == 0 && slot.frequency == 0));
   BOOST_TEST(directory.used() == 1u);
   BOOST_TEST(directory.free_slots() == 1u);
@@ -142,7 +142,7 @@ BOOST_AUTO_TEST_CASE(is_a_queue_whatever_is_pushed_popped_and_appended) {
           const bool popped = queues[p].pop(&entry);
           BOOST_TEST_REQUIRE(popped == !models[p].empty());
           if (!popped) break;
-          BOOST_TEST_REQUIRE(entry.stamp == models[p].front());
+          BOOST_TEST_REQUIRE(entry.mark == models[p].front());
           models[p].pop_front();
         }
         for (size_t k = 0; k < 3; ++k) BOOST_TEST_REQUIRE(queues[k].size() == models[k].size());
@@ -160,11 +160,11 @@ BOOST_AUTO_TEST_CASE(compaction_keeps_current_entries_in_order) {
   std::vector<uint32_t> kept;
   for (uint32_t i = 0; i < kSlots; ++i) {
     const SlotIndex s = directory.take(RowId(i), BlockAddress::none());
-    directory[s].stamp = i;
+    directory.mark(s) = i;
     queue.push({s, i});
   }
   for (uint32_t i = 0; i < kSlots; ++i) {  // used since, pinned, free, or still parked
-    if (i % 4 == 0) directory[SlotIndex(i)].stamp = kSlots + i;
+    if (i % 4 == 0) directory.mark(SlotIndex(i)) = kSlots + i;
     if (i % 4 == 1) directory.pin(directory[SlotIndex(i)]);
     if (i % 4 == 2) directory.release(SlotIndex(i));
     if (i % 4 == 3) kept.push_back(i);

@@ -90,7 +90,7 @@ class CacheModel {
 
  private:
   void use(SlotIndex s) {
-    directory[s].stamp = sequence_;
+    directory.mark(s) = sequence_;
     directory.pin(directory[s]);
   }
   uint32_t sequence_ = 0;

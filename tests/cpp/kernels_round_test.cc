@@ -19,7 +19,8 @@ std::vector<uint16_t> round_at_random(const Kernels& kernels, DType dtype,
                 {dim, dtype, OptimizerKind::kSgd}};
   args.params.lr = -1;  // 0 - (-1 * value)
   args.slots = &slot;
-  args.rows = &row;
+  const RowId id(row);
+  args.rows = &id;
   args.key = philox_table_key(1, "rounding");
   args.step = step;
   kernels.apply_update(values.data(), args, 0, 1);

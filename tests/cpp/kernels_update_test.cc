@@ -82,13 +82,16 @@ void check_update(uint64_t seed) {
   std::iota(slots.begin(), slots.end(), 0);
   for (size_t i = slots.size(); i > 1; --i) std::swap(slots[i - 1], slots[random.below(i)]);
   const size_t uniques = random.below(slots.size() + 1);
-  std::vector<uint64_t> rows;
-  for (size_t u = 0; u < uniques; ++u) rows.push_back(random.below(uint64_t{1} << 39));
+  const uint64_t first_row = random.below(uint64_t{1} << 30);
+  std::vector<RowId> rows;
+  for (size_t u = 0; u < uniques; ++u)
+    rows.push_back(RowId(first_row + random.below(uint64_t{1} << 39)));
   const Backward backward(random, layout.dim, uniques, wild);
   UpdateArgs args;
   args.params = random_params(random);
   args.slots = slots.data();
   args.rows = rows.data();
+  args.first_row = first_row;
   args.key = philox_table_key(seed, "table");
   args.step = 1 + random.below(uint64_t{1} << 34);
 
@@ -159,7 +162,7 @@ BOOST_AUTO_TEST_CASE(optimizers_follow_their_formulas) {
     float row[3] = {0.5f, 0.125f, 0.0625f};
     const float gradient = 0.25f;
     const uint32_t slot = 0;
-    const uint64_t id = 0;
+    const RowId id(0);
     UpdateArgs args;
     const auto optimizer = static_cast<OptimizerKind>(kind);
     args.arena = {reinterpret_cast<std::byte*>(row), sizeof(row), {1, DType::kF32, optimizer}};

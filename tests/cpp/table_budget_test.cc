@@ -39,10 +39,10 @@ BOOST_AUTO_TEST_CASE(overhead_beyond_the_free_part_is_charged) {
   const std::vector<LayoutDemand> layouts = {{1'000'000, 64}};
   const std::vector<uint32_t> slots = {1'000'000};
   const uint64_t rows_bytes = 64'000'000;
-  const uint64_t overhead = 1'000'000 * (24 + EvictionPolicy::kBytesPerSlotMax) + 5'000'000;
+  const uint64_t overhead = 1'000'000 * (20 + EvictionPolicy::kBytesPerSlotMax) + 5'000'000;
   BOOST_TEST(dram_bytes_for_slots(layouts, slots, 5'000'000, true) ==
              rows_bytes + overhead - kFreeOverheadBytes);
-  BOOST_TEST(dram_bytes_for_all_rows(layouts) == rows_bytes + 28'125'000 - kFreeOverheadBytes);
+  BOOST_TEST(dram_bytes_for_all_rows(layouts) == rows_bytes + 24'125'000 - kFreeOverheadBytes);
 }
 
 BOOST_AUTO_TEST_CASE(slots_stay_within_the_budget_and_use_it) {

@@ -82,6 +82,7 @@ struct Feature {
     input.ids = ids.data();
     input.ids_count = ids.size();
     input.padding_id = padding_id;
+    input.is_weighted = true;  // so that occurrences are listed
     if (offsets.empty()) {
       input.bag_size = ids.size();
       input.bags = 1;
@@ -115,6 +116,35 @@ inline std::vector<FeatureInput> inputs_of(const std::vector<Feature>& features)
 }
 
 void inputs_of(std::vector<Feature>&&) = delete;
+
+// The CSR of a feature lists, row by row, exactly the occurrences that are pooled, in input order,
+// for features that ask for occurrences.
+inline void check_occurrences(Tiers& tiers, const Feature& feature, const Plan& plan, size_t f) {
+  const FeaturePlan& planned = plan.features[f];
+  const uint64_t first_row = tiers.table(planned.table).first_row.value;
+  std::set<int64_t> seen;
+  size_t listed = 0;
+  for (size_t r = planned.range_first; r < planned.range_first + planned.ranges; ++r) {
+    const UniqueRange& range = plan.acquired.ranges[r];
+    BOOST_TEST_REQUIRE((range.feature == f && range.before == seen.size()));
+    const uint32_t* begin = plan.csr_begin.data() + range.first + r;
+    for (size_t u = 0; u < range.count; ++u) {
+      const auto id = static_cast<int64_t>(plan.acquired.rows[range.first + u].value - first_row);
+      BOOST_TEST_REQUIRE(seen.insert(id).second);
+      BOOST_TEST_REQUIRE(begin[u] < begin[u + 1]);
+      for (uint32_t c = begin[u]; c < begin[u + 1]; ++c, ++listed) {
+        const uint32_t i = plan.csr_occurrences[c];
+        BOOST_TEST_REQUIRE((c == begin[u] || plan.csr_occurrences[c - 1] < i));
+        BOOST_TEST_REQUIRE(feature.ids[i] == id);
+        BOOST_TEST_REQUIRE(feature.bag_of(i) == static_cast<int64_t>(plan.csr_bags[c]));
+      }
+    }
+  }
+  BOOST_TEST_REQUIRE(seen.size() == planned.uniques);
+  size_t pooled = 0;
+  for (size_t i = 0; i < feature.ids.size(); ++i) pooled += feature.bag_of(i) >= 0;
+  BOOST_TEST_REQUIRE(listed == pooled);
+}
 
 inline Feature random_feature(Random& random, uint32_t table, uint64_t rows, size_t ids_max) {
   Feature feature;

@@ -36,7 +36,7 @@ struct Bench {
   }
   LayoutTier& tier(uint32_t table) { return tiers->layout_of(TableId(table)); }
   Status plan(const std::vector<Feature>& features, Plan& plan, bool will_update = true) {
-    const Status planned = planner->plan(inputs_of(features), will_update, plan);
+    const Status planned = planner->plan(inputs_of(features), will_update, plan, threads);
     if (planned) check_ok(fill(plan));
     check_invariants(*tiers);
     return planned;
@@ -196,7 +196,7 @@ BOOST_AUTO_TEST_CASE(an_abandoned_plan_changes_nothing) {
   bench.pass({ids_from(0, 0, 5), ids_from(1, 0, 5)});
   Plan plan;
   const std::vector<Feature> batch = {ids_from(0, 3, 5), ids_from(1, 3, 5)};
-  check_ok(bench.planner->plan(inputs_of(batch), true, plan));
+  check_ok(bench.planner->plan(inputs_of(batch), true, plan, bench.threads));
   const uint32_t used = bench.tier(0).directory.used();
   bench.planner->abandon(plan);
   check_invariants(*bench.tiers);
@@ -217,7 +217,7 @@ BOOST_AUTO_TEST_CASE(an_abandoned_plan_leaves_no_twin_in_the_queue) {
     const auto last = static_cast<int64_t>(tier.directory[SlotIndex(3)].row.value);
     Plan plan;
     const std::vector<Feature> batch = {ids_of(0, {last, 50})};
-    check_ok(bench.planner->plan(inputs_of(batch), true, plan));
+    check_ok(bench.planner->plan(inputs_of(batch), true, plan, bench.threads));
     bench.planner->abandon(plan);
     check_ok(bench.mover->set_limit(LayoutId(0), 3));
     check_invariants(*bench.tiers);
@@ -255,7 +255,7 @@ BOOST_AUTO_TEST_CASE(empty_batches_empty_features_and_padding_alone) {
   Feature padded = ids_of(2, {4, 4, 4});
   padded.padding_id = 4;
   check_ok(bench.plan({ids_of(1, {}), padded, ids_of(0, {0, 0})}, plan));
-  BOOST_TEST(plan.acquired.rows.size() == 1u);
+  BOOST_TEST(plan.acquired.uniques == 1u);
   BOOST_TEST(plan.lookups == 2u);
   BOOST_TEST((bench.tiers->index().get(RowId(5)).is_never_written()));  // never fetched
   bench.planner->release(plan);
@@ -268,7 +268,7 @@ BOOST_AUTO_TEST_CASE(ids_behind_the_last_bag_are_not_fetched) {
   feature.include_last_offset = true;
   Plan plan;
   check_ok(bench.plan({feature}, plan));
-  BOOST_TEST(plan.acquired.rows.size() == 3u);
+  BOOST_TEST(plan.acquired.uniques == 3u);
   BOOST_TEST(plan.bags == 2u);
   for (size_t i = 3; i < 40; ++i) BOOST_TEST(plan.occurrence_slots[i] == kPaddingSlot);
   bench.planner->release(plan);

@@ -105,7 +105,7 @@ class Lab {
     auto flight = std::make_unique<Flight>();
     flight->features = random_batch(random_, config_, 1 + random_.below(12));
     const auto inputs = inputs_of(flight->features);
-    const Status planned = planner_->plan(inputs, random_.one_in(2), flight->plan);
+    const Status planned = planner_->plan(inputs, random_.one_in(2), flight->plan, threads_);
     if (!planned) {
       BOOST_TEST_REQUIRE((planned.code() == StatusCode::kBudgetExceeded), planned.message());
       BOOST_TEST_REQUIRE(!fits_alone(flight->features),
@@ -154,24 +154,7 @@ class Lab {
     const Plan& plan = flight.plan;
     for (size_t f = 0; f < flight.features.size(); ++f) {
       const Feature& feature = flight.features[f];
-      const FeaturePlan& planned = plan.features[f];
-      const uint32_t* begin = plan.csr_begin.data() + planned.unique_first + f;
-      std::set<int64_t> seen;
-      size_t listed = 0;
-      for (size_t u = 0; u < planned.uniques; ++u) {
-        const auto id = static_cast<int64_t>(plan.rows_in_table[planned.unique_first + u]);
-        BOOST_TEST_REQUIRE(seen.insert(id).second);
-        BOOST_TEST_REQUIRE(begin[u] < begin[u + 1]);
-        for (uint32_t c = begin[u]; c < begin[u + 1]; ++c, ++listed) {
-          const uint32_t i = plan.csr_occurrences[c];
-          BOOST_TEST_REQUIRE((c == begin[u] || plan.csr_occurrences[c - 1] < i));
-          BOOST_TEST_REQUIRE(feature.ids[i] == id);
-          BOOST_TEST_REQUIRE(feature.bag_of(i) == static_cast<int64_t>(plan.csr_bags[c]));
-        }
-      }
-      size_t pooled = 0;
-      for (size_t i = 0; i < feature.ids.size(); ++i) pooled += feature.bag_of(i) >= 0;
-      BOOST_TEST_REQUIRE(listed == pooled);
+      check_occurrences(*tiers_, feature, plan, f);
     }
   }
 

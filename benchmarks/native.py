@@ -1,0 +1,32 @@
+"""Builds what benchmarks have in C++: benchmarks/store and benchmarks/kernels."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def build(target: str, product: str) -> Path:
+    """Builds a CMake target if it is not up to date.
+
+    Args:
+        target: its name.
+        product: its file, relative to the build folder.
+    """
+    for tool in ("cmake", "ninja"):
+        if shutil.which(tool) is None:
+            sys.exit(f"{tool} is needed to build {target} of this benchmark")
+    folder = ROOT / "build" / "bench"
+    for command in (
+        ["cmake", "-S", str(ROOT / "cpp"), "-B", str(folder), "-G", "Ninja", "-DTE_BENCH=ON",
+         "-DCMAKE_BUILD_TYPE=Release", "--log-level=WARNING"],
+        ["cmake", "--build", str(folder), "--target", target],
+    ):  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        if done.returncode != 0:
+            sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
+    return folder / product

@@ -1,0 +1,360 @@
+#include "table/row_finder.h"
+
+#include <algorithm>
+#include <array>
+#include <bit>
+#include <utility>
+
+namespace te {
+namespace {
+
+// How many ids ahead the location word, and the mark behind it, are prefetched.
+constexpr size_t kWordAhead = 48;
+constexpr size_t kMarkAhead = 24;
+// Tasks hold at least so many ids.
+constexpr size_t kTaskIds = 4096;
+// A feature is cut where it has more ids than this and more than its share of the batch.
+constexpr size_t kPartIds = 16384;
+constexpr size_t kPartsOfBatch = 16;
+
+size_t share_of(uint64_t id, int share_bits) {
+  return static_cast<uint32_t>(id * 0x9E3779B1u) >> (32 - share_bits);
+}
+
+// Where the rows of a batch are, by their location words.
+class FoundSlots {
+ public:
+  static constexpr bool kMayBeEvicted = true;
+  FoundSlots(Tiers& tiers, TableId table)
+      : index_(tiers.index()),
+        directory_(tiers.layout_of(table).directory),
+        first_row_(tiers.table(table).first_row.value) {}
+  void prefetch(uint64_t far, uint64_t near) const {
+    index_.prefetch(row(far));
+    if (const SlotIndex s = find(near); !s.is_none()) {
+      directory_.prefetch_mark(s);
+      directory_.prefetch(s);
+    }
+  }
+  RowId row(uint64_t id) const { return RowId(first_row_ + id); }
+  SlotIndex find(uint64_t id) const {  // none: not in dram
+    const LocationWord word = index_.get(row(id));
+    return word.is_slot() ? word.slot_index() : SlotIndex::none();
+  }
+
+ private:
+  const RowIndex& index_;
+  const SlotDirectory& directory_;
+  const uint64_t first_row_;
+};
+
+// The same where every row has a slot of its own.
+class OwnSlots {
+ public:
+  static constexpr bool kMayBeEvicted = false;
+  OwnSlots(Tiers& tiers, TableId table)
+      : marks_(tiers.layout_of(table).directory.marks()),
+        resident_(tiers.resident()),
+        first_row_(tiers.table(table).first_row.value),
+        first_slot_(tiers.table(table).first_slot.value),
+        all_stand_(tiers.table(table).resident_rows == tiers.table(table).config.rows) {}
+  void prefetch(uint64_t, uint64_t near) const {
+    __builtin_prefetch(&marks_[first_slot_ + static_cast<uint32_t>(near)], 1);
+  }
+  RowId row(uint64_t id) const { return RowId(first_row_ + id); }
+  SlotIndex find(uint64_t id) const {
+    if (!all_stand_ && !resident_.contains(row(id))) return SlotIndex::none();
+    return SlotIndex(first_slot_ + static_cast<uint32_t>(id));
+  }
+
+ private:
+  const uint32_t* marks_;
+  const ResidentRows& resident_;
+  const uint64_t first_row_;
+  const uint32_t first_slot_;
+  const bool all_stand_;
+};
+
+int64_t id_at(const FeatureInput& feature, size_t position) {
+  return feature.ids_are_64 ? static_cast<const int64_t*>(feature.ids)[position]
+                            : static_cast<const int32_t*>(feature.ids)[position];
+}
+
+// Ids behind the last bag (include_last_offset) belong to none.
+size_t used_ids(const Plan& plan, const FeaturePlan& feature) {
+  return static_cast<size_t>(plan.bag_begin[feature.begin_first + feature.bags]);
+}
+
+}  // namespace
+
+void RowFinder::find(std::span<const FeatureInput> features, Plan& plan, ThreadPool& threads) {
+  Acquisition& acquired = plan.acquired;
+  plan.occurrence_slots.resize(plan.occurrences);
+  acquired.unique_of.resize(plan.occurrences);
+  acquired.rows.resize(plan.occurrences);
+  acquired.slots.resize(plan.occurrences);
+  counts_.resize(plan.occurrences);
+  missing_.resize(plan.occurrences);
+  positions_.resize(plan.occurrences);
+  cut(features, plan, threads);
+  group_parts();
+  for_parts(threads, [&](size_t p) { find_part(features[parts_[p].feature], plan, p); });
+  acquired.uniques = acquired.hits = 0;
+  acquired.fills.clear();
+  size_t missing = 0;
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    const Part& part = parts_[p];
+    UniqueRange& range = acquired.ranges[p];
+    FeaturePlan& feature = plan.features[part.feature];
+    acquired.hits += part.hits;
+    missing += part.missing;
+    tiers_.layout(range.layout).directory.count_pinned(part.pinned);
+    if (part.missing != 0) dedupe_missing(features[part.feature], plan, part, range);
+    range.before = feature.uniques;
+    feature.uniques += range.count;
+    acquired.uniques += range.count;
+  }
+  plan.lookups = acquired.hits + missing;
+}
+
+void RowFinder::cut(std::span<const FeatureInput> features, Plan& plan, ThreadPool& threads) {
+  parts_.clear();
+  const bool may_cut = threads.threads() > 1 || !tiers_.every_row_fits();
+  const size_t share_ids = std::max(kPartIds, plan.occurrences / kPartsOfBatch);
+  for (size_t f = 0; f < features.size(); ++f) {
+    FeaturePlan& feature = plan.features[f];
+    const size_t used = used_ids(plan, feature);
+    const size_t first = feature.occurrence_first;
+    for (size_t i = first + used; i < first + feature.occurrences; ++i)
+      plan.acquired.unique_of[i] = plan.occurrence_slots[i] = kPaddingSlot;
+    feature.range_first = parts_.size();
+    feature.ranges = may_cut ? std::bit_floor(std::max<size_t>(1, used / share_ids)) : 1;
+    const bool is_listed = feature.ranges > 1;
+    for (size_t p = 0; p < feature.ranges; ++p)
+      parts_.push_back({.feature = f, .first = first, .positions = used, .is_listed = is_listed});
+    if (is_listed) list_positions(features[f], feature.range_first, feature.ranges, threads);
+  }
+  plan.acquired.ranges.resize(parts_.size());
+}
+
+// The positions of parts that are less than their feature, ascending: every thread counts the ids
+// of its pieces of the feature by share, and then puts their positions in place.
+void RowFinder::list_positions(const FeatureInput& feature, size_t first_part, size_t shares,
+                               ThreadPool& threads) {
+  const size_t used = parts_[first_part].positions;
+  const size_t first = parts_[first_part].first;
+  const int share_bits = std::countr_zero(shares);
+  const auto piece_begin = [&](size_t piece) { return used * piece / shares; };
+  share_ends_.assign(shares * shares, 0);  // [share][piece]
+  threads.run(shares, [&](size_t piece) {
+    std::array<size_t, kPartsOfBatch> count{};
+    for (size_t i = piece_begin(piece); i < piece_begin(piece + 1); ++i)
+      ++count[share_of(id_at(feature, i), share_bits)];
+    for (size_t share = 0; share < shares; ++share)
+      share_ends_[share * shares + piece] = count[share];
+  });
+  size_t at = first;
+  for (size_t share = 0; share < shares; ++share) {
+    Part& part = parts_[first_part + share];
+    part.first = at;
+    for (size_t piece = 0; piece < shares; ++piece)
+      at += std::exchange(share_ends_[share * shares + piece], at);
+    part.positions = at - part.first;
+  }
+  threads.run(shares, [&](size_t piece) {
+    std::array<size_t, kPartsOfBatch> next{};
+    for (size_t share = 0; share < shares; ++share)
+      next[share] = share_ends_[share * shares + piece];
+    for (size_t i = piece_begin(piece); i < piece_begin(piece + 1); ++i)
+      positions_[next[share_of(id_at(feature, i), share_bits)]++] = static_cast<uint32_t>(i);
+  });
+}
+
+// f(part) for all of them, small ones several a task.
+template <class F>
+void RowFinder::for_parts(ThreadPool& threads, F f) {
+  threads.run(groups_.size() - 1, [&](size_t group) {
+    for (size_t p = groups_[group]; p < groups_[group + 1]; ++p) f(p);
+  });
+}
+
+void RowFinder::group_parts() {
+  groups_.assign(1, 0);
+  size_t ids = 0;
+  for (size_t p = 0; p < parts_.size(); ++p) {
+    ids += parts_[p].positions;
+    if (ids < kTaskIds && p + 1 < parts_.size()) continue;
+    groups_.push_back(p + 1);
+    ids = 0;
+  }
+}
+
+void RowFinder::find_part(const FeatureInput& feature, Plan& plan, size_t p) {
+  const Part& part = parts_[p];
+  const auto find = [&]<class Slots>(const Slots& slots) {
+    if (feature.ids_are_64) {
+      part.is_listed ? find_rows<Slots, int64_t, true>(slots, feature, plan, p)
+                     : find_rows<Slots, int64_t, false>(slots, feature, plan, p);
+    } else {
+      part.is_listed ? find_rows<Slots, int32_t, true>(slots, feature, plan, p)
+                     : find_rows<Slots, int32_t, false>(slots, feature, plan, p);
+    }
+  };
+  if (tiers_.every_row_fits()) {
+    find(OwnSlots(tiers_, feature.table));
+  } else {
+    find(FoundSlots(tiers_, feature.table));
+  }
+}
+
+template <class Slots, class Id, bool kListed>
+void RowFinder::find_rows(const Slots& slots, const FeatureInput& feature, Plan& plan, size_t p) {
+  Part& part = parts_[p];
+  Acquisition& acquired = plan.acquired;
+  SlotDirectory& directory = tiers_.layout_of(feature.table).directory;
+  const Id* ids = static_cast<const Id*>(feature.ids);
+  const uint32_t* listed = positions_.data() + part.first;
+  const size_t occurrence_first = plan.features[part.feature].occurrence_first;
+  uint32_t* unique_of = acquired.unique_of.data() + occurrence_first;
+  uint32_t* occurrence_slots = plan.occurrence_slots.data() + occurrence_first;
+  uint32_t* missing = missing_.data() + part.first;
+  uint32_t* marks = directory.marks();
+  const uint32_t base = acquired.mark_base;
+  const size_t n = part.positions;
+  auto unique = static_cast<uint32_t>(part.first);
+  const auto position = [&](size_t k) -> size_t { return kListed ? listed[k] : k; };
+  const auto id_of = [&](size_t k) { return static_cast<uint64_t>(ids[position(k)]); };
+  for (size_t k = 0; k < n; ++k) {
+    if (k + kWordAhead < n) {
+      slots.prefetch(id_of(k + kWordAhead), id_of(k + kMarkAhead));
+    } else if (k + kMarkAhead < n) {
+      slots.prefetch(id_of(n - 1), id_of(k + kMarkAhead));
+    }
+    const size_t i = position(k);
+    if (static_cast<int64_t>(ids[i]) == feature.padding_id) {
+      unique_of[i] = occurrence_slots[i] = kPaddingSlot;
+      continue;
+    }
+    const auto id = static_cast<uint64_t>(ids[i]);
+    const SlotIndex s = slots.find(id);
+    if (s.is_none()) {
+      missing[part.missing++] = static_cast<uint32_t>(i);
+      continue;
+    }
+    // A branch would be guessed wrong too often: the next unique row's place is written in any
+    // case, and taken if the row is new.
+    const uint32_t mark = marks[s.value];
+    const bool is_new = mark < base;
+    const uint32_t u = is_new ? unique : mark - base;
+    marks[s.value] = base + u;
+    acquired.rows[unique] = slots.row(id);
+    acquired.slots[unique] = s;
+    counts_[unique] = 0;
+    ++counts_[u];
+    if constexpr (Slots::kMayBeEvicted) {
+      if (is_new) part.pinned += SlotDirectory::pin_uncounted(directory[s]);
+    }
+    unique += is_new;
+    unique_of[i] = u;
+    occurrence_slots[i] = s.value;
+    ++part.hits;
+  }
+  acquired.ranges[p] = {feature.table,       plan.features[part.feature].layout,
+                        part.feature,        part.first,
+                        unique - part.first, 0};
+}
+
+void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Part& part,
+                               UniqueRange& range) {
+  RowIndex& index = tiers_.index();
+  Acquisition& acquired = plan.acquired;
+  const uint64_t first_row = tiers_.table(feature.table).first_row.value;
+  uint32_t* unique_of = acquired.unique_of.data() + plan.features[part.feature].occurrence_first;
+  const size_t fills_first = acquired.fills.size();
+  for (size_t m = 0; m < part.missing; ++m) {
+    const uint32_t i = missing_[part.first + m];
+    const RowId row(first_row + static_cast<uint64_t>(id_at(feature, i)));
+    const LocationWord word = index.get(row);
+    if (word.is_slot()) {
+      const Fill& seen = acquired.fills[word.slot_index().value - kProvisionalSlot];
+      unique_of[i] = seen.unique;
+      ++counts_[seen.unique];
+      continue;
+    }
+    const auto unique = static_cast<uint32_t>(range.first + range.count++);
+    const BlockAddress from = word.is_block() ? word.block_address() : BlockAddress::none();
+    const auto provisional = kProvisionalSlot + static_cast<uint32_t>(acquired.fills.size());
+    index.set(row, LocationWord::slot(SlotIndex(provisional)));
+    acquired.fills.push_back({row, SlotIndex::none(), from, range.layout, range.table, unique});
+    acquired.rows[unique] = row;
+    acquired.slots[unique] = SlotIndex::none();
+    counts_[unique] = 1;
+    unique_of[i] = unique;
+  }
+  for (size_t i = fills_first; i < acquired.fills.size(); ++i) {
+    const Fill& fill = acquired.fills[i];
+    index.set(fill.row,
+              fill.from.is_none() ? LocationWord::never_written() : LocationWord::block(fill.from));
+  }
+}
+
+void RowFinder::finish(Plan& plan, ThreadPool& threads) {
+  if (plan.will_update) {
+    plan.csr_begin.resize(plan.occurrences + parts_.size());
+    plan.csr_bags.resize(plan.occurrences);
+    plan.csr_occurrences.resize(plan.occurrences);
+    plan.bag_scale.resize(plan.bags);
+  }
+  if (!plan.will_update && plan.acquired.fills.empty()) return;
+  for_parts(threads, [&](size_t p) {
+    const Part& part = parts_[p];
+    const FeaturePlan& feature = plan.features[part.feature];
+    for (size_t m = 0; m < part.missing; ++m) {
+      const size_t i = feature.occurrence_first + missing_[part.first + m];
+      plan.occurrence_slots[i] = plan.acquired.slots[plan.acquired.unique_of[i]].value;
+    }
+    if (!plan.will_update) return;
+    const PoolMode mode = tiers_.table(feature.table).config.mode;
+    const bool by_position = mode == PoolMode::kMax || feature.is_weighted;
+    by_position ? list_occurrences<true>(plan, p) : list_occurrences<false>(plan, p);
+    if (mode == PoolMode::kMean && p == feature.range_first) scale_bags(plan, feature);
+  });
+}
+
+template <bool kByPosition>
+void RowFinder::list_occurrences(Plan& plan, size_t p) {
+  const Part& part = parts_[p];
+  const UniqueRange& range = plan.acquired.ranges[p];
+  const FeaturePlan& feature = plan.features[part.feature];
+  uint32_t* begin = plan.csr_begin.data() + range.first + p;
+  auto filled = static_cast<uint32_t>(part.first);
+  for (size_t u = 0; u < range.count; ++u) {
+    begin[u] = filled;
+    filled += std::exchange(counts_[range.first + u], filled);
+  }
+  begin[range.count] = filled;
+  const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
+  const uint32_t* unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
+  const uint32_t* listed = positions_.data() + part.first;
+  uint32_t bag = 0;
+  for (size_t k = 0; k < part.positions; ++k) {
+    const size_t i = part.is_listed ? listed[k] : k;
+    while (static_cast<size_t>(bag_begin[bag + 1]) <= i) ++bag;
+    if (unique_of[i] == kPaddingSlot) continue;
+    const uint32_t at = counts_[unique_of[i]]++;
+    plan.csr_bags[at] = bag;
+    if constexpr (kByPosition) plan.csr_occurrences[at] = static_cast<uint32_t>(i);
+  }
+}
+
+void RowFinder::scale_bags(Plan& plan, const FeaturePlan& feature) const {
+  const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
+  const uint32_t* unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
+  for (size_t b = 0; b < feature.bags; ++b) {
+    uint32_t size = 0;
+    for (int64_t i = bag_begin[b]; i < bag_begin[b + 1]; ++i) size += unique_of[i] != kPaddingSlot;
+    plan.bag_scale[feature.bag_first + b] = size == 0 ? 0.0f : 1.0f / static_cast<float>(size);
+  }
+}
+
+}  // namespace te
