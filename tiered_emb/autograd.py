@@ -7,8 +7,7 @@ gradients that are not contiguous or not of the table's dtype. Thread-safe as th
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,16 +59,20 @@ class Pooling:
             plan.release()
             return outs
         outs, tensors = _outputs(features)
-        with _errors_of_a_batch():
-            self._core.lookup([f.core() for f in features], tensors)
+        try:
+            self._core.lookup([f.core for f in features], tensors)
+        except (IndexError, ValueError) as error:
+            raise _error_of_a_batch(error) from None
         return outs
 
     def forward(
         self, features: list[Feature], will_update: bool
     ) -> tuple[list[torch.Tensor], _core.Plan]:
         """Plans the batch, brings its rows and pools them."""
-        with _errors_of_a_batch():
-            plan = self._core.plan([f.core() for f in features], will_update)
+        try:
+            plan = self._core.plan([f.core for f in features], will_update)
+        except (IndexError, ValueError) as error:
+            raise _error_of_a_batch(error) from None
         for f in features:
             if f.lookup.max_norm > 0:
                 self._renormalise_padding(f)
@@ -99,29 +102,31 @@ class Pooling:
         collects = optimizer is not None and not optimizer.fused
         counts = plan.unique_counts() if collects else []
         dense: list[torch.Tensor | None] = []
-        weights_grads: list[torch.Tensor | None] = []
-        row_grads: list[torch.Tensor | None] = []
+        weights_grads: list[torch.Tensor | None] = [None] * len(features)
+        row_grads: list[torch.Tensor | None] = [None] * len(features)
         calls: list[_core.BackwardTuple] = []
         for i, (f, grad) in enumerate(zip(features, grads, strict=True)):
-            weights_grad = row_grad = None
-            if grad is not None:
-                grad = grad.to(f.lookup.dtype).contiguous()
-                if f.weights is not None and wants_weights_grad[i]:
-                    weights_grad = torch.zeros_like(f.weights)
-                if collects:
-                    row_grad = torch.empty((counts[i], f.lookup.dim))
+            lookup = f.lookup
+            if grad is None:
+                calls.append((0, 0, 0, 0, lookup.scale_grad_by_freq))
+                continue
+            if grad.dtype is not lookup.dtype:
+                grad = grad.to(lookup.dtype)
+            grad = grad.contiguous()
+            dense.append(grad)  # alive until the core has read it
+            if f.weights is not None and wants_weights_grad[i]:
+                weights_grads[i] = torch.zeros_like(f.weights)
+            if collects:
+                row_grads[i] = torch.empty((counts[i], lookup.dim))
             calls.append(
                 (
-                    _address(grad),
+                    grad.data_ptr() or 1,
                     _address(f.weights),
-                    _address(weights_grad),
-                    _address(row_grad),
-                    f.lookup.scale_grad_by_freq,
+                    _address(weights_grads[i]),
+                    _address(row_grads[i]),
+                    lookup.scale_grad_by_freq,
                 )
             )
-            dense.append(grad)  # alive until the core has read it
-            weights_grads.append(weights_grad)
-            row_grads.append(row_grad)
         if optimizer is None:
             self._core.backward(plan, calls, _NO_HYPER, False)
         else:
@@ -187,25 +192,25 @@ class _Lookup(torch.autograd.Function):
 
 def _outputs(features: list[Feature]) -> tuple[list[torch.Tensor], list[_core.ForwardTuple]]:
     """Tensors for the pooled rows, and the tuples that `_core` takes."""
-    outs = [torch.empty((f.bags, f.lookup.dim), dtype=f.lookup.dtype) for f in features]
-    tensors = [
-        (_address(f.weights), out.data_ptr(), f.lookup.max_norm, f.lookup.norm_type)
-        for f, out in zip(features, outs, strict=True)
-    ]
+    outs = []
+    tensors = []
+    for f in features:
+        lookup = f.lookup
+        # Sizes one by one: a tuple of them takes torch longer.
+        out = torch.empty(f.bags, lookup.dim, dtype=lookup.dtype)
+        outs.append(out)
+        weights = 0 if f.weights is None else _address(f.weights)
+        tensors.append((weights, out.data_ptr(), lookup.max_norm, lookup.norm_type))
     return outs, tensors
 
 
-@contextmanager
-def _errors_of_a_batch() -> Iterator[None]:
-    """Raises the core's errors as the package's types."""
-    try:
-        yield
-    except IndexError as error:
-        raise IdOutOfRangeError(*error.args) from None
-    except ValueError as error:
-        if ": offset " in str(error) or "include_last_offset" in str(error):
-            raise OffsetsError(*error.args) from None
-        raise
+def _error_of_a_batch(error: Exception) -> Exception:
+    """The core's error as the package's type."""
+    if isinstance(error, IndexError):
+        return IdOutOfRangeError(*error.args)
+    if ": offset " in str(error) or "include_last_offset" in str(error):
+        return OffsetsError(*error.args)
+    return error
 
 
 def _address(tensor: torch.Tensor | None) -> int:

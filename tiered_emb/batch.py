@@ -14,7 +14,7 @@ import torch
 from tiered_emb import _core
 from tiered_emb.errors import DtypeError
 
-_INDEX_DTYPES = (torch.int64, torch.int32)
+_INT64, _INT32 = torch.int64, torch.int32
 _SMALL_INTS = (torch.int16, torch.int8, torch.uint8)
 
 
@@ -38,7 +38,8 @@ class Lookup:
 class Feature:
     """A checked input of one table; keeps the tensors alive that the core reads.
 
-    All are contiguous; `weights` is 1-D, one number for each of `ids`.
+    All are contiguous; `weights` is 1-D, one number for each of `ids`. `core` is what
+    `_core.Engine.plan` takes of it.
     """
 
     lookup: Lookup
@@ -46,39 +47,25 @@ class Feature:
     offsets: torch.Tensor | None
     weights: torch.Tensor | None
     bags: int
-    include_last_offset: bool
-
-    def core(self) -> _core.FeatureTuple:
-        """The tuple that `_core.Engine.plan` takes."""
-        ids, offsets = self.ids, self.offsets
-        common = (self.lookup.table, ids.data_ptr(), ids.numel(), ids.dtype == torch.int64)
-        if offsets is None:
-            bag_size = ids.numel() // self.bags if self.bags else 0
-            shape = (0, 0, True, False, bag_size, self.bags)
-            return (*common, *shape, self.lookup.padding_idx, self.weights is not None)
-        is64 = offsets.dtype == torch.int64
-        # A tensor without elements has no address; the core takes 0 for "no offsets".
-        address = offsets.data_ptr() or 1
-        ends = (address, offsets.numel(), is64, self.include_last_offset)
-        return (*common, *ends, 0, 0, self.lookup.padding_idx, self.weights is not None)
+    core: _core.FeatureTuple
 
 
 def _index_tensor(name: str, what: str, value: Any) -> torch.Tensor:
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"table '{name}': {what} must be a Tensor, got {type(value).__name__}")
     tensor: torch.Tensor = value
-    if tensor.device.type != "cpu":
+    if tensor.dtype is _INT64 and tensor.is_cpu:  # as nearly always
+        return tensor.contiguous()
+    if not tensor.is_cpu:
         raise DtypeError(f"table '{name}': {what} must be on the CPU, got device {tensor.device}")
-    if tensor.dtype not in _INDEX_DTYPES:
+    if tensor.dtype is not _INT64 and tensor.dtype is not _INT32:
         if tensor.dtype not in _SMALL_INTS:
             raise DtypeError(f"table '{name}': {what} must be int64 or int32, got {tensor.dtype}")
         tensor = tensor.to(torch.int64)
     return tensor.contiguous()
 
 
-def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.Tensor | None:
-    if weights is None:
-        return None
+def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.Tensor:
     name = lookup.name
     if not isinstance(weights, torch.Tensor):
         raise TypeError(
@@ -125,21 +112,31 @@ def make_feature(
     """
     name = lookup.name
     index = _index_tensor(name, "input", ids)
-    checked_weights = _checked_weights(lookup, index, weights)
-    if index.dim() == 2:
+    checked_weights = None if weights is None else _checked_weights(lookup, index, weights)
+    dims = index.dim()
+    if dims == 2:
         if offsets is not None:
             raise ValueError(
                 f"table '{name}': with 2-D input, offsets has to be None, as each row is a bag; "
                 f"got {type(offsets).__name__}"
             )
-        return Feature(lookup, index, None, checked_weights, index.shape[0], False)
-    if index.dim() != 1:
-        raise ValueError(f"table '{name}': input has to be 1-D or 2-D, got {index.dim()}-D")
+        bags, bag_size = index.shape
+        core = (lookup.table, index.data_ptr(), bags * bag_size, index.dtype is _INT64, 0, 0,
+                True, False, bag_size, bags, lookup.padding_idx, weights is not None)  # fmt: skip
+        return Feature(lookup, index, None, checked_weights, bags, core)
+    if dims != 1:
+        raise ValueError(f"table '{name}': input has to be 1-D or 2-D, got {dims}-D")
     if offsets is None:
         raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor for 1-D input, got None")
     begin = _index_tensor(name, "offsets", offsets)
     if begin.dim() != 1:
         raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor, got {begin.dim()}-D")
     include_last = lookup.include_last_offset if last_offset is None else last_offset
-    bags = begin.numel() - 1 if include_last else begin.numel()
-    return Feature(lookup, index, begin, checked_weights, max(bags, 0), include_last)
+    count = begin.numel()
+    # A tensor without elements has no address; the core takes 0 for "no offsets".
+    address = begin.data_ptr() or 1
+    core = (lookup.table, index.data_ptr(), index.numel(), index.dtype is _INT64, address,
+            count, begin.dtype is _INT64, include_last, 0, 0, lookup.padding_idx,
+            weights is not None)  # fmt: skip
+    bags = max(count - 1, 0) if include_last else count
+    return Feature(lookup, index, begin, checked_weights, bags, core)

@@ -119,6 +119,8 @@ class TieredEmbeddingCollection(nn.Module):
 
     def _feature(self, name: str, value: Any) -> Feature:
         lookup = self._lookup_of(name)
+        if type(value) is tuple and len(value) == 2:  # as nearly always
+            return make_feature(lookup, value[0], value[1])
         if isinstance(value, torch.Tensor):
             return make_feature(lookup, value.unsqueeze(1) if value.dim() == 1 else value)
         if hasattr(value, "values") and hasattr(value, "offsets"):  # torchrec.JaggedTensor
@@ -132,9 +134,10 @@ class TieredEmbeddingCollection(nn.Module):
         return make_feature(lookup, *value)
 
     def _lookup_of(self, name: str) -> Lookup:
-        if name not in self._lookups:
+        lookup = self._lookups.get(name)
+        if lookup is None:
             raise KeyError(f"no table '{name}' in this collection; it has {sorted(self._lookups)}")
-        return self._lookups[name]
+        return lookup
 
     @property
     def optimizer(self) -> RowOptimizer | None:

@@ -37,7 +37,7 @@ size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begi
 template <class Offset>
 bool copy_offsets_of(const Offset* offsets, int64_t limit, size_t count, int64_t* out) {
   if (count == 0) return true;
-  uint64_t falls = offsets[0] != 0 ? 1 : 0;
+  uint64_t falls = offsets[0] < 0 ? 1 : 0;
   out[0] = offsets[0];
   for (size_t i = 1; i < count; ++i) {
     falls |= offsets[i] < offsets[i - 1] ? 1 : 0;
@@ -46,9 +46,11 @@ bool copy_offsets_of(const Offset* offsets, int64_t limit, size_t count, int64_t
   return falls == 0 && out[count - 1] <= limit;
 }
 
-bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t count, int64_t* out) {
-  return are_64 ? copy_offsets_of(static_cast<const int64_t*>(offsets), limit, count, out)
-                : copy_offsets_of(static_cast<const int32_t*>(offsets), limit, count, out);
+bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t begin, size_t end,
+                  int64_t* out) {
+  const size_t n = end - begin;
+  return are_64 ? copy_offsets_of(static_cast<const int64_t*>(offsets) + begin, limit, n, out)
+                : copy_offsets_of(static_cast<const int32_t*>(offsets) + begin, limit, n, out);
 }
 
 template <class Id>

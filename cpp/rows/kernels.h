@@ -126,9 +126,10 @@ struct Kernels {
   bool (*all_finite)(const void* values, DType dtype, size_t begin, size_t end, size_t* position);
   // The first position in [begin, end) whose id is not in [0, rows), or `end`.
   size_t (*first_bad_id)(const void* ids, bool ids_are_64, uint64_t rows, size_t begin, size_t end);
-  // Copies offsets to `out`; false, and the copy undefined, unless they begin with 0, never fall
-  // and stay within `limit`.
-  bool (*copy_offsets)(const void* offsets, bool are_64, int64_t limit, size_t count, int64_t* out);
+  // Copies offsets [begin, end) to `out`; false, and the copy undefined, unless they never fall and
+  // lie in [0, limit].
+  bool (*copy_offsets)(const void* offsets, bool are_64, int64_t limit, size_t begin, size_t end,
+                       int64_t* out);
   // Fills slots [begin, end); false, and the slots undefined, if a row does not stand in its slot.
   // Adds the occurrences of the padding id to *padding.
   bool (*own_slots)(const OwnSlotArgs&, size_t begin, size_t end, size_t* padding);

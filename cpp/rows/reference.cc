@@ -339,11 +339,13 @@ size_t first_bad_id(const void* ids, bool ids_are_64, uint64_t rows, size_t begi
   return end;
 }
 
-bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t count, int64_t* out) {
-  for (size_t i = 0; i < count; ++i) {
-    out[i] = id_at(offsets, are_64, i);
-    if (out[i] > limit || out[i] < (i == 0 ? 0 : out[i - 1]) || (i == 0 && out[i] != 0))
-      return false;
+bool copy_offsets(const void* offsets, bool are_64, int64_t limit, size_t begin, size_t end,
+                  int64_t* out) {
+  int64_t least = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const int64_t offset = id_at(offsets, are_64, i);
+    if (offset < least || offset > limit) return false;
+    out[i - begin] = least = offset;
   }
   return true;
 }

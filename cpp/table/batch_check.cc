@@ -36,23 +36,25 @@ Status check_offsets(const TableConfig& table, const FeatureInput& feature) {
   return Status::ok();
 }
 
-// Fills the feature's bags + 1 places at `begin`; false if an offset is wrong.
-bool fill_bag_begin(const FeatureInput& feature, const FeaturePlan& planned, int64_t* begin) {
+}  // namespace
+
+bool fill_bag_begin(const FeatureInput& feature, size_t bags, size_t first, size_t end,
+                    int64_t* begin) {
   if (feature.offsets == nullptr) {
-    for (size_t b = 0; b <= planned.bags; ++b)
-      begin[b] = static_cast<int64_t>(b * feature.bag_size);
+    for (size_t b = first; b <= end; ++b)
+      begin[b - first] = static_cast<int64_t>(b * feature.bag_size);
     return true;
   }
   const auto ids_count = static_cast<int64_t>(feature.ids_count);
-  if (!kernels().copy_offsets(feature.offsets, feature.offsets_are_64, ids_count,
-                              feature.offsets_count, begin))
+  const size_t given = std::min(end + 1, feature.offsets_count);
+  if (!kernels().copy_offsets(feature.offsets, feature.offsets_are_64, ids_count, first, given,
+                              begin))
     return false;
+  if (first == 0 && given > 0 && begin[0] != 0) return false;
   // Without any bag the ids belong to none.
-  if (!feature.include_last_offset) begin[planned.bags] = planned.bags == 0 ? 0 : ids_count;
+  if (given == end) begin[end - first] = bags == 0 ? 0 : ids_count;
   return true;
 }
-
-}  // namespace
 
 Status check_ids(std::span<const FeatureInput> features, const Tiers& tiers) {
   for (const FeatureInput& feature : features) {
@@ -67,6 +69,15 @@ Status check_ids(std::span<const FeatureInput> features, const Tiers& tiers) {
                                                std::to_string(table.rows) + " rows");
   }
   return Status::ok();
+}
+
+bool check_feature(const FeatureInput& feature, const Tiers& tiers, const FeaturePlan& planned,
+                   Plan& plan) {
+  const uint64_t rows = tiers.table(feature.table).config.rows;
+  return fill_bag_begin(feature, planned.bags, 0, planned.bags,
+                        plan.bag_begin.data() + planned.begin_first) &&
+         kernels().first_bad_id(feature.ids, feature.ids_are_64, rows, 0, feature.ids_count) ==
+             feature.ids_count;
 }
 
 Status lay_out_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
@@ -111,8 +122,8 @@ Status lay_out_batch(std::span<const FeatureInput> features, const Tiers& tiers,
   return Status::ok();
 }
 
-Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, BatchCheck what,
-                   Plan& plan, ThreadPool& threads) {
+Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan,
+                   ThreadPool& threads) {
   // Task t checks the ids [t, t + 1) * kTaskIds of all features in a row, and the offsets of the
   // features that begin there.
   const size_t tasks = plan.occurrences / kTaskIds + 1;
@@ -130,8 +141,8 @@ Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, B
     for (; planned != plan.features.end() && planned->occurrence_first < end; ++planned) {
       const FeatureInput& feature = features[static_cast<size_t>(planned - plan.features.begin())];
       if (planned->occurrence_first >= first)
-        is_bad |= !fill_bag_begin(feature, *planned, plan.bag_begin.data() + planned->begin_first);
-      if (what == BatchCheck::kOffsets) continue;
+        is_bad |= !fill_bag_begin(feature, planned->bags, 0, planned->bags,
+                                  plan.bag_begin.data() + planned->begin_first);
       const uint64_t rows = tiers.table(feature.table).config.rows;
       const size_t from = std::max(first, planned->occurrence_first) - planned->occurrence_first;
       const size_t to = std::min(end - planned->occurrence_first, planned->occurrences);
@@ -140,7 +151,7 @@ Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, B
     if (is_bad) bad.store(true, std::memory_order_relaxed);
   });
   if (!bad.load()) return Status::ok();
-  if (what == BatchCheck::kOffsetsAndIds) TE_RETURN_IF_ERROR(check_ids(features, tiers));
+  TE_RETURN_IF_ERROR(check_ids(features, tiers));
   for (const FeatureInput& feature : features) {
     if (feature.offsets == nullptr) continue;
     TE_RETURN_IF_ERROR(check_offsets(tiers.table(feature.table).config, feature));

@@ -138,13 +138,15 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
     Timer timer(times_.forward_ns);
-    TE_RETURN_IF_ERROR(check_batch(inputs, *tiers_, BatchCheck::kOffsets, plan, thread_pool()));
     const auto done = executor_.forward_resident(inputs, plan, features, thread_pool());
     if (done == Executor::Resident::kPooled) {
       planner_.count_resident(plan);
       return Status::ok();
     }
-    if (done == Executor::Resident::kBadId) return check_ids(inputs, *tiers_);
+    if (done == Executor::Resident::kBad) {
+      plan.bag_begin.resize(plan.bags + plan.features.size());
+      return check_batch(inputs, *tiers_, plan, thread_pool());
+    }
   }
   TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
   planner_.count(plan);

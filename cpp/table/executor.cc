@@ -6,6 +6,7 @@
 #include <string>
 
 #include "base/check.h"
+#include "table/batch_check.h"
 
 namespace te {
 namespace {
@@ -21,6 +22,23 @@ const uint32_t* raw(const Scratch<SlotIndex>& slots) {
   static_assert(sizeof(SlotIndex) == sizeof(uint32_t));
   return reinterpret_cast<const uint32_t*>(slots.data());
 }
+
+// Where the bags of an input begin that is not checked yet.
+class BagBegins {
+ public:
+  BagBegins(const FeatureInput& input, const FeaturePlan& feature)
+      : input_(input), bags_(feature.bags) {}
+  int64_t operator[](size_t bag) const {
+    if (input_.offsets == nullptr) return static_cast<int64_t>(bag * input_.bag_size);
+    if (bag == bags_ && !input_.include_last_offset) return static_cast<int64_t>(input_.ids_count);
+    return input_.offsets_are_64 ? static_cast<const int64_t*>(input_.offsets)[bag]
+                                 : static_cast<const int32_t*>(input_.offsets)[bag];
+  }
+
+ private:
+  const FeatureInput& input_;
+  const size_t bags_;
+};
 
 std::string element(const void* values, DType dtype, size_t i) {
   if (dtype == DType::kF32) return std::to_string(static_cast<const float*>(values)[i]);
@@ -47,17 +65,26 @@ OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint
   return params;
 }
 
-// Cuts [0, count) where the prefix sums of occurrences pass multiples of `target`.
+// Cuts [0, count) where the prefix sums of occurrences pass multiples of `target`. Sums that have
+// not been checked may be anything: that gives a cut, too.
 template <class Prefix>
-void Executor::cut(size_t of, const Prefix* prefix, size_t count, size_t target) {
+void Executor::cut(size_t of, const Prefix& prefix, size_t count, size_t target) {
   size_t begin = 0;
   while (begin < count) {
-    const auto goal = static_cast<Prefix>(static_cast<size_t>(prefix[begin]) + target);
-    const Prefix* found = std::lower_bound(prefix + begin + 1, prefix + count, goal);
+    const uint64_t goal = static_cast<uint64_t>(prefix[begin]) + target;
     // Empty bags cost a row of zeros too, so a chunk is bounded in both counts.
-    const size_t end = std::min(static_cast<size_t>(found - prefix), begin + target);
-    chunks_.push_back({of, begin, end});
-    begin = end;
+    size_t low = begin + 1;
+    size_t high = std::min(count, begin + target);
+    while (low < high) {
+      const size_t middle = low + (high - low) / 2;
+      if (static_cast<uint64_t>(prefix[middle]) < goal) {
+        low = middle + 1;
+      } else {
+        high = middle;
+      }
+    }
+    chunks_.push_back({of, begin, low});
+    begin = low;
   }
 }
 
@@ -125,47 +152,64 @@ OwnSlotArgs Executor::own_slot_args(const FeatureInput& input, Plan& plan, size_
   return args;
 }
 
+// Offsets and ids are checked by the thread that pools them.
 Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
                                               std::span<const FeatureForward> features,
                                               ThreadPool& threads) {
   plan.occurrence_slots.resize(plan.occurrences);
   plan.argmax.resize(features.size());
   for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
-  cut_bags(plan, threads.threads());
+  chunks_.clear();
+  const size_t target = chunk_target(std::max(plan.occurrences, plan.bags), threads.threads());
+  for (size_t f = 0; f < inputs.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    if (feature.bags == 0 && !check_feature(inputs[f], tiers_, feature, plan))
+      return Resident::kBad;
+    cut(f, BagBegins(inputs[f], feature), feature.bags, target);
+  }
+  plan.bag_begin.resize(plan.bags + chunks_.size());
   std::atomic<bool> bad{false};
   std::atomic<bool> absent{false};
   std::atomic<size_t> lookups{0};
-  const auto has_bad = [&](const FeatureInput& input, size_t begin, size_t end) {
-    const uint64_t rows = tiers_.table(input.table).config.rows;
-    return kernels().first_bad_id(input.ids, input.ids_are_64, rows, begin, end) < end;
-  };
-  for (size_t f = 0; f < features.size(); ++f) {
-    if (plan.features[f].bags == 0 && has_bad(inputs[f], 0, inputs[f].ids_count))
-      return Resident::kBadId;
-  }
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
-    const FeatureInput& input = inputs[chunk.of];
-    const FeaturePlan& feature = plan.features[chunk.of];
-    const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
-    const auto begin = static_cast<size_t>(bag_begin[chunk.begin]);
-    const auto end = static_cast<size_t>(bag_begin[chunk.end]);
-    // The chunk with the last bag also checks the ids behind it, which belong to none.
-    const size_t checked = chunk.end == feature.bags ? feature.occurrences : end;
-    if (has_bad(input, begin, checked)) {
-      bad.store(true);
-      return;
+    size_t pooled = 0;
+    switch (pool_resident(inputs[chunk.of], plan, c, features[chunk.of], &pooled)) {
+      case Resident::kBad: bad.store(true, std::memory_order_relaxed); break;
+      case Resident::kAbsent: absent.store(true, std::memory_order_relaxed); break;
+      case Resident::kPooled: lookups.fetch_add(pooled, std::memory_order_relaxed);
     }
-    size_t padding = 0;
-    if (!kernels().own_slots(own_slot_args(input, plan, chunk.of), begin, end, &padding)) {
-      absent.store(true);
-      return;
-    }
-    lookups.fetch_add(end - begin - padding);
-    pool_chunk(plan, chunk, features[chunk.of]);
   });
   plan.lookups = lookups.load();
-  return bad.load() ? Resident::kBadId : absent.load() ? Resident::kAbsent : Resident::kPooled;
+  return bad.load() ? Resident::kBad : absent.load() ? Resident::kAbsent : Resident::kPooled;
+}
+
+Executor::Resident Executor::pool_resident(const FeatureInput& input, Plan& plan, size_t c,
+                                           const FeatureForward& feature, size_t* pooled) const {
+  const Chunk& chunk = chunks_[c];
+  const FeaturePlan& planned = plan.features[chunk.of];
+  const TableConfig& table = tiers_.table(input.table).config;
+  int64_t* bag_begin = plan.bag_begin.data() + planned.bag_first + chunk.begin + c;
+  if (!fill_bag_begin(input, planned.bags, chunk.begin, chunk.end, bag_begin))
+    return Resident::kBad;
+  const size_t bags = chunk.end - chunk.begin;
+  const auto begin = static_cast<size_t>(bag_begin[0]);
+  const auto end = static_cast<size_t>(bag_begin[bags]);
+  // The chunk with the last bag also checks the ids behind it, which belong to none.
+  const size_t checked = chunk.end == planned.bags ? planned.occurrences : end;
+  if (kernels().first_bad_id(input.ids, input.ids_are_64, table.rows, begin, checked) < checked)
+    return Resident::kBad;
+  size_t padding = 0;
+  if (!kernels().own_slots(own_slot_args(input, plan, chunk.of), begin, end, &padding))
+    return Resident::kAbsent;
+  *pooled = end - begin - padding;
+  PoolArgs args = pool_args(plan, chunk.of);
+  args.bag_begin = bag_begin;
+  args.sample_weights = feature.sample_weights;
+  args.out = static_cast<std::byte*>(feature.out) +
+             chunk.begin * tiers_.layout(planned.layout).layout.weight_bytes();
+  kernels().pool(args, 0, bags);
+  return Resident::kPooled;
 }
 
 void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {

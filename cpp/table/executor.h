@@ -50,10 +50,10 @@ class Executor {
   explicit Executor(Tiers& tiers) : tiers_(tiers) {}
 
   void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
-  enum class Resident { kPooled, kAbsent, kBadId };
+  enum class Resident { kPooled, kAbsent, kBad };
   // Pools a batch that is laid out without planning it, if every row stands in dram; checks its ids
-  // on the way. `out` is undefined if a row is absent or an id bad. For lookups without a backward
-  // where every row fits: no row needs a pin then.
+  // and offsets on the way. `out` is undefined if a row is absent or one of them bad. For lookups
+  // without a backward where every row fits: no row needs a pin then.
   Resident forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
                             std::span<const FeatureForward> features, ThreadPool& threads);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
@@ -74,11 +74,14 @@ class Executor {
     size_t end;
   };
   template <class Prefix>
-  void cut(size_t of, const Prefix* prefix, size_t count, size_t target);
+  void cut(size_t of, const Prefix& prefix, size_t count, size_t target);
   void cut_bags(const Plan& plan, size_t threads);
   void cut_uniques(const Plan& plan, size_t threads);
   PoolArgs pool_args(const Plan& plan, size_t f) const;
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
+  // Checks and pools chunk c; *pooled: occurrences without padding.
+  Resident pool_resident(const FeatureInput& input, Plan& plan, size_t c,
+                         const FeatureForward& feature, size_t* pooled) const;
   OwnSlotArgs own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const;
   GradArgs grad_args(const Plan& plan, size_t range, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);

@@ -166,13 +166,11 @@ void Planner::unpin(Acquisition& acquired) {
 Status Planner::plan(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                      ThreadPool& threads) {
   TE_RETURN_IF_ERROR(lay_out_batch(features, tiers_, plan));
-  TE_RETURN_IF_ERROR(check_batch(features, tiers_, BatchCheck::kOffsetsAndIds, plan, threads));
   const uint32_t mark_base = plan.acquired.mark_base = take_marks(plan.occurrences);
-  finder_.find(features, plan, threads);
+  TE_RETURN_IF_ERROR(finder_.find(features, will_update, plan, threads));
   TE_RETURN_IF_ERROR(commit(plan.acquired, true));
   if (plan.acquired.mark_base != mark_base) follow_slots(plan);  // repacked
   plan.state = Plan::State::kPlanned;
-  plan.will_update = will_update;
   finder_.finish(plan, threads);
   return Status::ok();
 }

@@ -2,8 +2,11 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <bit>
 #include <utility>
+
+#include "table/batch_check.h"
 
 namespace te {
 namespace {
@@ -75,30 +78,73 @@ class OwnSlots {
   const bool all_stand_;
 };
 
-int64_t id_at(const FeatureInput& feature, size_t position) {
-  return feature.ids_are_64 ? static_cast<const int64_t*>(feature.ids)[position]
-                            : static_cast<const int32_t*>(feature.ids)[position];
+int64_t value_at(const void* values, bool are_64, size_t i) {
+  return are_64 ? static_cast<const int64_t*>(values)[i] : static_cast<const int32_t*>(values)[i];
 }
 
-// Ids behind the last bag (include_last_offset) belong to none.
-size_t used_ids(const Plan& plan, const FeaturePlan& feature) {
-  return static_cast<size_t>(plan.bag_begin[feature.begin_first + feature.bags]);
+int64_t id_at(const FeatureInput& feature, size_t position) {
+  return value_at(feature.ids, feature.ids_are_64, position);
+}
+
+// Ids behind the last bag (include_last_offset) belong to none. The offsets may not be checked yet.
+size_t used_ids(const FeatureInput& feature, const FeaturePlan& planned) {
+  if (planned.bags == 0) return 0;
+  if (feature.offsets == nullptr) return feature.bags * feature.bag_size;
+  if (!feature.include_last_offset) return feature.ids_count;
+  const int64_t end = value_at(feature.offsets, feature.offsets_are_64, planned.bags);
+  return static_cast<size_t>(std::clamp<int64_t>(end, 0, static_cast<int64_t>(feature.ids_count)));
 }
 
 }  // namespace
 
-void RowFinder::find(std::span<const FeatureInput> features, Plan& plan, ThreadPool& threads) {
-  Acquisition& acquired = plan.acquired;
+Status RowFinder::find(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                       ThreadPool& threads) {
+  plan.will_update = will_update;
+  make_room(plan);
+  cut(features, plan, threads);
+  if (will_update) plan.csr_begin.resize(plan.occurrences + parts_.size());
+  // Marks are all that a part changes where nothing is evicted, so there it may check its own ids.
+  const bool checks_parts = tiers_.every_row_fits() && parts_.size() == features.size();
+  if (!checks_parts) TE_RETURN_IF_ERROR(check_batch(features, tiers_, plan, threads));
+  for (size_t f = 0; f < features.size(); ++f) {
+    const FeaturePlan& feature = plan.features[f];
+    if (feature.ranges > 1)
+      list_positions(features[f], feature.range_first, feature.ranges, threads);
+  }
+  group_parts();
+  std::atomic<bool> is_bad{false};
+  for_parts(threads, [&](size_t p) {
+    const size_t f = parts_[p].feature;
+    if (checks_parts && !check_feature(features[f], tiers_, plan.features[f], plan)) {
+      is_bad.store(true, std::memory_order_relaxed);
+      return;
+    }
+    find_part(features[f], plan, p);
+    if (will_update && parts_[p].missing == 0) list_occurrences(plan, p);
+    if (will_update && p == plan.features[f].range_first) scale_bags(features[f], plan, f);
+  });
+  if (is_bad.load()) return check_batch(features, tiers_, plan, threads);
+  add_up(features, plan);
+  return Status::ok();
+}
+
+void RowFinder::make_room(Plan& plan) {
   plan.occurrence_slots.resize(plan.occurrences);
-  acquired.unique_of.resize(plan.occurrences);
-  acquired.rows.resize(plan.occurrences);
-  acquired.slots.resize(plan.occurrences);
+  plan.acquired.unique_of.resize(plan.occurrences);
+  plan.acquired.rows.resize(plan.occurrences);
+  plan.acquired.slots.resize(plan.occurrences);
   counts_.resize(plan.occurrences);
   missing_.resize(plan.occurrences);
   positions_.resize(plan.occurrences);
-  cut(features, plan, threads);
-  group_parts();
-  for_parts(threads, [&](size_t p) { find_part(features[parts_[p].feature], plan, p); });
+  if (!plan.will_update) return;
+  plan.csr_bags.resize(plan.occurrences);
+  plan.csr_occurrences.resize(plan.occurrences);
+  plan.bag_scale.resize(plan.bags);
+}
+
+// Takes the parts together, and gives missing rows their places among the unique ones.
+void RowFinder::add_up(std::span<const FeatureInput> features, Plan& plan) {
+  Acquisition& acquired = plan.acquired;
   acquired.uniques = acquired.hits = 0;
   acquired.fills.clear();
   size_t missing = 0;
@@ -123,7 +169,7 @@ void RowFinder::cut(std::span<const FeatureInput> features, Plan& plan, ThreadPo
   const size_t share_ids = std::max(kPartIds, plan.occurrences / kPartsOfBatch);
   for (size_t f = 0; f < features.size(); ++f) {
     FeaturePlan& feature = plan.features[f];
-    const size_t used = used_ids(plan, feature);
+    const size_t used = used_ids(features[f], feature);
     const size_t first = feature.occurrence_first;
     for (size_t i = first + used; i < first + feature.occurrences; ++i)
       plan.acquired.unique_of[i] = plan.occurrence_slots[i] = kPaddingSlot;
@@ -132,7 +178,6 @@ void RowFinder::cut(std::span<const FeatureInput> features, Plan& plan, ThreadPo
     const bool is_listed = feature.ranges > 1;
     for (size_t p = 0; p < feature.ranges; ++p)
       parts_.push_back({.feature = f, .first = first, .positions = used, .is_listed = is_listed});
-    if (is_listed) list_positions(features[f], feature.range_first, feature.ranges, threads);
   }
   plan.acquired.ranges.resize(parts_.size());
 }
@@ -208,57 +253,67 @@ void RowFinder::find_part(const FeatureInput& feature, Plan& plan, size_t p) {
 }
 
 template <class Slots, class Id, bool kListed>
-void RowFinder::find_rows(const Slots& slots, const FeatureInput& feature, Plan& plan, size_t p) {
+void RowFinder::find_rows(const Slots slots, const FeatureInput& feature, Plan& plan, size_t p) {
   Part& part = parts_[p];
   Acquisition& acquired = plan.acquired;
   SlotDirectory& directory = tiers_.layout_of(feature.table).directory;
-  const Id* ids = static_cast<const Id*>(feature.ids);
-  const uint32_t* listed = positions_.data() + part.first;
   const size_t occurrence_first = plan.features[part.feature].occurrence_first;
-  uint32_t* unique_of = acquired.unique_of.data() + occurrence_first;
-  uint32_t* occurrence_slots = plan.occurrence_slots.data() + occurrence_first;
-  uint32_t* missing = missing_.data() + part.first;
-  uint32_t* marks = directory.marks();
+  const Id* __restrict ids = static_cast<const Id*>(feature.ids);
+  const uint32_t* __restrict listed = positions_.data() + part.first;
+  uint32_t* __restrict unique_of = acquired.unique_of.data() + occurrence_first;
+  uint32_t* __restrict occurrence_slots = plan.occurrence_slots.data() + occurrence_first;
+  uint32_t* __restrict missing = missing_.data() + part.first;
+  uint32_t* __restrict marks = directory.marks();
+  uint32_t* __restrict counts = counts_.data();
+  RowId* __restrict unique_rows = acquired.rows.data();
+  SlotIndex* __restrict unique_slots = acquired.slots.data();
+  const int64_t padding_id = feature.padding_id;
   const uint32_t base = acquired.mark_base;
   const size_t n = part.positions;
   auto unique = static_cast<uint32_t>(part.first);
-  const auto position = [&](size_t k) -> size_t { return kListed ? listed[k] : k; };
-  const auto id_of = [&](size_t k) { return static_cast<uint64_t>(ids[position(k)]); };
-  for (size_t k = 0; k < n; ++k) {
-    if (k + kWordAhead < n) {
-      slots.prefetch(id_of(k + kWordAhead), id_of(k + kMarkAhead));
-    } else if (k + kMarkAhead < n) {
-      slots.prefetch(id_of(n - 1), id_of(k + kMarkAhead));
-    }
-    const size_t i = position(k);
-    if (static_cast<int64_t>(ids[i]) == feature.padding_id) {
+  size_t padding = 0;
+  size_t missed = 0;
+  uint32_t pinned = 0;
+  const auto id_of = [&](size_t k) { return static_cast<uint64_t>(ids[kListed ? listed[k] : k]); };
+  const auto find = [&](size_t k) __attribute__((always_inline)) {
+    const size_t i = kListed ? listed[k] : k;
+    const uint64_t id = id_of(k);
+    if (static_cast<int64_t>(id) == padding_id) [[unlikely]] {
       unique_of[i] = occurrence_slots[i] = kPaddingSlot;
-      continue;
+      ++padding;
+      return;
     }
-    const auto id = static_cast<uint64_t>(ids[i]);
     const SlotIndex s = slots.find(id);
-    if (s.is_none()) {
-      missing[part.missing++] = static_cast<uint32_t>(i);
-      continue;
+    if (s.is_none()) [[unlikely]] {
+      missing[missed++] = static_cast<uint32_t>(i);
+      return;
     }
-    // A branch would be guessed wrong too often: the next unique row's place is written in any
-    // case, and taken if the row is new.
+    // No branch, which would be guessed wrong too often: the next unique row's place is written in
+    // any case, and taken if the row is new.
     const uint32_t mark = marks[s.value];
-    const bool is_new = mark < base;
-    const uint32_t u = is_new ? unique : mark - base;
+    const uint32_t is_new = mark < base ? 1 : 0;
+    const uint32_t u = (unique & (0 - is_new)) | ((mark - base) & (is_new - 1));
     marks[s.value] = base + u;
-    acquired.rows[unique] = slots.row(id);
-    acquired.slots[unique] = s;
-    counts_[unique] = 0;
-    ++counts_[u];
+    unique_rows[unique] = slots.row(id);
+    unique_slots[unique] = s;
+    counts[unique] = 0;
+    ++counts[u];
     if constexpr (Slots::kMayBeEvicted) {
-      if (is_new) part.pinned += SlotDirectory::pin_uncounted(directory[s]);
+      if (is_new != 0) pinned += SlotDirectory::pin_uncounted(directory[s]);
     }
     unique += is_new;
     unique_of[i] = u;
     occurrence_slots[i] = s.value;
-    ++part.hits;
+  };
+  size_t k = 0;
+  for (; k + kWordAhead < n; ++k) {
+    slots.prefetch(id_of(k + kWordAhead), id_of(k + kMarkAhead));
+    find(k);
   }
+  for (; k < n; ++k) find(k);
+  part.missing = missed;
+  part.pinned = pinned;
+  part.hits = n - padding - missed;
   acquired.ranges[p] = {feature.table,       plan.features[part.feature].layout,
                         part.feature,        part.first,
                         unique - part.first, 0};
@@ -299,60 +354,65 @@ void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Pa
 }
 
 void RowFinder::finish(Plan& plan, ThreadPool& threads) {
-  if (plan.will_update) {
-    plan.csr_begin.resize(plan.occurrences + parts_.size());
-    plan.csr_bags.resize(plan.occurrences);
-    plan.csr_occurrences.resize(plan.occurrences);
-    plan.bag_scale.resize(plan.bags);
-  }
-  if (!plan.will_update && plan.acquired.fills.empty()) return;
+  if (plan.acquired.fills.empty()) return;
   for_parts(threads, [&](size_t p) {
     const Part& part = parts_[p];
-    const FeaturePlan& feature = plan.features[part.feature];
+    const size_t first = plan.features[part.feature].occurrence_first;
     for (size_t m = 0; m < part.missing; ++m) {
-      const size_t i = feature.occurrence_first + missing_[part.first + m];
+      const size_t i = first + missing_[part.first + m];
       plan.occurrence_slots[i] = plan.acquired.slots[plan.acquired.unique_of[i]].value;
     }
-    if (!plan.will_update) return;
-    const PoolMode mode = tiers_.table(feature.table).config.mode;
-    const bool by_position = mode == PoolMode::kMax || feature.is_weighted;
-    by_position ? list_occurrences<true>(plan, p) : list_occurrences<false>(plan, p);
-    if (mode == PoolMode::kMean && p == feature.range_first) scale_bags(plan, feature);
+    if (plan.will_update && part.missing != 0) list_occurrences(plan, p);
   });
 }
 
-template <bool kByPosition>
 void RowFinder::list_occurrences(Plan& plan, size_t p) {
+  const FeaturePlan& feature = plan.features[parts_[p].feature];
+  const PoolMode mode = tiers_.table(feature.table).config.mode;
+  if (mode == PoolMode::kMax || feature.is_weighted) {
+    fill_csr<true>(plan, p);
+  } else {
+    fill_csr<false>(plan, p);
+  }
+}
+
+template <bool kByPosition>
+void RowFinder::fill_csr(Plan& plan, size_t p) {
   const Part& part = parts_[p];
   const UniqueRange& range = plan.acquired.ranges[p];
   const FeaturePlan& feature = plan.features[part.feature];
-  uint32_t* begin = plan.csr_begin.data() + range.first + p;
+  uint32_t* __restrict begin = plan.csr_begin.data() + range.first + p;
+  uint32_t* __restrict next = counts_.data();  // of each unique row
   auto filled = static_cast<uint32_t>(part.first);
   for (size_t u = 0; u < range.count; ++u) {
     begin[u] = filled;
-    filled += std::exchange(counts_[range.first + u], filled);
+    filled += std::exchange(next[range.first + u], filled);
   }
   begin[range.count] = filled;
-  const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
-  const uint32_t* unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
-  const uint32_t* listed = positions_.data() + part.first;
+  const int64_t* __restrict bag_begin = plan.bag_begin.data() + feature.begin_first;
+  const uint32_t* __restrict unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
+  const uint32_t* __restrict listed = positions_.data() + part.first;
+  uint32_t* __restrict bags = plan.csr_bags.data();
+  uint32_t* __restrict occurrences = plan.csr_occurrences.data();
   uint32_t bag = 0;
   for (size_t k = 0; k < part.positions; ++k) {
     const size_t i = part.is_listed ? listed[k] : k;
     while (static_cast<size_t>(bag_begin[bag + 1]) <= i) ++bag;
     if (unique_of[i] == kPaddingSlot) continue;
-    const uint32_t at = counts_[unique_of[i]]++;
-    plan.csr_bags[at] = bag;
-    if constexpr (kByPosition) plan.csr_occurrences[at] = static_cast<uint32_t>(i);
+    const uint32_t at = next[unique_of[i]]++;
+    bags[at] = bag;
+    if constexpr (kByPosition) occurrences[at] = static_cast<uint32_t>(i);
   }
 }
 
-void RowFinder::scale_bags(Plan& plan, const FeaturePlan& feature) const {
+void RowFinder::scale_bags(const FeatureInput& input, Plan& plan, size_t f) const {
+  const FeaturePlan& feature = plan.features[f];
+  if (tiers_.table(feature.table).config.mode != PoolMode::kMean) return;
   const int64_t* bag_begin = plan.bag_begin.data() + feature.begin_first;
-  const uint32_t* unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
   for (size_t b = 0; b < feature.bags; ++b) {
-    uint32_t size = 0;
-    for (int64_t i = bag_begin[b]; i < bag_begin[b + 1]; ++i) size += unique_of[i] != kPaddingSlot;
+    auto size = static_cast<uint32_t>(bag_begin[b + 1] - bag_begin[b]);
+    for (int64_t i = bag_begin[b]; i < bag_begin[b + 1] && input.padding_id >= 0; ++i)
+      size -= id_at(input, static_cast<size_t>(i)) == input.padding_id ? 1 : 0;
     plan.bag_scale[feature.bag_first + b] = size == 0 ? 0.0f : 1.0f / static_cast<float>(size);
   }
 }

@@ -16,6 +16,7 @@
 #include <vector>
 
 #include "base/scratch.h"
+#include "base/status.h"
 #include "base/thread_pool.h"
 #include "table/plan.h"
 #include "table/tiers.h"
@@ -29,12 +30,13 @@ class RowFinder {
 
   explicit RowFinder(Tiers& tiers) : tiers_(tiers) {}
 
-  // Unique rows of a batch that is laid out and checked, the slots of those that have one (pinned,
-  // where rows may be evicted), and fills without slots for the others.
-  // plan.acquired.mark_base + plan.occurrences does not wrap.
-  void find(std::span<const FeatureInput> features, Plan& plan, ThreadPool& threads);
-  // When all unique rows have slots: the slot of every occurrence and, if the plan will update, the
-  // occurrences of every row. Follows `find` at once.
+  // Checks a batch that is laid out, and finds its unique rows, the slots of those that have one
+  // (pinned, where rows may be evicted), fills without slots for the others, and if the plan will
+  // update, the occurrences of every row. plan.acquired.mark_base + plan.occurrences does not wrap.
+  // On error nothing has changed.
+  Status find(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+              ThreadPool& threads);
+  // When fills have slots: what was left open for them. Follows `find` at once.
   void finish(Plan& plan, ThreadPool& threads);
 
  private:
@@ -49,6 +51,8 @@ class RowFinder {
     uint32_t pinned = 0;
   };
 
+  void make_room(Plan& plan);
+  void add_up(std::span<const FeatureInput> features, Plan& plan);
   void cut(std::span<const FeatureInput> features, Plan& plan, ThreadPool& threads);
   void list_positions(const FeatureInput& feature, size_t first_part, size_t shares,
                       ThreadPool& threads);
@@ -57,12 +61,13 @@ class RowFinder {
   void for_parts(ThreadPool& threads, F f);
   void find_part(const FeatureInput& feature, Plan& plan, size_t p);
   template <class Slots, class Id, bool kListed>
-  void find_rows(const Slots& slots, const FeatureInput& feature, Plan& plan, size_t p);
+  void find_rows(Slots slots, const FeatureInput& feature, Plan& plan, size_t p);
   void dedupe_missing(const FeatureInput& feature, Plan& plan, const Part& part,
                       UniqueRange& range);
-  template <bool kByPosition>
   void list_occurrences(Plan& plan, size_t p);
-  void scale_bags(Plan& plan, const FeaturePlan& feature) const;
+  template <bool kByPosition>
+  void fill_csr(Plan& plan, size_t p);
+  void scale_bags(const FeatureInput& input, Plan& plan, size_t f) const;
 
   Tiers& tiers_;
   // Scratch of one batch.

@@ -16,7 +16,7 @@ using namespace testing;  // NOLINT: the fixture is this test's vocabulary
 Status check_batch(std::span<const FeatureInput> features, const Tiers& tiers, Plan& plan) {
   ThreadPool threads(2);
   TE_RETURN_IF_ERROR(lay_out_batch(features, tiers, plan));
-  return check_batch(features, tiers, BatchCheck::kOffsetsAndIds, plan, threads);
+  return check_batch(features, tiers, plan, threads);
 }
 
 struct Tables {
