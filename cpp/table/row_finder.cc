@@ -12,8 +12,8 @@ namespace te {
 namespace {
 
 // How many ids ahead the location word, and the mark behind it, are prefetched.
-constexpr size_t kWordAhead = 48;
-constexpr size_t kMarkAhead = 24;
+constexpr size_t kWordAhead = 112;
+constexpr size_t kMarkAhead = 64;
 // Tasks hold at least so many ids.
 constexpr size_t kTaskIds = 4096;
 // A feature is cut where it has more ids than this and more than its share of the batch.
@@ -133,10 +133,10 @@ void RowFinder::make_room(Plan& plan) {
   plan.acquired.unique_of.resize(plan.occurrences);
   plan.acquired.rows.resize(plan.occurrences);
   plan.acquired.slots.resize(plan.occurrences);
-  counts_.resize(plan.occurrences);
   missing_.resize(plan.occurrences);
   positions_.resize(plan.occurrences);
   if (!plan.will_update) return;
+  next_.resize(plan.occurrences);
   plan.csr_bags.resize(plan.occurrences);
   plan.csr_occurrences.resize(plan.occurrences);
   plan.bag_scale.resize(plan.bags);
@@ -264,7 +264,6 @@ void RowFinder::find_rows(const Slots slots, const FeatureInput& feature, Plan& 
   uint32_t* __restrict occurrence_slots = plan.occurrence_slots.data() + occurrence_first;
   uint32_t* __restrict missing = missing_.data() + part.first;
   uint32_t* __restrict marks = directory.marks();
-  uint32_t* __restrict counts = counts_.data();
   RowId* __restrict unique_rows = acquired.rows.data();
   SlotIndex* __restrict unique_slots = acquired.slots.data();
   const int64_t padding_id = feature.padding_id;
@@ -296,8 +295,6 @@ void RowFinder::find_rows(const Slots slots, const FeatureInput& feature, Plan& 
     marks[s.value] = base + u;
     unique_rows[unique] = slots.row(id);
     unique_slots[unique] = s;
-    counts[unique] = 0;
-    ++counts[u];
     if constexpr (Slots::kMayBeEvicted) {
       if (is_new != 0) pinned += SlotDirectory::pin_uncounted(directory[s]);
     }
@@ -333,7 +330,6 @@ void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Pa
     if (word.is_slot()) {
       const Fill& seen = acquired.fills[word.slot_index().value - kProvisionalSlot];
       unique_of[i] = seen.unique;
-      ++counts_[seen.unique];
       continue;
     }
     const auto unique = static_cast<uint32_t>(range.first + range.count++);
@@ -343,7 +339,6 @@ void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Pa
     acquired.fills.push_back({row, SlotIndex::none(), from, range.layout, range.table, unique});
     acquired.rows[unique] = row;
     acquired.slots[unique] = SlotIndex::none();
-    counts_[unique] = 1;
     unique_of[i] = unique;
   }
   for (size_t i = fills_first; i < acquired.fills.size(); ++i) {
@@ -381,19 +376,25 @@ void RowFinder::fill_csr(Plan& plan, size_t p) {
   const Part& part = parts_[p];
   const UniqueRange& range = plan.acquired.ranges[p];
   const FeaturePlan& feature = plan.features[part.feature];
+  const int64_t* __restrict bag_begin = plan.bag_begin.data() + feature.begin_first;
+  const uint32_t* __restrict unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
+  const uint32_t* __restrict listed = positions_.data() + part.first;
   uint32_t* __restrict begin = plan.csr_begin.data() + range.first + p;
-  uint32_t* __restrict next = counts_.data();  // of each unique row
+  uint32_t* __restrict next =
+      next_.data();  // occurrences of each row, then where the next one goes
+  uint32_t* __restrict bags = plan.csr_bags.data();
+  uint32_t* __restrict occurrences = plan.csr_occurrences.data();
+  std::fill_n(next + range.first, range.count, 0);
+  for (size_t k = 0; k < part.positions; ++k) {
+    const uint32_t u = unique_of[part.is_listed ? listed[k] : k];
+    if (u != kPaddingSlot) ++next[u];
+  }
   auto filled = static_cast<uint32_t>(part.first);
   for (size_t u = 0; u < range.count; ++u) {
     begin[u] = filled;
     filled += std::exchange(next[range.first + u], filled);
   }
   begin[range.count] = filled;
-  const int64_t* __restrict bag_begin = plan.bag_begin.data() + feature.begin_first;
-  const uint32_t* __restrict unique_of = plan.acquired.unique_of.data() + feature.occurrence_first;
-  const uint32_t* __restrict listed = positions_.data() + part.first;
-  uint32_t* __restrict bags = plan.csr_bags.data();
-  uint32_t* __restrict occurrences = plan.csr_occurrences.data();
   uint32_t bag = 0;
   for (size_t k = 0; k < part.positions; ++k) {
     const size_t i = part.is_listed ? listed[k] : k;

@@ -74,7 +74,7 @@ class RowFinder {
   std::vector<Part> parts_;
   std::vector<size_t> groups_;      // parts [groups_[g], groups_[g + 1]) are one task
   Scratch<uint32_t> positions_;     // of listed parts, ascending, at their `first`
-  Scratch<uint32_t> counts_;        // occurrences of each unique row, then where the next one goes
+  Scratch<uint32_t> next_;          // fill_csr
   Scratch<uint32_t> missing_;       // positions of rows without a slot, at the part's `first`
   std::vector<size_t> share_ends_;  // list_positions
 };
