@@ -1,9 +1,9 @@
 // ChangeList: the copies that were put since the last checkpoint, which is what its index has to
 // tell.
 //
-// Thread-safety: none. Cost: 12 bytes a change; sorted when it is full. Where a row stands twice,
-// the later copy counts. A list that more rows have changed than it holds says so, and the next
-// index is a whole one.
+// Thread-safety: none. Cost: 12 bytes a change; where it is not too long for that, sorted when it
+// is full. Where a row stands twice, the later copy counts. A list that more rows have changed than
+// it holds says so, and the next index is a whole one.
 #pragma once
 
 #include <algorithm>
@@ -36,6 +36,8 @@ class ChangeList {
   };
   static_assert(sizeof(Change) == 12);
   static constexpr uint64_t kRowsMax = uint64_t{1} << 48;
+  // More are not sorted in the middle of a step, for it would take a tenth of a second.
+  static constexpr size_t kSortedMax = size_t{1} << 20;
 
   explicit ChangeList(size_t changes_max) : changes_max_(changes_max) {}
 
@@ -44,10 +46,7 @@ class ChangeList {
     // Address space for all of it: growing a list of millions would copy it in the middle of a
     // step.
     if (changes_.capacity() == 0) changes_.reserve(changes_max_);
-    if (changes_.size() >= changes_max_) {
-      sort(changes_);
-      if (changes_.size() > changes_max_ / 2) return give_up();
-    }
+    if (changes_.size() >= changes_max_ && !shorten()) return give_up();
     changes_.emplace_back(layout, row, block);
   }
   void give_up() {
@@ -60,6 +59,13 @@ class ChangeList {
   std::vector<Change> take() {
     is_incomplete_ = false;
     return std::exchange(changes_, {});
+  }
+  // The opposite of take, where no index has told of `older`.
+  void put_back(std::vector<Change> older) {
+    if (is_incomplete_) return;
+    older.insert(older.end(), changes_.begin(), changes_.end());
+    changes_ = std::move(older);
+    if (changes_.size() >= changes_max_ && !shorten()) give_up();
   }
   // By row, each once.
   static void sort(std::vector<Change>& changes) {
@@ -75,6 +81,13 @@ class ChangeList {
   }
 
  private:
+  // Whether half of the list is free then.
+  bool shorten() {
+    if (changes_.size() > 2 * kSortedMax) return false;
+    sort(changes_);
+    return changes_.size() <= changes_max_ / 2;
+  }
+
   const size_t changes_max_;
   std::vector<Change> changes_;
   bool is_incomplete_ = false;

@@ -5,6 +5,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstring>
 #include <map>
 #include <vector>
 
@@ -70,14 +71,21 @@ Result<Manifest> manifest_of(const StoreDirectory& directory) {
   return decode_manifest(bytes.value(), directory.manifest());
 }
 
-// The segments of a copy, by their number: which use of the segment, and how much of it.
-std::map<uint32_t, SegmentRecord> segments_of(const std::string& path, uint64_t store_id) {
+// The files of a copy: segments by their number, which use of the segment and how much of it.
+struct Held {
   std::map<uint32_t, SegmentRecord> segments;
-  if (path.empty()) return segments;
+  std::vector<IndexRecord> indexes;
+};
+
+Held held_by(const std::string& path, uint64_t store_id) {
+  Held held;
+  if (path.empty()) return held;
   auto manifest = manifest_of(StoreDirectory(path));
-  if (!manifest || manifest.value().store_id != store_id) return segments;
-  for (const SegmentRecord& record : manifest.value().segments) segments[record.segment] = record;
-  return segments;
+  if (!manifest || manifest.value().store_id != store_id) return held;
+  for (const SegmentRecord& record : manifest.value().segments)
+    held.segments[record.segment] = record;
+  held.indexes = manifest.value().indexes;
+  return held;
 }
 
 }  // namespace
@@ -97,15 +105,19 @@ Status copy_checkpoint(const std::string& from, const std::string& to,
   if (!leftovers) return leftovers.status();
   for (const auto& entry : leftovers.value()) TE_RETURN_IF_ERROR(target.remove(entry.path));
 
+  const Held held = held_by(previous, manifest.store_id);
   for (const IndexRecord& index : manifest.indexes) {
-    TE_RETURN_IF_ERROR(
-        share_file(source.index(index.checkpoint), target.index(index.checkpoint), index.bytes));
+    const bool is_held = std::any_of(
+        held.indexes.begin(), held.indexes.end(),
+        [&](const IndexRecord& other) { return std::memcmp(&index, &other, sizeof(index)) == 0; });
+    TE_RETURN_IF_ERROR(share_file((is_held ? earlier : source).index(index.checkpoint),
+                                  target.index(index.checkpoint), index.bytes));
   }
-  const auto held = segments_of(previous, manifest.store_id);
   for (const SegmentRecord& record : manifest.segments) {
     const SegmentId id(record.segment);
-    const auto same = held.find(record.segment);
-    const bool is_held = same != held.end() && same->second.blocks_used == record.blocks_used &&
+    const auto same = held.segments.find(record.segment);
+    const bool is_held = same != held.segments.end() &&
+                         same->second.blocks_used == record.blocks_used &&
                          same->second.segment_sequence == record.segment_sequence;
     TE_RETURN_IF_ERROR(share_file(is_held ? earlier.segment(id) : source.segment(id),
                                   target.segment(id),

@@ -16,10 +16,7 @@ namespace te {
 
 namespace {
 
-// A chain of indexes is opened one by one; a whole one replaces it in time.
-constexpr size_t kIndexesMax = 32;
 constexpr size_t kSyncFilesMax = 16;
-constexpr uint64_t kChangesFree = 4096;  // rows in changes that are not worth a whole index
 
 }  // namespace
 
@@ -47,15 +44,16 @@ Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, b
   manifest.indexes = indexes_;
   manifest.metadata = metadata;
   const bool whole = !knows_changes();
-  at_hand_.wants_merge = !whole && is_chain_long();
+  if (!whole) at_hand_.merge_from = merge_from();
   at_hand_.live_bytes = table_.live_bytes_total();
   at_hand_.changes = context_.changes.take();
   Status status = whole ? write_whole_index(owner) : Status::ok();
   if (!status) {
     context_.changes.give_up();
-    stale_.push_back(manifest.checkpoint);
+    drop_index();
     return status;
   }
+  at_hand_.has_index = whole;
   at_hand_.unsynced = table_.take_unsynced(manifest.segments);
   // From here on either manifest may be what the next open finds.
   table_.protect(manifest.segments);
@@ -73,11 +71,13 @@ bool Checkpointer::knows_changes() const {
   return !indexes_.empty() && !context_.changes.is_incomplete();
 }
 
-bool Checkpointer::is_chain_long() const {
-  if (indexes_.size() >= kIndexesMax) return true;
+// The first index that is merged with those after it; their number: none is.
+size_t Checkpointer::merge_from() const {
   uint64_t changed = context_.changes.size();
   for (size_t i = 1; i < indexes_.size(); ++i) changed += indexes_[i].rows;
-  return changed > indexes_[0].rows / 2 + kChangesFree;
+  if (changed > indexes_[0].rows / 2 + context_.options.changes_free) return 0;
+  // Many, but small ones: the first need not be written again.
+  return indexes_.size() >= context_.options.indexes_max ? 1 : indexes_.size();
 }
 
 // By descriptors of its own, a few at a time: there may be more segments than files can be open.
@@ -128,14 +128,15 @@ Status Checkpointer::write_whole_index(const RowOwner& owner) {
   Result<IndexRecord> record = writer.finish();
   if (!record) return record.status();
   at_hand_.manifest.indexes.assign(1, record.value());
-  at_hand_.has_index = true;
   return Status::ok();
 }
 
 Status Checkpointer::merge_indexes() {
-  const Manifest& manifest = at_hand_.manifest;
+  Manifest& manifest = at_hand_.manifest;
+  const size_t from = at_hand_.merge_from;
   std::vector<IndexReader> readers;
-  for (const IndexRecord& index : manifest.indexes) {
+  for (size_t i = from; i < manifest.indexes.size(); ++i) {
+    const IndexRecord& index = manifest.indexes[i];
     const IndexIdentity identity{manifest.store_id, index.checkpoint, manifest.total_rows};
     readers.emplace_back(*context_.io, directory_.index(index.checkpoint), identity, index,
                          context_.shapes.size(), IndexReader::kChunkBytesMin);
@@ -149,13 +150,14 @@ Status Checkpointer::merge_indexes() {
                                          live_bytes += context_.shape(layout).share_bytes;
                                          writer.add(layout, row, block);
                                        }));
-  if (live_bytes != at_hand_.live_bytes) {
+  if (from == 0 && live_bytes != at_hand_.live_bytes) {
     return Status(StatusCode::kCorruption,
                   directory_.path() + ": the index files do not tell where all rows are");
   }
   Result<IndexRecord> record = writer.finish();
   if (!record) return record.status();
-  at_hand_.manifest.indexes.assign(1, record.value());
+  manifest.indexes.resize(from);
+  manifest.indexes.push_back(record.value());
   return Status::ok();
 }
 
@@ -175,9 +177,29 @@ Status Checkpointer::write() {
   TE_RETURN_IF_ERROR(sync_segments());
   if (!at_hand_.has_index) {
     ChangeList::sort(at_hand_.changes);
-    TE_RETURN_IF_ERROR(at_hand_.wants_merge ? merge_indexes() : write_index_of_changes());
+    if (Status written = write_index(); !written) {
+      drop_index();
+      return written;
+    }
   }
-  return write_manifest();
+  TE_RETURN_IF_ERROR(write_manifest());
+  at_hand_.changes = {};
+  return Status::ok();
+}
+
+Status Checkpointer::write_index() {
+  const size_t indexes = at_hand_.manifest.indexes.size();
+  if (at_hand_.merge_from == indexes) return write_index_of_changes();
+  Status merged = merge_indexes();
+  // On a full disk the chain becomes longer instead.
+  if (merged.code() != StatusCode::kNoSpace || indexes >= kManifestIndexesMax) return merged;
+  drop_index();
+  return write_index_of_changes();
+}
+
+// A part of an index would take the space that the next one needs.
+void Checkpointer::drop_index() {
+  if (!directory_.remove(index_path())) stale_.push_back(at_hand_.manifest.checkpoint);
 }
 
 Status Checkpointer::write_manifest() {
@@ -208,14 +230,16 @@ Status Checkpointer::end(Status written) {
     if (!at_hand_.is_synced) {
       for (SegmentId id : at_hand_.unsynced) table_.set_unsynced(id);
     }
-    context_.changes.give_up();
+    if (at_hand_.has_index) {
+      context_.changes.give_up();
+    } else {
+      context_.changes.put_back(std::move(at_hand_.changes));
+    }
     stale_.push_back(manifest.checkpoint);
     return written;
   }
   const uint64_t own = manifest.checkpoint;
-  context_.index_bytes = 0;
   for (const IndexRecord& index : manifest.indexes) {
-    context_.index_bytes += index.bytes;
     if (index.checkpoint == own) at_hand_.written_bytes += index.bytes;
   }
   context_.stats.checkpoint_written_bytes += at_hand_.written_bytes;
@@ -245,7 +269,6 @@ Status Checkpointer::restore(const Manifest& manifest, LogStore::RowRestorer on_
   // All is known to be good: only now is anything changed.
   checkpoint_last_ = manifest.checkpoint;
   indexes_ = manifest.indexes;
-  for (const IndexRecord& index : indexes_) context_.index_bytes += index.bytes;
   return context_.options.read_only ? Status::ok()
                                     : discard_unreferenced(manifest, entries.value());
 }
@@ -327,9 +350,20 @@ Status Checkpointer::discard_unreferenced(const Manifest& manifest,
   return Status::ok();
 }
 
-void Checkpointer::go_on_after(const Manifest& manifest) {
+Status Checkpointer::go_on_after(const Manifest& manifest) {
+  Result<std::vector<StoreDirectory::Entry>> entries = directory_.list();
+  if (!entries) return entries.status();
   checkpoint_last_ = manifest.checkpoint;
   for (const IndexRecord& index : manifest.indexes) stale_.push_back(index.checkpoint);
+  for (const auto& entry : entries.value()) {
+    const auto is_it = [&](const IndexRecord& index) {
+      return directory_.index(index.checkpoint) == entry.path;
+    };
+    const auto& kept = manifest.indexes;
+    if (entry.segment.is_none() && std::none_of(kept.begin(), kept.end(), is_it))
+      TE_RETURN_IF_ERROR(directory_.remove(entry.path));
+  }
+  return Status::ok();
 }
 
 Status Checkpointer::clear_directory() {

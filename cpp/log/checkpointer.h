@@ -4,10 +4,11 @@
 // name, directory, rename, directory. Until the rename the old checkpoint is what opens, after it
 // the new one; files of neither are deleted only once the rename is durable. An index tells what
 // has changed since the one before; when the changes since a whole one come to half of it, the
-// chain is merged into another whole one. Where the changes are not known, the owner is asked for
-// all. Thread-safety: none, but `write`, which touches only the checkpoint at hand and the engine.
-// Invariant: after an error the store goes on, with the old checkpoint, except after a failed sync:
-// the system may have dropped what it could not write, so no later checkpoint is trusted.
+// chain is merged into another whole one, and where there are many small ones, these into one.
+// Where the changes are not known, the owner is asked for all. Thread-safety: none, but `write`,
+// which touches only the checkpoint at hand and the engine. Invariant: after an error the store
+// goes on, with the old checkpoint, except after a failed sync: the system may have dropped what it
+// could not write, so no later checkpoint is trusted.
 #pragma once
 
 #include <cstdint>
@@ -37,7 +38,7 @@ class Checkpointer {
   // Rebuilds the segment table from a manifest and its indexes, then deletes what neither names.
   Status restore(const Manifest& manifest, LogStore::RowRestorer on_row);
   // The next checkpoint follows this one, whose indexes it does not use.
-  void go_on_after(const Manifest& manifest);
+  Status go_on_after(const Manifest& manifest);
   // Deletes leftovers of a store that was never finished.
   Status clear_directory();
 
@@ -47,7 +48,7 @@ class Checkpointer {
     Manifest manifest;
     std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
     bool has_index = false;
-    bool wants_merge = false;
+    size_t merge_from = 0;
     uint64_t live_bytes = 0;
     std::vector<SegmentId> unsynced;
     bool is_synced = false;
@@ -58,12 +59,14 @@ class Checkpointer {
   Status write_blocks(bool seal);
   Status sync_segments();
   bool knows_changes() const;
-  bool is_chain_long() const;
+  size_t merge_from() const;
   std::string index_path() const;  // of the checkpoint at hand
   Status start_index(IndexWriter& writer);
   // Of all rows, in the indexes' place: from the owner, or from the indexes and the changes.
   Status write_whole_index(const RowOwner& owner);
+  Status write_index();
   Status merge_indexes();
+  void drop_index();
   // Of the changes, after the indexes.
   Status write_index_of_changes();
   Status write_manifest();

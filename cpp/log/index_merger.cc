@@ -19,20 +19,26 @@ class Region {
     const auto place = static_cast<size_t>(row.value % IndexWriter::kRegionRows);
     words_[place] = LocationWord::block(block);
     layouts_[place] = layout;
+    first_ = std::min(first_, place);
+    end_ = std::max(end_, place + 1);
   }
   // Hands its rows out, ascending, and is empty again.
   void give(uint64_t region, RowOwner::RowVisitor f) {
-    for (size_t place = 0; place < words_.size(); ++place) {
+    for (size_t place = first_; place < end_; ++place) {
       if (words_[place].is_never_written()) continue;
       f(layouts_[place], RowId(region * IndexWriter::kRegionRows + place),
         words_[place].block_address());
       words_[place] = LocationWord::never_written();
     }
+    first_ = words_.size();
+    end_ = 0;
   }
 
  private:
   std::vector<LocationWord> words_;
   std::vector<LayoutId> layouts_;
+  size_t first_ = IndexWriter::kRegionRows;  // rows lie in [first_, end_)
+  size_t end_ = 0;
 };
 
 }  // namespace

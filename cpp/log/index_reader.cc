@@ -152,7 +152,9 @@ Status IndexReader::corrupt(const std::string& what) const {
 
 Status IndexReader::open() {
   Result<IoFile> file = IoFile::open(path_, IoFile::Mode::kRead);
-  if (!file) return corrupt("the manifest refers to it: " + file.status().message());
+  if (file.status().code() == StatusCode::kNotFound)
+    return corrupt("the manifest refers to it: " + file.status().message());
+  if (!file) return file.status();
   if (record_.bytes < sizeof(IndexHeader) || record_.bytes % kFilePaddingBytes != 0) {
     return corrupt("impossible size in the manifest");
   }

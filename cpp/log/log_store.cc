@@ -79,8 +79,7 @@ class LogStore::Impl {
   Status recover(const Manifest& manifest, RowRestorer on_row) {
     context.store_id = manifest.store_id;
     TE_RETURN_IF_ERROR(Recovery(context, directory, files, table).run(manifest, on_row));
-    checkpointer.go_on_after(manifest);
-    return Status::ok();
+    return checkpointer.go_on_after(manifest);
   }
 
   StoreDirectory directory;

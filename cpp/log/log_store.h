@@ -33,6 +33,10 @@ struct LogOptions {
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
   uint32_t changes_max = 1 << 20;  // rows that an index of changes tells; beyond, all are told
+  // Indexes are merged where there are so many, or where they tell of more changed rows than half
+  // of the first one's and this.
+  uint32_t indexes_max = 32;
+  uint64_t changes_free = 4096;
   bool read_only = false;  // open: takes no lock and changes no file; only get_many may be called
   // open: not the last checkpoint, but the newest copy of every row that is on the disk; the caller
   // makes a checkpoint of what it got.

@@ -74,6 +74,13 @@ Result<Manifest> decode_manifest(std::span<const std::byte> bytes, const std::st
       !take(rest, metadata, header.metadata_bytes)) {
     return corrupt(path, "cut short, or its lengths are damaged");
   }
+  uint64_t index_last = 0;
+  for (const IndexRecord& index : manifest.indexes) {
+    if (index.checkpoint <= index_last || index.checkpoint > header.checkpoint)
+      return corrupt(path, "impossible order of index files");
+    index_last = index.checkpoint;
+  }
+  if (header.index_count > kManifestIndexesMax) return corrupt(path, "too many index files");
   const size_t content_bytes = bytes.size() - rest.size();
   const uint32_t crc = crc32c(bytes.data() + kChecksumEndBytes, content_bytes - kChecksumEndBytes);
   if (crc != header.crc32c) return corrupt(path, "checksum mismatch");

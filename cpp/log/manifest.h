@@ -15,6 +15,9 @@
 
 namespace te {
 
+// Of a checkpoint; the chain is merged long before it has so many.
+inline constexpr size_t kManifestIndexesMax = 64;
+
 struct Manifest {
   uint64_t store_id = 0;
   uint64_t checkpoint = 0;

@@ -74,16 +74,21 @@ Result<SegmentId> SegmentTable::create_file() {
   return id;
 }
 
-// An upper estimate: 6 bytes a row of the index, a section a region, 16 bytes a segment. Twice, as
-// the next checkpoint must leave room for the one after it; what it deletes comes back.
+// An upper estimate: 6 bytes a row of an index, a section a region, 16 bytes a segment. For the
+// next checkpoint what has changed, and a whole index beyond that, so that it leaves room for the
+// one after it; a chain of indexes gives its space back only when the index that replaces it
+// stands.
 uint64_t SegmentTable::checkpoint_bytes() const {
   constexpr uint64_t kPerRowBytes = 6;
   constexpr uint64_t kFixedBytes = uint64_t{64} << 10;
   const uint64_t regions = (context_.options.total_rows >> 16) + context_.shapes.size();
-  const uint64_t bytes = live_rows_total_ * kPerRowBytes +
-                         std::min(regions, live_rows_total_) * sizeof(SectionHeader) +
-                         segments_.size() * sizeof(SegmentRecord) + kFixedBytes;
-  return 2 * bytes - std::min(bytes, context_.index_bytes);
+  const auto index_bytes = [&](uint64_t rows) {
+    return rows * kPerRowBytes + std::min(regions, rows) * sizeof(SectionHeader) +
+           segments_.size() * sizeof(SegmentRecord) + kFixedBytes;
+  };
+  const ChangeList& changes = context_.changes;
+  const uint64_t changed = changes.is_incomplete() ? live_rows_total_ : changes.size();
+  return index_bytes(live_rows_total_) + index_bytes(std::min(changed, live_rows_total_));
 }
 
 Status SegmentTable::check_space(uint64_t count, uint32_t* shortage) const {

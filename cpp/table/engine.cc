@@ -83,7 +83,7 @@ Status Engine::keep_house(size_t ids) {
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
   if (Status s = reclaim_->poll(); matters(s)) return s;
   if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
-  const uint64_t index_bytes = tiers_->index().memory_bytes();
+  const uint64_t index_bytes = tiers_->metadata_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;
   const bool outgrown = index_bytes + ahead_bytes > index_bytes_charged_;
   if (!outgrown && ++batches_since_split_ < kBatchesPerSplit) return Status::ok();
@@ -408,7 +408,8 @@ EngineStats Engine::stats() {
   }
   const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
   stats.index_bytes = tiers_->index().memory_bytes();
-  stats.dram_bytes = dram_bytes_for_slots(tiers_->demands(), limits, stats.index_bytes, evicting);
+  stats.dram_bytes =
+      dram_bytes_for_slots(tiers_->demands(), limits, tiers_->metadata_bytes(), evicting);
   return stats;
 }
 

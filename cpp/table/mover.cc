@@ -224,7 +224,7 @@ Result<bool> Mover::make_room(std::span<const uint32_t> needed) {
     limits.push_back(std::max(needed[l], directory.limit()));
   }
   if (enough) return true;
-  const uint64_t index_bytes = tiers_.index().memory_bytes();
+  const uint64_t index_bytes = tiers_.metadata_bytes();
   const auto over_bytes = [&] {
     const uint64_t wanted = dram_bytes_for_slots(tiers_.demands(), limits, index_bytes, true);
     const uint64_t budget = tiers_.config().dram_bytes;

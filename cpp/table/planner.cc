@@ -66,12 +66,12 @@ Status Planner::too_large(const Acquisition& acquired) const {
     largest_rows = range.before + range.count;
     largest = range.table;
   }
-  const uint64_t index_bytes = tiers_.index().memory_bytes();
+  const uint64_t index_bytes = tiers_.metadata_bytes();
   const uint64_t bytes = dram_bytes_for_slots(tiers_.demands(), slots, index_bytes, true);
   const uint64_t budget = tiers_.config().dram_bytes;
   const std::string index = index_bytes < budget / 4
                                 ? ""
-                                : "; the location words of all rows written so far take " +
+                                : "; location words and changes of all rows written so far take " +
                                       std::to_string(index_bytes) + " bytes";
   return Status(StatusCode::kBudgetExceeded,
                 "table '" + tiers_.table(largest).config.name + "': this batch needs " +

@@ -16,7 +16,8 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
-// The list of rows changed since the last checkpoint takes at most this part of the budget.
+// The list of rows changed since the last checkpoint takes at most this part of the budget, with
+// the one that is being written and what sorting it takes: two and a half times itself.
 constexpr uint64_t kBudgetPartOfChanges = 32;
 
 // Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
@@ -170,8 +171,9 @@ Status Tiers::open_log() {
   options.newest = config_.ssd_newest;
   const uint64_t budget =
       config_.dram_bytes != 0 ? config_.dram_bytes : dram_bytes_for_all_rows(demands_);
-  const uint64_t changes = budget / kBudgetPartOfChanges / sizeof(ChangeList::Change);
+  const uint64_t changes = budget / kBudgetPartOfChanges * 2 / 5 / sizeof(ChangeList::Change);
   options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
+  changes_bytes_ = options.changes_max * sizeof(ChangeList::Change) * 5 / 2;
   auto io = make_io_engine();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
@@ -181,15 +183,24 @@ Status Tiers::open_log() {
     return log_->checkpoint(*this, checkpoint_metadata());
   }
   std::string blob;
+  RowId misplaced;  // told as a row of another layout than its table's
   auto log = LogStore::open(
       options, io.take(),
-      [this](LayoutId, RowId row, BlockAddress block) {
+      [&](LayoutId layout, RowId row, BlockAddress block) {
+        if (table_of(row).layout != layout) {
+          misplaced = row;
+          return false;
+        }
         if (!index_->get(row).is_never_written()) return false;
         index_->set(row, LocationWord::block(block));
         return true;
       },
       &blob);
   if (!log) return log.status();
+  if (!misplaced.is_none())
+    return Status(StatusCode::kCorruption, config_.ssd_path + ": row " +
+                                               std::to_string(misplaced.value) +
+                                               " is stored with the layout of another table");
   log_ = log.take();
   TE_RETURN_IF_ERROR(restore_metadata(blob));
   return config_.ssd_newest ? log_->checkpoint(*this, checkpoint_metadata()) : Status::ok();

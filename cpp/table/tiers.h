@@ -72,10 +72,12 @@ class Tiers final : public RowOwner {
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
   RowIndex& index() { return *index_; }
+  // Location words, and the store's list of what has changed since its last checkpoint.
+  uint64_t metadata_bytes() const { return index_->memory_bytes() + changes_bytes_; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
   uint64_t index_bytes_charged() const {
     const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(config_.dram_bytes);
-    return index_->memory_bytes() + headroom;
+    return metadata_bytes() + headroom;
   }
   LogStore* log() { return log_.get(); }
   const EngineConfig& config() const { return config_; }
@@ -140,6 +142,7 @@ class Tiers final : public RowOwner {
   bool every_row_fits_ = false;
   ResidentRows resident_;
   std::unique_ptr<RowIndex> index_;
+  uint64_t changes_bytes_ = 0;
   std::unique_ptr<LogStore> log_;
 };
 

@@ -114,7 +114,7 @@ class History {
  public:
   // With background I/O a schedule is not the same twice, what must hold is.
   History(const std::string& path, std::shared_ptr<FaultPlan> plan, bool background_io = false)
-      : plan_(std::move(plan)), model_(options_of(path, background_io)) {}
+      : plan_(std::move(plan)), model_(options_of(path, background_io, plan_->random() % 2 == 0)) {}
 
   // Runs until an error or the end. `saved` are the rows of the checkpoints that may be found.
   bool run(uint64_t seed = 9, int steps = 60) {
@@ -160,13 +160,15 @@ class History {
   ModelStore& model() { return model_; }
 
  private:
-  static LogOptions options_of(const std::string& path, bool background_io) {
+  static LogOptions options_of(const std::string& path, bool background_io, bool merge_often) {
     LogOptions options = small_options(path);
     options.layout_row_bytes = {132, 3000};
     options.total_rows = 700;
     options.segment_bytes = 32 << 10;
     options.space_bound_ratio = 1.1;
     options.background_io = background_io;
+    options.indexes_max = merge_often ? 2 : 32;
+    options.changes_free = merge_often ? 0 : 4096;
     return options;
   }
 

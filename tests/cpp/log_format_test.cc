@@ -230,6 +230,29 @@ BOOST_AUTO_TEST_CASE(a_manifest_comes_back_and_any_damage_is_noticed) {
   }
 }
 
+// The next checkpoint takes the next number, so no index may have it already.
+BOOST_AUTO_TEST_CASE(a_manifest_with_impossible_index_numbers_is_refused) {
+  const auto refused = [](const Manifest& manifest) {
+    return decode_manifest(padded(encode_manifest(manifest)), "M").status().code() ==
+           StatusCode::kCorruption;
+  };
+  Manifest manifest = sample_manifest();
+  manifest.checkpoint = 100;
+  manifest.indexes.assign(2, manifest.indexes.at(0));
+  manifest.indexes[0].checkpoint = 7;
+  manifest.indexes[1].checkpoint = 100;
+  BOOST_TEST(!refused(manifest));
+  manifest.checkpoint = 99;
+  BOOST_TEST(refused(manifest));
+  manifest.checkpoint = 100;
+  manifest.indexes[0].checkpoint = 100;
+  BOOST_TEST(refused(manifest));
+  manifest.indexes.resize(kManifestIndexesMax + 1, manifest.indexes[0]);
+  manifest.checkpoint = manifest.indexes.size();
+  for (size_t i = 0; i < manifest.indexes.size(); ++i) manifest.indexes[i].checkpoint = i + 1;
+  BOOST_TEST(refused(manifest));
+}
+
 BOOST_AUTO_TEST_CASE(a_manifest_of_random_bytes_never_crashes) {
   std::mt19937_64 random(3);
   const auto good = padded(encode_manifest(sample_manifest()));

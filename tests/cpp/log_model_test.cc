@@ -59,6 +59,8 @@ class ModelRun {
     options.total_rows = c.total_rows;
     options.capacity_bytes = c.capacity_bytes;
     options.changes_max = random_() % 2 == 0 ? 500 : 1 << 20;
+    options.indexes_max = random_() % 2 == 0 ? 3 : 32;
+    options.changes_free = random_() % 2 == 0 ? 0 : 4096;
     return options;
   }
 

@@ -15,6 +15,38 @@ Result<std::unique_ptr<LogStore>> open_anyhow(const LogOptions& options) {
       options, test_engine(), [](LayoutId, RowId, BlockAddress) { return true; }, nullptr);
 }
 
+std::vector<std::string> names_of_indexes(const std::string& path) {
+  std::vector<std::string> names;
+  for (const auto& entry : std::filesystem::directory_iterator(path)) {
+    if (entry.path().filename().string().starts_with("index-"))
+      names.push_back(entry.path().filename().string());
+  }
+  return names;
+}
+
+// Has no space for large writes to index files.
+class FullDisk final : public IoEngine {
+ public:
+  explicit FullDisk(std::unique_ptr<IoEngine> io) : io_(std::move(io)) {}
+  const char* name() const override { return "full disk"; }
+  Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) override {
+    for (const IoRequest& request : requests) {
+      if (request.kind != IoRequest::Kind::kWrite || request.bytes < refuse_index_from_bytes ||
+          request.file->path().find("/index-") == std::string::npos)
+        continue;
+      ++refused;
+      return Status(StatusCode::kNoSpace, request.file->path() + ": full");
+    }
+    return io_->run(requests, on_done);
+  }
+
+  size_t refuse_index_from_bytes = SIZE_MAX;
+  size_t refused = 0;
+
+ private:
+  const std::unique_ptr<IoEngine> io_;
+};
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(log_store)
@@ -129,10 +161,64 @@ BOOST_AUTO_TEST_CASE(a_long_chain_of_checkpoints) {
     check_ok(model.get_all());
   }
   BOOST_TEST(model.visits == visits);
-  size_t indexes = 0;
-  for (const auto& entry : std::filesystem::directory_iterator(options.path))
-    indexes += entry.path().filename().string().starts_with("index-");
-  BOOST_TEST(indexes <= 33u);
+  BOOST_TEST(names_of_indexes(options.path).size() <= 33u);
+}
+
+// Where many saves change little, the first index stays, and those after it become one.
+BOOST_AUTO_TEST_CASE(small_indexes_are_merged_without_the_first) {
+  TempDirectory directory;
+  LogOptions options = small_options(directory / "s");
+  options.indexes_max = 4;
+  ModelStore model(options);
+  model.create();
+  check_ok(model.put(id_range(0, 15'000)));
+  check_ok(model.store->checkpoint(model, "first"));
+  const std::string first = options.path + "/" + names_of_indexes(options.path).at(0);
+  for (uint64_t i = 0; i < 20; ++i) {
+    check_ok(model.put({i, 5000 + i}));
+    check_ok(model.store->checkpoint(model, "m"));
+    BOOST_TEST(std::filesystem::exists(first));
+    BOOST_TEST(names_of_indexes(options.path).size() <= 4u);
+  }
+  model.store.reset();
+  check_ok(model.try_open());
+  BOOST_TEST(model.rows_found == 15'000u);
+  check_ok(model.get_all());
+}
+
+// A merge that finds no space leaves a longer chain, and nothing of itself; a failed checkpoint
+// leaves the changes for the next.
+BOOST_AUTO_TEST_CASE(checkpoints_on_a_full_disk) {
+  TempDirectory directory;
+  LogOptions options = small_options(directory / "s");
+  options.changes_free = 0;
+  ModelStore model(options);
+  auto engine = std::make_unique<FullDisk>(test_engine());
+  FullDisk& disk = *engine;
+  model.create(std::move(engine));
+  check_ok(model.put(id_range(0, 15'000)));
+  check_ok(model.store->checkpoint(model, "first"));
+  const size_t visits = model.visits;
+  check_ok(model.put(id_range(0, 9000)));  // more than half: worth a merge
+  disk.refuse_index_from_bytes = 60'000;   // a whole index, not one of changes
+  check_ok(model.store->checkpoint(model, "second"));
+  BOOST_TEST(disk.refused == 1u);
+  BOOST_TEST(names_of_indexes(options.path).size() == 2u);
+  check_ok(model.put({3, 14'999}));
+  disk.refuse_index_from_bytes = 0;
+  for (int i = 0; i < 3; ++i) {
+    const Status failed = model.store->checkpoint(model, "third");
+    BOOST_TEST((failed.code() == StatusCode::kNoSpace));
+    BOOST_TEST(names_of_indexes(options.path).size() == 2u);
+  }
+  disk.refuse_index_from_bytes = SIZE_MAX;
+  check_ok(model.store->checkpoint(model, "fourth"));
+  BOOST_TEST(names_of_indexes(options.path).size() == 1u);
+  BOOST_TEST(model.visits == visits);  // nobody was asked for all rows
+  model.store.reset();
+  check_ok(model.try_open());
+  BOOST_TEST(model.rows_found == 15'000u);
+  check_ok(model.get_all());
 }
 
 BOOST_AUTO_TEST_CASE(a_row_put_twice_into_one_block_has_its_last_value) {

@@ -245,7 +245,7 @@ inline void check_invariants(Tiers& tiers) {
     evicting |= tier.policy != nullptr;
     resident += tier.directory.used();
   }
-  const uint64_t index_bytes = tiers.index().memory_bytes();
+  const uint64_t index_bytes = tiers.metadata_bytes();
   if (evicting) {  // one slot a layout is always granted
     BOOST_TEST_REQUIRE(dram_bytes_for_slots(tiers.demands(), limits, index_bytes, true) <=
                        std::max(tiers.config().dram_bytes,

@@ -97,7 +97,7 @@ class Lab {
     std::vector<uint32_t> slots;
     for (const auto& layout : rows)
       slots.push_back(static_cast<uint32_t>(std::max<size_t>(layout.size(), 1)));
-    return dram_bytes_for_slots(tiers_->demands(), slots, tiers_->index().memory_bytes(), true) <=
+    return dram_bytes_for_slots(tiers_->demands(), slots, tiers_->metadata_bytes(), true) <=
            config_.dram_bytes;
   }
 
