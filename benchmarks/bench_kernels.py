@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from kernel_contenders import (
     AHEAD,
     TORCH,
@@ -40,6 +41,8 @@ from kernel_contenders import (
     Workload,
 )
 from provenance import provenance
+
+import tiered_emb as te
 
 Report = dict[str, Any]
 # OpenMP's workers spin after a loop; the next contender shall not pay for it.
@@ -84,12 +87,6 @@ def spread(values: list[float]) -> Report:
     return {"p25": low, "p50": median, "p75": high, "n": len(values)}
 
 
-def timed(call: Callable[[], Any]) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start
-
-
 def take_turns(calls: dict[str, Callable[[int], Any]], sizes: Sizes) -> dict[str, list[float]]:
     """Milliseconds of every call on every batch, in turn; each round begins with another."""
     milliseconds: dict[str, list[float]] = {name: [] for name in calls}
@@ -101,7 +98,9 @@ def take_turns(calls: dict[str, Callable[[int], Any]], sizes: Sizes) -> dict[str
             if last[name] > SLOW_ROUND_SECONDS and step % 8 != 0:
                 continue
             time.sleep(IDLE_SECONDS)
-            last[name] = timed(lambda name=name: calls[name](step % BATCHES))
+            start = time.perf_counter()
+            calls[name](step % BATCHES)
+            last[name] = time.perf_counter() - start
             if step >= sizes.warm_up:
                 milliseconds[name].append(last[name] * 1e3)
     return milliseconds
@@ -130,7 +129,12 @@ def tune_limit(limit: Limit) -> None:
         for ahead in AHEAD:
             limit.ahead[key] = ahead
             call(0)
-            seconds[ahead] = float(np.median([timed(lambda: call(1)) for _ in range(5)]))
+            times = []
+            for _ in range(5):
+                start = time.perf_counter()
+                call(1)
+                times.append(time.perf_counter() - start)
+            seconds[ahead] = float(np.median(times))
         limit.ahead[key] = min(seconds, key=lambda a: seconds[a])
 
 
@@ -208,9 +212,195 @@ def bench_optimizers(sizes: Sizes) -> list[Report]:
     return rows
 
 
+def set_threads(count: int, limit: Limit | None = None) -> None:
+    torch.set_num_threads(count)
+    te.set_num_threads(count)
+    if limit is not None:
+        limit.lib.te_limits_set_threads(count)
+
+
+def plan_ns(ours: Ours, sizes: Sizes) -> list[float]:
+    """Planning alone, without pooling: nanoseconds an id, of each step."""
+    core = ours.collection._engine._core
+    names = list(ours.collection._lookups)
+    calls = [
+        [ours.collection._feature(name, batch[name]) for name in names] for batch in ours.batches
+    ]
+    ids = ours.workload.lookups
+    found = []
+    for step in range(sizes.warm_up + sizes.steps):
+        features = [feature.core for feature in calls[step % BATCHES]]
+        before = ours.collection.stats().plan_ns
+        core.plan(features, True).release()
+        if step >= sizes.warm_up:
+            found.append((ours.collection.stats().plan_ns - before) / ids)
+    return found
+
+
+def bench_planner(sizes: Sizes) -> list[Report]:
+    """Ranges of ids, slots, unique rows and their occurrences: one thread, and all."""
+    rows = []
+    cores = torch.get_num_threads()
+    for exponent, pooling in product(sizes.exponent, sizes.pooling):
+        w = Workload(sizes.tables, sizes.rows, 32, sizes.batch[-2:][0], pooling, exponent)
+        ours = Ours(Batches(w, BATCHES))
+        row: Report = {**asdict(w), "ns_per_id": {}}
+        for threads in sorted({1, cores}):
+            set_threads(threads)
+            row["ns_per_id"][str(threads)] = spread(plan_ns(ours, sizes))
+        ours.close()
+        rows.append(row)
+        figures = "  ".join(
+            f"{t} threads: {f['p50']:.1f} ns an id, {1e3 / f['p50']:.0f} M ids/s"
+            for t, f in row["ns_per_id"].items()
+        )
+        print(f"planner {w.label():56}{figures}", flush=True)
+    return rows
+
+
+def bench_threads(sizes: Sizes) -> list[Report]:
+    """All threads over one, of the package and of the limit."""
+    rows = []
+    cores = torch.get_num_threads()
+    for dim, exponent, pooling in product(sizes.dim[1::2], sizes.exponent, sizes.pooling):
+        w = Workload(sizes.tables, sizes.rows, dim, sizes.batch[-2:][0], pooling, exponent)
+        with contenders(Batches(w, BATCHES), ("ours", "limit")) as made:
+            limit = made["limit"]
+            assert isinstance(limit, Limit)
+            row: Report = asdict(w)
+            for kind in ("forward", "train"):
+                calls = {name: getattr(c, kind) for name, c in made.items()}
+                times: dict[str, list[float]] = {}
+                for _, threads in product(range(3), (1, cores)):  # a change of teams takes time
+                    set_threads(threads, limit)
+                    for name, values in take_turns(calls, sizes).items():
+                        times.setdefault(f"{name} {threads}", []).extend(values)
+                median = {name: float(np.median(v)) for name, v in times.items()}
+                row[kind] = {"ms": {name: spread(v) for name, v in times.items()}} | {
+                    name: median[f"{name} 1"] / median[f"{name} {cores}"] for name in made
+                }
+                print(
+                    f"threads {kind} {w.label():56}ours {row[kind]['ours']:.2f}x  "
+                    f"limit {row[kind]['limit']:.2f}x",
+                    flush=True,
+                )
+        rows.append(row)
+    set_threads(cores)
+    return rows
+
+
+def bench_rows(sizes: Sizes) -> list[Report]:
+    """One table that grows: nanoseconds a lookup, beside those of the limit."""
+    rows = []
+    for count in sizes.sweep_rows:
+        w = Workload(1, count, 16, sizes.batch[-1], sizes.pooling[-1], 0.0)
+        row = cell(w, sizes, ("ours", "limit"), ("forward", "train"))
+        rows.append(row)
+        for kind in ("forward", "train"):
+            ns = {n: f["ms"]["p50"] * 1e6 / w.lookups for n, f in row[kind]["figures"].items()}
+            row[kind]["ns_per_lookup"] = ns
+            print(f"rows {count:11,} {kind}: ours {ns['ours']:.1f} ns  limit {ns['limit']:.1f} ns")
+    return rows
+
+
+def cliff(name: str, sizes: Sizes, batches: Batches, offsets: list[int] | None = None) -> Report:
+    """Nanoseconds a float of rows that are gathered, and trained."""
+    if offsets is not None:
+        batches.offsets = torch.tensor(offsets)
+    w = batches.workload
+    ours = Ours(batches)
+    ours.set_bags(len(batches.offsets))
+    times = take_turns({"forward": ours.forward, "train": ours.train}, sizes)
+    ours.close()
+    floats = batches.ids[0].size * w.dim
+    row = {
+        "name": name,
+        **asdict(w),
+        **{
+            f"{kind}_ns_per_float": spread([v * 1e6 / floats for v in times[kind]])
+            for kind in times
+        },
+    }
+    print(
+        f"cliffs {name:32}forward {row['forward_ns_per_float']['p50']:8.3f} ns a float   "
+        f"train {row['train_ns_per_float']['p50']:8.3f}",
+        flush=True,
+    )
+    return row
+
+
+def bench_cliffs(sizes: Sizes) -> list[Report]:
+    """Odd shapes, each beside an ordinary one of as many lookups."""
+    n = sizes.repeats
+    found = []
+    for dim in sizes.sweep_dims:
+        lookups = max(64, min(n, 2**22 // dim))
+        w = Workload(1, max(1000, 2**23 // dim), dim, lookups, 1, 0.0)
+        found.append(cliff(f"dim {dim}", sizes, Batches(w, BATCHES)))
+    plain = Workload(1, 10 * n, 64, n, 1, 0.0)
+    found.append(cliff("ordinary", sizes, Batches(plain, BATCHES)))
+    same = Batches(plain, BATCHES)
+    same.ids = np.zeros_like(same.ids)
+    found.append(cliff("one id, many times", sizes, same))
+    found.append(cliff("one giant bag", sizes, Batches(plain, BATCHES), [0]))
+    tiny = Workload(sizes.tiny_tables, 10, 64, max(1, n // sizes.tiny_tables), 1, 0.0)
+    found.append(cliff("many tiny tables", sizes, Batches(tiny, BATCHES)))
+    return found
+
+
+def bench_overhead(sizes: Sizes) -> Report:
+    """Microseconds of a step that looks one row up in each table.
+
+    The gradients are handed to autograd's engine as a loss's backward would; torch's own part is a
+    node with as many outputs that does nothing.
+    """
+    w = Workload(26, 1000, 16, 1, 1, 0.0)
+    ours = Ours(Batches(w, BATCHES))
+    engine = torch.autograd.Variable._execution_engine
+    grads = tuple(ours.grads)
+
+    class Nothing(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx: Any, anchor: torch.Tensor) -> Any:
+            return tuple(torch.empty(1, w.dim) for _ in grads)
+
+        @staticmethod
+        def backward(ctx: Any, *grads: torch.Tensor) -> None:
+            return None
+
+    anchor = torch.zeros((), requires_grad=True)
+
+    def backward(outs: Any) -> None:
+        options = {"allow_unreachable": True, "accumulate_grad": True}
+        engine.run_backward(tuple(outs), grads, False, False, (), **options)
+
+    calls: dict[str, Callable[[int], Any]] = {
+        "lookup": ours.forward,
+        "train": lambda i: backward(ours.collection(ours.batches[i]).values()),
+        "torch's part of train": lambda i: backward(Nothing.apply(anchor)),
+    }
+    report: Report = {}
+    for name, call in calls.items():
+        values = []
+        for _ in range(sizes.steps + 1):
+            start = time.perf_counter()
+            for i in range(50):
+                call(i % BATCHES)
+            values.append((time.perf_counter() - start) / 50 * 1e6)
+        report[name] = spread(values[1:])
+        print(f"overhead {name:24}{report[name]['p50']:.0f} us", flush=True)
+    ours.close()
+    return report
+
+
 PARTS: dict[str, Callable[[Sizes], Any]] = {
     "grid": bench_grid,
     "optimizers": bench_optimizers,
+    "planner": bench_planner,
+    "threads": bench_threads,
+    "rows": bench_rows,
+    "cliffs": bench_cliffs,
+    "overhead": bench_overhead,
 }
 
 

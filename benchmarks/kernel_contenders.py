@@ -1,4 +1,4 @@
-"""The contenders of bench_kernels.py: the package, FBGEMM, `nn.EmbeddingBag`, and the memory's limit.
+"""The contenders of bench_kernels.py: the package, FBGEMM, `nn.EmbeddingBag`, the memory's limit.
 
 Each holds the tables of one workload and takes the same batches, prepared in its own form before
 the clock starts. `forward(i)` looks batch i up without a graph, `train(i)` is a training step.
@@ -88,7 +88,7 @@ class Contender(ABC):
     @abstractmethod
     def train(self, i: int) -> None: ...
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Frees the tables."""
 
 
@@ -122,13 +122,18 @@ class Ours(Contender):
             }
             for batch in batches.ids
         ]
-        grad = torch.randn(w.batch, w.dim).to(w.torch_dtype)
-        self.grads = [grad.clone() for _ in names]
+        self.workload = w
+        self.set_bags(w.batch)
         with torch.no_grad():  # the peers' tables hold their initial values already
             for first in range(0, w.rows, 1 << 16):
                 ids = torch.arange(first, min(first + (1 << 16), w.rows)).unsqueeze(0)
                 for name in names:
                     self.collection({name: ids})
+
+    def set_bags(self, bags: int) -> None:
+        """The batches have so many bags a table."""
+        grad = torch.randn(bags, self.workload.dim).to(self.workload.torch_dtype)
+        self.grads = [grad.clone() for _ in range(self.workload.tables)]
 
     def forward(self, i: int) -> Any:
         with torch.no_grad():

@@ -41,11 +41,10 @@ class Pooling:
 
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
+        if not torch.is_grad_enabled():
+            return self._pool(features)
         weights = [f.weights for f in features]
-        wants_grad = torch.is_grad_enabled() and (
-            self._optimizer is not None or any(w is not None and w.requires_grad for w in weights)
-        )
-        if not wants_grad:
+        if self._optimizer is None and not any(w is not None and w.requires_grad for w in weights):
             return self._pool(features)
         outs_with_graph: tuple[torch.Tensor, ...] = _Lookup.apply(  # type: ignore[no-untyped-call]
             self, features, self._anchor, *weights
@@ -54,7 +53,7 @@ class Pooling:
 
     def _pool(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows without a graph, planned only if some row is not in dram."""
-        if any(f.lookup.max_norm > 0 for f in features):
+        if any([f.lookup.max_norm > 0 for f in features]):  # noqa: C419 - faster than a generator
             outs, plan = self.forward(features, will_update=False)
             plan.release()
             return outs
@@ -114,6 +113,9 @@ class Pooling:
                 grad = grad.to(lookup.dtype)
             grad = grad.contiguous()
             dense.append(grad)  # alive until the core has read it
+            if f.weights is None and not collects:
+                calls.append((grad.data_ptr() or 1, 0, 0, 0, lookup.scale_grad_by_freq))
+                continue
             if f.weights is not None and wants_weights_grad[i]:
                 weights_grads[i] = torch.zeros_like(f.weights)
             if collects:
