@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,30 @@ def zipf_table(report: dict[str, Any]) -> str:
         ),
     }
     return "\n".join(["| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in values.items())])
+
+
+def kernel_table(report: dict[str, Any]) -> str:
+    """Markdown: how many times as fast as each peer, over all workloads of the grid."""
+    names = {
+        "fbgemm": "FBGEMM",
+        "torch": "`nn.EmbeddingBag`",
+        "limit": "the memory's limit, rows known in advance",
+    }
+    lines = ["| step | beside | least | median | most |", "|---|---|---|---|---|"]
+    for kind, what in (("forward", "forward"), ("train", "train, rowwise Adagrad")):
+        for name, peer in names.items():
+            cells = [row for row in report["grid"] if kind in row]
+            if name == "limit":  # what is said of it holds from here on
+                cells = [row for row in cells if row["dim"] >= 32 and row["batch"] >= 2048]
+            ratios = sorted(
+                row[kind]["speedup"][name] for row in cells if name in row[kind]["speedup"]
+            )
+            if ratios:
+                figures = (ratios[0], statistics.median(ratios), ratios[-1])
+                lines.append(
+                    f"| {what} | {peer} | " + " | ".join(f"{r:.2f}" for r in figures) + " |"
+                )
+    return "\n".join(lines)
 
 
 def ratio_text(ratios: dict[str, Any], name: str) -> str:
@@ -155,11 +180,13 @@ def store_table(store: dict[str, Any], churn: dict[str, Any], ssd: dict[str, Any
 
 def render(readme: str) -> str:
     """`readme` with every marked block made anew."""
-    bags, zipf = load("embedding_bag"), load("zipf_train")
+    bags, zipf, kernels = load("embedding_bag"), load("zipf_train"), load("kernels")
     store, churn, ssd = load("store"), load("store_churn"), load("ssd_saves")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
+        "kernels": kernel_table(kernels),
+        "kernels-source": provenance_line(kernels),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),
         "store": store_table(store, churn, ssd),
@@ -237,6 +264,27 @@ def draw_step_time(path: Path) -> None:
     figure.savefig(path, metadata={"Date": None})
 
 
+def draw_rows(path: Path) -> None:
+    """Nanoseconds a lookup against the rows of the table, beside the limit."""
+    from matplotlib import pyplot as plt
+
+    rows = load("kernels_parts")["rows"]
+    figure, axes = plt.subplots(figsize=(6, 3.2))
+    for kind, colour in (("train", COLOURS[1]), ("forward", COLOURS[0])):
+        for name, style in (("ours", "o-"), ("limit", "x--")):
+            y = [row[kind]["ns_per_lookup"][name] for row in rows]
+            label = f"{kind}, {'tiered' if name == 'ours' else 'rows known in advance'}"
+            axes.plot([row["rows"] for row in rows], y, style, color=colour, label=label)
+    axes.set_xscale("log")
+    axes.set_ylim(0, None)
+    axes.set_xlabel(f"rows of the table, dim {rows[0]['dim']}, uniform ids")
+    axes.set_ylabel("ns a lookup")
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
@@ -253,6 +301,7 @@ def main() -> int:
     matplotlib.rcParams["svg.hashsalt"] = "tiered_emb"
     draw_step_time(ROOT / "docs" / "step_time.svg")
     draw_amplification(ROOT / "docs" / "write_amplification.svg")
+    draw_rows(ROOT / "docs" / "rows.svg")
     return 0
 
 

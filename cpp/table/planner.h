@@ -32,7 +32,9 @@ struct PlannerStats {
 
 class Planner {
  public:
-  Planner(Tiers& tiers, Mover& mover) : tiers_(tiers), mover_(mover), finder_(tiers) {}
+  // `mark_first`: of the first plan; tests begin close to where the numbers start again.
+  Planner(Tiers& tiers, Mover& mover, uint32_t mark_first = 1)
+      : tiers_(tiers), mover_(mover), finder_(tiers), mark_next_(mark_first) {}
 
   // Plans a batch; on success all its rows have pinned slots and `plan.acquired.fills` says which
   // of them the mover has still to bring. On error nothing has changed.
@@ -81,7 +83,7 @@ class Planner {
   Mover& mover_;
   PlannerStats stats_;
   RowFinder finder_;
-  uint32_t mark_next_ = 1;      // 0: slots that no plan has used
+  uint32_t mark_next_;          // from 1: 0 marks slots that no plan has used
   std::vector<Plan*> waiting_;  // oldest first
   std::vector<Plan*> ready_;    // likewise
   // Scratch of one call.
