@@ -1,6 +1,7 @@
 // The contract of LogStore, call by call.
 #include <unistd.h>
 
+#include <atomic>
 #include <bit>
 #include <filesystem>
 
@@ -40,8 +41,9 @@ class FullDisk final : public IoEngine {
     return io_->run(requests, on_done);
   }
 
-  size_t refuse_index_from_bytes = SIZE_MAX;
-  size_t refused = 0;
+  // The store's own thread reads them.
+  std::atomic<size_t> refuse_index_from_bytes = SIZE_MAX;
+  std::atomic<size_t> refused = 0;
 
  private:
   const std::unique_ptr<IoEngine> io_;
