@@ -169,9 +169,10 @@ Status LogStore::put_many(LayoutId layout, std::span<const RowId> rows,
   return Status::ok();
 }
 
-Status LogStore::get_many(LayoutId layout, std::span<const RowRead> reads) {
+Status LogStore::get_many(LayoutId layout, std::span<const RowRead> reads,
+                          std::unique_lock<std::mutex>* owner_lock) {
   TE_CHECK(layout.value < impl_->context.shapes.size());
-  return impl_->reader.get_many(layout, reads);
+  return impl_->reader.get_many(layout, reads, owner_lock);
 }
 
 void LogStore::retire(LayoutId layout, BlockAddress block) {

@@ -13,6 +13,7 @@
 
 #include <cstdint>
 #include <memory>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -133,8 +134,11 @@ class LogStore {
   Status put_many(LayoutId layout, std::span<const RowId> rows,
                   std::span<const std::byte* const> data, std::span<BlockAddress> out_blocks);
   // Reads rows; each wanted block is read once, however many rows it serves. kCorruption names the
-  // file, the block and the row.
-  Status get_many(LayoutId layout, std::span<const RowRead> reads);
+  // file, the block and the row. With `owner_lock`, a lock that is held, it is opened while the
+  // drive works; meanwhile everything but get_many may be called, and the rows of these blocks may
+  // be moved or retired: what is read is what they held at the call.
+  Status get_many(LayoutId layout, std::span<const RowRead> reads,
+                  std::unique_lock<std::mutex>* owner_lock = nullptr);
   // The copy of one row in this block no longer counts.
   void retire(LayoutId layout, BlockAddress block);
   // Whether segments should be reclaimed: no; used space is close to its bound; over it, or a put

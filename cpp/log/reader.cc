@@ -35,7 +35,7 @@ BlockAddress block_of(uint64_t key) { return BlockAddress(static_cast<uint32_t>(
 
 }  // namespace
 
-BlockReader::BlockReader(StoreContext& context, const SegmentTable& table, SegmentFiles& files,
+BlockReader::BlockReader(StoreContext& context, SegmentTable& table, SegmentFiles& files,
                          const WriteBehind& behind, std::span<const SegmentWriter* const> writers)
     : context_(context),
       table_(table),
@@ -51,37 +51,71 @@ BlockReader::BlockReader(StoreContext& context, const SegmentTable& table, Segme
 
 BlockReader::~BlockReader() { context_.io->remove_buffer(staging_.data()); }
 
-Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads) {
-  const RunShape& shape = context_.shape(layout);
+Status BlockReader::get_many(LayoutId layout, std::span<const RowRead> reads,
+                             std::unique_lock<std::mutex>* owner_lock) {
   TE_CHECK(reads.size() < UINT32_MAX);
+  const RunShape& shape = context_.shape(layout);
   find_runs(layout, reads);
+  next_wanted_ = next_segment_ = 0;
+  Status status;
+  for (uint32_t first = 0, end = 0; first < segments_.size() && status.is_ok(); first = end) {
+    Result<uint32_t> held = hold_files(first);
+    if (!held) {
+      status = held.status();
+      break;
+    }
+    end = held.value();
+    if (owner_lock != nullptr) owner_lock->unlock();
+    status = read_runs(layout, reads, end);
+    if (owner_lock != nullptr) owner_lock->lock();
+    for (uint32_t s = first; s < end; ++s) files_.release(segments_[s].id);
+  }
+  for (const WantedSegment& segment : segments_) table_.end_read(segment.id);
+  context_.stats.blocks_read += uint64_t{next_wanted_} * shape.span_blocks;
+  context_.stats.read_bytes += uint64_t{next_wanted_} * shape.run_bytes;
+  TE_RETURN_IF_ERROR(std::move(status));
+  context_.stats.rows_read += reads.size();
+  return Status::ok();
+}
+
+Result<uint32_t> BlockReader::hold_files(uint32_t first) {
+  uint32_t end = first;
+  while (end < segments_.size() && (end == first || files_.has_room())) {
+    Result<IoFile*> file = files_.hold(segments_[end].id);
+    if (!file) {
+      while (end-- > first) files_.release(segments_[end].id);
+      return file.status();
+    }
+    segments_[end++].file = file.value();
+  }
+  return end;
+}
+
+Status BlockReader::read_runs(LayoutId layout, std::span<const RowRead> reads,
+                              uint32_t segments_end) {
+  const RunShape& shape = context_.shape(layout);
   pieces_.clear();
-  next_wanted_ = 0;
-  Status failed;  // what went wrong here; the engine's own failures come first
-  const auto next = [&](IoRequest& request) { return next_request(shape, request, &failed); };
+  Status failed;  // what is wrong with a run; the engine's own failures come first
+  const auto next = [&](IoRequest& request) {
+    return failed ? next_request(shape, segments_end, request) : IoEngine::Next::kEnd;
+  };
   const auto on_done = [&](size_t i) {
-    Piece& piece = pieces_[i];
+    const Piece& piece = pieces_[i];
     const std::byte* run = staging_.data() + piece.place * place_bytes_;
     for (uint32_t w = piece.begin; w < piece.end; ++w, run += shape.run_bytes) {
-      Status served = serve(layout, reads, wanted_[w], run);
+      Status served = serve(layout, reads, wanted_[w], segments_[piece.segment].sequence, run);
       if (!served && failed) failed = std::move(served);
     }
     free_places_.push_back(piece.place);
-    release(piece);
   };
-  Status status = wanted_.empty() ? Status::ok() : context_.io->run_stream(next, on_done);
-  for (Piece& piece : pieces_) release(piece);  // of requests that failed
-  context_.stats.blocks_read += uint64_t{next_wanted_} * shape.span_blocks;
-  context_.stats.read_bytes += uint64_t{next_wanted_} * shape.run_bytes;
+  Status status = context_.io->run_stream(next, on_done);
   if (!status) {  // requests that failed have not given their places back
     free_places_.clear();
     for (size_t place = staging_.bytes() / place_bytes_; place-- > 0;)
       free_places_.push_back(static_cast<uint32_t>(place));
     return status;
   }
-  TE_RETURN_IF_ERROR(failed);
-  context_.stats.rows_read += reads.size();
-  return Status::ok();
+  return failed;
 }
 
 // By block, and by position within one: a comparison sort took most of the time before the first
@@ -110,6 +144,7 @@ void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
   }
   sort_order();
   wanted_.clear();
+  segments_.clear();
   const auto n = static_cast<uint32_t>(order_.size());
   for (uint32_t begin = 0, end = 0; begin < n; begin = end) {
     const BlockAddress block = block_of(order_[begin]);
@@ -127,9 +162,19 @@ void BlockReader::find_runs(LayoutId layout, std::span<const RowRead> reads) {
     if (memory.run != nullptr) {
       serve_from_memory(shape, reads, wanted, memory);
     } else {
-      wanted_.push_back(wanted);
+      want(wanted);
     }
   }
+}
+
+void BlockReader::want(const WantedRun& wanted) {
+  const SegmentId segment = table_.segment_of(wanted.block);
+  if (segments_.empty() || segments_.back().id != segment) {
+    segments_.push_back({.id = segment, .sequence = table_.sequence(segment)});
+    table_.begin_read(segment);
+  }
+  wanted_.push_back(wanted);
+  segments_.back().runs_end = static_cast<uint32_t>(wanted_.size());
 }
 
 void BlockReader::serve_from_memory(const RunShape& shape, std::span<const RowRead> reads,
@@ -143,49 +188,35 @@ void BlockReader::serve_from_memory(const RunShape& shape, std::span<const RowRe
   context_.stats.rows_from_write_buffer += wanted.end - wanted.begin;
 }
 
-// At once, and not at the end: a batch may want blocks of more segments than files may be open.
-void BlockReader::release(Piece& piece) {
-  if (std::exchange(piece.is_released, true)) return;
-  files_.release(table_.segment_of(wanted_[piece.begin].block));
-  --in_flight_;
-}
-
-IoEngine::Next BlockReader::next_request(const RunShape& shape, IoRequest& request,
-                                         Status* failed) {
-  if (next_wanted_ == wanted_.size() || !*failed) return IoEngine::Next::kEnd;
+IoEngine::Next BlockReader::next_request(const RunShape& shape, uint32_t segments_end,
+                                         IoRequest& request) {
+  if (next_segment_ == segments_end) return IoEngine::Next::kEnd;
   if (free_places_.empty()) return IoEngine::Next::kLater;
-  if (in_flight_ > 0 && !files_.has_room()) return IoEngine::Next::kLater;
+  const WantedSegment& segment = segments_[next_segment_];
   const uint32_t begin = next_wanted_;
   const BlockAddress first = wanted_[begin].block;
-  const SegmentId segment = table_.segment_of(first);
   uint32_t end = begin + 1;
-  for (; end < wanted_.size(); ++end) {
+  for (; end < segment.runs_end; ++end) {
     const uint32_t blocks = (end - begin) * shape.span_blocks;
-    const bool follows = wanted_[end].block.value == first.value + blocks &&
-                         table_.segment_of(wanted_[end].block) == segment;
-    if (!follows || (end - begin + 1) * size_t{shape.run_bytes} > place_bytes_) break;
+    if (wanted_[end].block.value != first.value + blocks ||
+        (end - begin + 1) * size_t{shape.run_bytes} > place_bytes_)
+      break;
   }
-  Result<IoFile*> file = files_.hold(segment);
-  if (!file) {
-    *failed = file.status();
-    return IoEngine::Next::kEnd;
-  }
-  request = {IoRequest::Kind::kRead, file.value(),
+  request = {IoRequest::Kind::kRead, segment.file,
              uint64_t{table_.block_in_segment(first)} * context_.options.block_bytes,
              staging_.data() + free_places_.back() * place_bytes_,
              (end - begin) * size_t{shape.run_bytes}};
-  pieces_.push_back({begin, end, free_places_.back(), false});
+  pieces_.push_back({begin, end, free_places_.back(), next_segment_});
   free_places_.pop_back();
-  ++in_flight_;
   next_wanted_ = end;
+  if (end == segment.runs_end) ++next_segment_;
   return IoEngine::Next::kRequest;
 }
 
 Status BlockReader::serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted,
-                          const std::byte* run) const {
+                          uint64_t sequence, const std::byte* run) const {
   const RunShape& shape = context_.shape(layout);
-  const RunIdentity identity{context_.store_id, table_.sequence(table_.segment_of(wanted.block)),
-                             wanted.block, layout};
+  const RunIdentity identity{context_.store_id, sequence, wanted.block, layout};
   const char* wrong = check_run(run, shape, identity);
   const uint32_t row_count = wrong == nullptr ? read_header(run).row_count : 0;
   for (uint32_t k = wanted.begin; k < wanted.end; ++k) {

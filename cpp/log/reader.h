@@ -2,11 +2,14 @@
 //
 // Rows in the writers' memory come from there. Neighbouring wanted blocks are read together, and
 // the rows of a request are copied out as it completes, which makes its place in the staging buffer
-// free for the next. Thread-safety: none. Ownership: owns its staging buffer and lists, which grow
-// to the largest batch seen. Cost: a sort of the batch by block; a checksum a block read.
+// free for the next. Thread-safety: none; while the owner's lock is open, only what belongs to the
+// batch at hand is touched. Invariant: segments of a batch keep their files until it has been read.
+// Ownership: owns its staging buffer and lists, which grow to the largest batch seen. Cost: a sort
+// of the batch by block; a checksum a block read.
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -21,11 +24,12 @@ namespace te {
 
 class BlockReader {
  public:
-  BlockReader(StoreContext& context, const SegmentTable& table, SegmentFiles& files,
+  BlockReader(StoreContext& context, SegmentTable& table, SegmentFiles& files,
               const WriteBehind& behind, std::span<const SegmentWriter* const> writers);
   ~BlockReader();
-  // On error the destinations are undefined.
-  Status get_many(LayoutId layout, std::span<const RowRead> reads);
+  // See LogStore::get_many. On error the destinations are undefined.
+  Status get_many(LayoutId layout, std::span<const RowRead> reads,
+                  std::unique_lock<std::mutex>* owner_lock);
 
  private:
   // The reads of one run: [begin, end) of order_.
@@ -34,26 +38,38 @@ class BlockReader {
     uint32_t begin = 0;
     uint32_t end = 0;
   };
+  // A segment with wanted runs: those of wanted_ from the end of the segment before it.
+  struct WantedSegment {
+    SegmentId id;
+    uint64_t sequence = 0;
+    uint32_t runs_end = 0;
+    const IoFile* file = nullptr;  // while it is held
+  };
   // One request: the runs [begin, end) of wanted_, in one place of the staging buffer.
   struct Piece {
     uint32_t begin = 0;
     uint32_t end = 0;
     uint32_t place = 0;
-    bool is_released = false;
+    uint32_t segment = 0;  // of segments_
   };
 
   void sort_order();
   void find_runs(LayoutId layout, std::span<const RowRead> reads);
+  void want(const WantedRun& wanted);
   void serve_from_memory(const RunShape& shape, std::span<const RowRead> reads,
                          const WantedRun& wanted, const RunInMemory& memory);
+  // Opens the files of as many segments from `first` on as may be open at once, at least one; the
+  // end of their range.
+  Result<uint32_t> hold_files(uint32_t first);
+  // Reads the runs of segments [next_segment_, segments_end).
+  Status read_runs(LayoutId layout, std::span<const RowRead> reads, uint32_t segments_end);
   // The request of the next piece; kLater while the staging buffer is full.
-  IoEngine::Next next_request(const RunShape& shape, IoRequest& request, Status* failed);
-  void release(Piece& piece);
+  IoEngine::Next next_request(const RunShape& shape, uint32_t segments_end, IoRequest& request);
   Status serve(LayoutId layout, std::span<const RowRead> reads, const WantedRun& wanted,
-               const std::byte* run) const;
+               uint64_t sequence, const std::byte* run) const;
 
   StoreContext& context_;
-  const SegmentTable& table_;
+  SegmentTable& table_;
   SegmentFiles& files_;
   const WriteBehind& behind_;
   const std::vector<const SegmentWriter*> writers_;
@@ -63,10 +79,11 @@ class BlockReader {
   std::vector<uint64_t> order_;  // block << 32 | position in the batch
   std::vector<uint64_t> spare_order_;
   std::vector<WantedRun> wanted_;
+  std::vector<WantedSegment> segments_;
   std::vector<Piece> pieces_;
   std::vector<uint32_t> free_places_;
   uint32_t next_wanted_ = 0;
-  uint32_t in_flight_ = 0;  // pieces that hold their file
+  uint32_t next_segment_ = 0;  // that of next_wanted_
 };
 
 }  // namespace te

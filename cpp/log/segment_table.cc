@@ -173,10 +173,19 @@ Status SegmentTable::delete_file(SegmentId id) {
 
 Status SegmentTable::drop(SegmentId id) {
   TE_CHECK(states_[id.value] == State::kSealed && live_bytes_[id.value] == 0);
-  if (!segments_[id.value].in_manifest) return delete_file(id);
+  if (!is_needed(id)) return delete_file(id);
   set_state(id, State::kPinned);
   pinned_.push_back(id);
   return Status::ok();
+}
+
+// A file that cannot be deleted is replaced when its id is used again, as in return_spare.
+void SegmentTable::end_read(SegmentId id) {
+  TE_CHECK(segments_[id.value].readers > 0);
+  --segments_[id.value].readers;
+  if (states_[id.value] != State::kPinned || is_needed(id)) return;
+  std::erase(pinned_, id);
+  (void)delete_file(id);
 }
 
 void SegmentTable::set_state(SegmentId id, State state) {
@@ -272,14 +281,14 @@ Status SegmentTable::settle(std::span<const SegmentRecord> records) {
   protect(records);
   Status result;
   std::erase_if(pinned_, [&](SegmentId id) {
-    if (segments_[id.value].in_manifest) return false;  // reclaimed since that manifest was begun
+    if (is_needed(id)) return false;  // reclaimed since that manifest was begun, or being read
     if (Status status = delete_file(id); !status && result) result = status;
     return true;
   });
   // Sealed segments without live rows are in no manifest now: nothing keeps their files.
   for (uint32_t i = 0; i < segments_.size(); ++i) {
     if (states_[i] != State::kSealed || live_bytes_[i] != 0) continue;
-    if (segments_[i].in_manifest) continue;
+    if (is_needed(SegmentId(i))) continue;
     if (Status status = delete_file(SegmentId(i)); !status && result) result = status;
   }
   return result;

@@ -1,11 +1,11 @@
 // SegmentTable: which segments exist, what state each is in, and how many bytes of it are live.
 //
 // A segment is free (no file), spare (a file nobody writes yet), open (a stream writes it), sealed
-// (complete), or pinned (reclaimed, but the last manifest refers to it). Some spares are the
-// reserve: rows from outside never take them, so that the reclaimer can work when the disk or the
-// capacity is full. The id of a pinned segment is not given out again before its file is gone.
-// Thread-safety: none. Ownership: creates and deletes segment files. Cost: live accounting is one
-// addition; choosing a victim is a scan of 1 state byte and 4 bytes a segment.
+// (complete), or pinned (reclaimed, but the last manifest refers to it or it is being read). Some
+// spares are the reserve: rows from outside never take them, so that the reclaimer can work when
+// the disk or the capacity is full. The id of a pinned segment is not given out again before its
+// file is gone. Thread-safety: none. Ownership: creates and deletes segment files. Cost: live
+// accounting is one addition; choosing a victim is a scan of 1 state byte and 4 bytes a segment.
 #pragma once
 
 #include <cstdint>
@@ -57,8 +57,13 @@ class SegmentTable {
   void return_reserve();                       // likewise; the next `allocate` refills it
   // Segments to free before the allocation that failed last can succeed; 0 if it did not fail.
   uint32_t shortage() const { return shortage_; }
-  // Deletes a segment without live rows, or pins it if the last manifest refers to it.
+  // Deletes a segment without live rows, or pins it if the last manifest refers to it or somebody
+  // reads it.
   Status drop(SegmentId id);
+  // Keeps the segment's file from begin to end, as often as it is read, whatever happens to its
+  // rows meanwhile.
+  void begin_read(SegmentId id) { ++segments_[id.value].readers; }
+  void end_read(SegmentId id);
 
   // --- the life of an open segment
   void run_opened(SegmentId id, uint32_t blocks_used);
@@ -108,6 +113,7 @@ class SegmentTable {
     uint64_t sequence = 0;
     uint32_t blocks_used = 0;
     uint32_t unfinished = 0;  // open runs, and writes under way
+    uint32_t readers = 0;
     bool left = false;
     bool in_manifest = false;
     bool unsynced = false;
@@ -121,6 +127,9 @@ class SegmentTable {
   Status capacity_used_up(uint64_t count) const;
   uint64_t checkpoint_bytes() const;
   SegmentId take_id();
+  bool is_needed(SegmentId id) const {
+    return segments_[id.value].in_manifest || segments_[id.value].readers > 0;
+  }
   void set_state(SegmentId id, State state);
   void seal_if_complete(SegmentId id);
   Status delete_file(SegmentId id);

@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "table/batch_check.h"
+#include "table/engine_turn.h"
 #include "table/threads.h"
 
 namespace te {
@@ -21,14 +22,14 @@ constexpr uint64_t kPieceRows = 1 << 20;  // of a walk over all rows
 
 class Timer {
  public:
-  explicit Timer(uint64_t& total_ns)
+  explicit Timer(std::atomic<uint64_t>& total_ns)
       : total_ns_(total_ns), start_(std::chrono::steady_clock::now()) {}
   ~Timer() {
     total_ns_ += static_cast<uint64_t>((std::chrono::steady_clock::now() - start_).count());
   }
 
  private:
-  uint64_t& total_ns_;
+  std::atomic<uint64_t>& total_ns_;
   std::chrono::steady_clock::time_point start_;
 };
 
@@ -41,7 +42,15 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
 }
 
 Engine::Engine(std::unique_ptr<Tiers> tiers)
-    : tiers_(std::move(tiers)), mover_(*tiers_), planner_(*tiers_, mover_), executor_(*tiers_) {
+    : tiers_(std::move(tiers)),
+      mover_(*tiers_),
+      planner_(*tiers_, mover_),
+      executor_(*tiers_),
+      prefetch_(mutex_, *tiers_, planner_, mover_, plans_,
+                [this](std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                       ThreadPool& threads) {
+                  return plan_ahead(features, will_update, plan, threads);
+                }) {
   if (has_store()) reclaim_ = std::make_unique<BackgroundReclaim>(mutex_, *tiers_->log(), *tiers_);
   index_bytes_charged_ = tiers_->index_bytes_charged();
 }
@@ -63,16 +72,6 @@ Status Engine::check_writable() const {
 bool Engine::is_closed() const {
   std::lock_guard lock(mutex_);
   return closed_;
-}
-
-Plan& Engine::take_plan() {
-  if (free_plans_.empty()) {
-    plans_.push_back(std::make_unique<Plan>());
-    return *plans_.back();
-  }
-  Plan* plan = free_plans_.back();
-  free_plans_.pop_back();
-  return *plan;
 }
 
 // Work that is due between batches: the reclaimer's share, and the index's growth out of the
@@ -99,8 +98,9 @@ Status Engine::keep_house(size_t ids) {
 }
 
 Status Engine::bring(Plan& plan, bool overwrite) {
-  Timer timer(times_.move_ns);
-  Status filled = mover_.fill(plan.acquired.fills, overwrite, thread_pool());
+  Timer timer(move_ns_);
+  Plan* const plans[] = {&plan};
+  Status filled = mover_.fill(plans, overwrite, thread_pool());
   if (!filled) {
     planner_.abandon(plan);
     return filled;
@@ -115,20 +115,58 @@ Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_upd
   for (const FeatureInput& feature : features) ids += feature.ids_count;
   TE_RETURN_IF_ERROR(keep_house(ids));
   {
-    Timer timer(times_.plan_ns);
+    Timer timer(plan_ns_);
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan, thread_pool()));
   }
   return bring(plan, overwrite);
 }
 
+// By the thread that prefetches.
+Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                          ThreadPool& threads) {
+  size_t ids = 0;
+  for (const FeatureInput& feature : features) ids += feature.ids_count;
+  TE_RETURN_IF_ERROR(keep_house(ids));
+  Timer timer(plan_ns_);
+  return planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
+}
+
+Status Engine::prefetch(std::span<const FeatureInput> features, bool will_update) {
+  auto batch = PrefetchQueue::copy(features, will_update);
+  Turn turn(*this);
+  TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
+  prefetch_.push(std::move(batch));
+  return Status::ok();
+}
+
+void Engine::cancel_prefetch() {
+  Turn turn(*this);
+  prefetch_.cancel();
+}
+
 Status Engine::lookup(std::span<const FeatureInput> inputs,
                       std::span<const FeatureForward> features) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
-  Plan& plan = take_plan();
-  Status done = lookup_locked(inputs, features, plan);
-  free_plans_.push_back(&plan);
-  return done;
+  auto prefetched = prefetch_.take(inputs, false, false, turn.lock());
+  TE_RETURN_IF_ERROR(prefetched.status());
+  if (prefetched.value() == nullptr || prefetched.value()->state == Plan::State::kRevoked) {
+    turn.quiet();
+    Plan& plan = prefetched.value() == nullptr ? plans_.take() : *prefetched.value();
+    Status done = lookup_locked(inputs, features, plan);
+    plans_.give_back(plan);
+    return done;
+  }
+  Plan& plan = *prefetched.value();
+  planner_.count(plan);
+  turn.without_mutex([&] {
+    Timer timer(forward_ns_);
+    executor_.forward(plan, features, thread_pool());
+  });
+  planner_.release(plan);
+  plans_.give_back(plan);
+  prefetch_.slots_released();
+  return Status::ok();
 }
 
 Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
@@ -137,7 +175,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   for (const FeatureForward& feature : features) nothing_moves &= feature.max_norm <= 0;
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
-    Timer timer(times_.forward_ns);
+    Timer timer(forward_ns_);
     const auto done = executor_.forward_resident(inputs, plan, features, thread_pool());
     if (done == Executor::Resident::kPooled) {
       planner_.count_resident(plan);
@@ -150,62 +188,82 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   }
   TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
   planner_.count(plan);
-  Timer timer(times_.forward_ns);
+  Timer timer(forward_ns_);
+  executor_.renormalise(plan, features);
   executor_.forward(plan, features, thread_pool());
   planner_.release(plan);
   return Status::ok();
 }
 
-Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_update) {
-  std::lock_guard lock(mutex_);
+Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_update,
+                           Prefetched prefetched) {
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
-  Plan& plan = take_plan();
+  if (prefetched == Prefetched::kMaybe) {
+    auto taken = prefetch_.take(features, will_update, will_update, turn.lock());
+    if (!taken) return taken.status();
+    if (taken.value() != nullptr) {
+      planner_.count(*taken.value());
+      return taken;
+    }
+  }
+  turn.quiet();
+  Plan& plan = plans_.take();
   if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
-    free_plans_.push_back(&plan);
+    plans_.give_back(plan);
     return planned;
   }
   planner_.count(plan);
   return &plan;
 }
 
+Status Engine::reacquire(Plan& plan, Turn& turn) {
+  turn.quiet();
+  TE_RETURN_IF_ERROR(planner_.reacquire(plan));
+  return bring(plan, false);
+}
+
 Status Engine::forward(Plan& plan, std::span<const FeatureForward> features) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_CHECK(features.size() == plan.features.size());
-  if (plan.state == Plan::State::kRevoked) {
-    TE_RETURN_IF_ERROR(planner_.reacquire(plan));
-    TE_RETURN_IF_ERROR(bring(plan, false));
-  }
+  if (plan.state == Plan::State::kRevoked) TE_RETURN_IF_ERROR(reacquire(plan, turn));
   if (plan.state != Plan::State::kReady)
     return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
-  Timer timer(times_.forward_ns);
-  executor_.forward(plan, features, thread_pool());
+  executor_.renormalise(plan, features);
+  turn.without_mutex([&] {
+    Timer timer(forward_ns_);
+    executor_.forward(plan, features, thread_pool());
+  });
   if (plan.will_update) planner_.wait(plan);
   return Status::ok();
 }
 
 Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
                         const Hyperparameters& hyper, bool check_finite) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_CHECK(plan.will_update && features.size() == plan.features.size());
   if (check_finite) TE_RETURN_IF_ERROR(executor_.check_finite(plan, features));
   if (plan.state == Plan::State::kRevoked) {
-    TE_RETURN_IF_ERROR(planner_.reacquire(plan));
-    TE_RETURN_IF_ERROR(bring(plan, false));
+    TE_RETURN_IF_ERROR(reacquire(plan, turn));
     planner_.wait(plan);
   }
   if (plan.state != Plan::State::kWaiting)
     return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
-  Timer timer(times_.backward_ns);
-  executor_.backward(plan, features, hyper, thread_pool());
+  executor_.begin_update(plan, features);
+  turn.without_mutex([&] {
+    Timer timer(backward_ns_);
+    executor_.backward(plan, features, hyper, thread_pool());
+  });
   return Status::ok();
 }
 
 void Engine::release(Plan& plan) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   if (!closed_) planner_.release(plan);
-  free_plans_.push_back(&plan);
+  plans_.give_back(plan);
+  prefetch_.slots_released();
 }
 
 Status Engine::check_row_ids(TableId table, std::span<const int64_t> ids) const {
@@ -221,9 +279,10 @@ size_t Engine::rows_per_batch(TableId table) {
 
 Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* weights,
                          float* state) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  turn.quiet();
   const Table& table = tiers_->table(table_id);
   const RowLayout& layout = tiers_->layout(table.layout).layout;
   constexpr size_t kRows = 32768;
@@ -250,21 +309,22 @@ Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* w
 
 Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const void* weights,
                           const float* state) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   const Table& table = tiers_->table(table_id);
   LayoutTier& tier = tiers_->layout(table.layout);
   const RowLayout& layout = tier.layout;
   const bool overwrite = weights != nullptr && (state != nullptr || layout.state_floats() == 0);
-  Plan& plan = take_plan();
+  Plan& plan = plans_.take();
   for (size_t first = 0, n = 0; first < ids.size(); first += n) {
     n = std::min(rows_per_batch(table_id), ids.size() - first);
     const FeatureInput input{
         .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
     if (Status planned = plan_locked({&input, 1}, false, plan, overwrite); !planned) {
-      free_plans_.push_back(&plan);
+      plans_.give_back(plan);
       return planned;
     }
     for (size_t i = 0; i < n; ++i) {
@@ -284,25 +344,26 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
     }
     planner_.release(plan);
   }
-  free_plans_.push_back(&plan);
+  plans_.give_back(plan);
   return Status::ok();
 }
 
 Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
                                const float* gradients, const Hyperparameters& hyper) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
   ++table.step;
-  Plan& plan = take_plan();
+  Plan& plan = plans_.take();
   for (size_t first = 0, n = 0; first < ids.size(); first += n) {
     n = std::min(rows_per_batch(table_id), ids.size() - first);
     const FeatureInput input{
         .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
     if (Status planned = plan_locked({&input, 1}, false, plan, false); !planned) {
-      free_plans_.push_back(&plan);
+      plans_.give_back(plan);
       return planned;
     }
     TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
@@ -315,7 +376,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
                       hyper, thread_pool());
     planner_.release(plan);
   }
-  free_plans_.push_back(&plan);
+  plans_.give_back(plan);
   return Status::ok();
 }
 
@@ -377,15 +438,20 @@ uint64_t Engine::step(TableId table) const {
 }
 
 void Engine::set_step(TableId table, uint64_t step) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
   tiers_->table(table).step = step;
 }
 
 EngineStats Engine::stats() {
   std::lock_guard lock(mutex_);
-  EngineStats stats = times_;
+  EngineStats stats;
+  stats.plan_ns = plan_ns_;
+  stats.move_ns = move_ns_;
+  stats.forward_ns = forward_ns_;
+  stats.backward_ns = backward_ns_;
   stats.planner = planner_.stats();
   stats.mover = mover_.stats();
+  stats.prefetch = prefetch_.stats();
   if (closed_) return stats;
   if (tiers_->log() != nullptr) {
     const IoEngine& io = tiers_->log()->io();

@@ -1,13 +1,16 @@
 // Engine: the facade of the core. Tables of one budget, their batches, their updates and their
 // store.
 //
-// A batch: plan -> forward -> (backward) -> release. A plan's handle may be dropped at any time.
-// Rows move in `plan`; forward and backward compute. After `close`, everything but `close` is an
-// error. Thread-safety: every call takes the engine's mutex. Ownership: owns all tiers; plans
-// belong to the engine and go back to it when their handle is released. Cost: see planner.h,
-// mover.h, executor.h.
+// A batch: (prefetch ->) plan -> forward -> (backward) -> release. A plan's handle may be dropped
+// at any time. Rows move in `plan`, or ahead of it once a batch is prefetched; forward and backward
+// compute. After `close`, everything but `close` is an error. Thread-safety: calls that touch rows
+// take turns (turn_), and mutex_ for what they share with the threads that prefetch and reclaim;
+// forward and backward compute without it, on rows that are pinned. Ownership: owns all tiers;
+// plans belong to the engine and go back to it when their handle is released. Cost: see planner.h,
+// mover.h, executor.h, prefetch_queue.h.
 #pragma once
 
+#include <atomic>
 #include <condition_variable>
 #include <cstdint>
 #include <memory>
@@ -22,7 +25,9 @@
 #include "log/background_reclaim.h"
 #include "table/executor.h"
 #include "table/mover.h"
+#include "table/plan_pool.h"
 #include "table/planner.h"
+#include "table/prefetch_queue.h"
 #include "table/tiers.h"
 
 namespace te {
@@ -30,6 +35,7 @@ namespace te {
 struct EngineStats {
   PlannerStats planner;
   MoverStats mover;
+  PrefetchStats prefetch;
   LogStats log;
   uint64_t log_rows_bytes = 0;  // see LogStore::rows_bytes
   std::string io_engine;        // of the ssd tier; empty without
@@ -55,8 +61,19 @@ class Engine {
 
   // Pools a batch that no backward follows. Rows are brought as `plan` does, unless all are there.
   Status lookup(std::span<const FeatureInput> inputs, std::span<const FeatureForward> features);
-  // Plans a batch and brings its rows into slots. `will_update`: a backward may follow.
-  Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update);
+  // Whether a batch that is to be planned may have been prefetched: a lookup that only serves
+  // another one was not.
+  enum class Prefetched : uint8_t { kMaybe, kNo };
+  // Plans a batch and brings its rows into slots, or takes the plan that prefetch has made of it.
+  // `will_update`: a backward may follow; then kInvalidArgument if another batch is the next that
+  // was prefetched.
+  Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update,
+                     Prefetched prefetched = Prefetched::kMaybe);
+  // Plans a batch and brings its rows in the background, before its `plan` or `lookup`. Ids and
+  // offsets are copied; what is wrong with them shows at the plan.
+  Status prefetch(std::span<const FeatureInput> features, bool will_update);
+  // Drops the batches that were prefetched and not planned yet.
+  void cancel_prefetch();
   Status forward(Plan& plan, std::span<const FeatureForward> features);
   // `update` false: only gradients of sample weights and row_grad are computed. Ends the plan.
   Status backward(Plan& plan, std::span<const FeatureBackward> features,
@@ -101,26 +118,34 @@ class Engine {
   void set_step(TableId table, uint64_t step);
 
  private:
+  class Turn;
   explicit Engine(std::unique_ptr<Tiers> tiers);
   Status check_open() const;
   Status plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                      bool overwrite);
+  Status plan_ahead(std::span<const FeatureInput> features, bool will_update, Plan& plan,
+                    ThreadPool& threads);
   Status lookup_locked(std::span<const FeatureInput> inputs,
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
+  // Gives a plan that was revoked its rows back.
+  Status reacquire(Plan& plan, Turn& turn);
   Status keep_house(size_t ids);
   Status check_writable() const;
   bool has_store() const;  // that checkpoints are for
   Status begin_checkpoint(bool seal);
   Status write_checkpoint();
+  void begin_checkpoint_turn();
   void end_checkpoint_turn();
   Status save_slots(const std::string& path);
   Status close_with(bool flush);
+  Status close_in_turn(bool flush);
   // Rows that may be planned at once beside those that are pinned.
   size_t rows_per_batch(TableId table);
-  Plan& take_plan();
   Status check_row_ids(TableId table, std::span<const int64_t> ids) const;
 
+  // Before mutex_, where both are taken.
+  std::mutex turn_;
   mutable std::mutex mutex_;
   std::condition_variable checkpoint_ended_;
   // All guarded by mutex_:
@@ -128,16 +153,20 @@ class Engine {
   Mover mover_;
   Planner planner_;
   Executor executor_;
-  std::vector<std::unique_ptr<Plan>> plans_;
-  std::vector<Plan*> free_plans_;
+  PlanPool plans_;
   uint64_t index_bytes_charged_ = 0;
   uint64_t batches_since_split_ = 0;
-  EngineStats times_;
+  std::atomic<uint64_t> plan_ns_{0};
+  std::atomic<uint64_t> move_ns_{0};
+  std::atomic<uint64_t> forward_ns_{0};
+  std::atomic<uint64_t> backward_ns_{0};
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
   bool checkpointing_ = false;  // a flush or save is between its begin and its end
-  // With a store that is written; the last, so that its thread ends before what it uses.
+  // With a store that is written. Those with threads come last, so that these end before what they
+  // use.
   std::unique_ptr<BackgroundReclaim> reclaim_;
+  PrefetchQueue prefetch_;
 };
 
 }  // namespace te

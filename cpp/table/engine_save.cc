@@ -1,6 +1,6 @@
 // Engine: flush, save and close.
 #include "log/checkpoint_copy.h"
-#include "table/engine.h"
+#include "table/engine_turn.h"
 
 namespace te {
 
@@ -8,18 +8,25 @@ bool Engine::has_store() const {
   return tiers_->log() != nullptr && !tiers_->config().ssd_read_only;
 }
 
-// State at the call: rows and metadata are taken under the mutex, what is slow comes without it.
-Status Engine::begin_checkpoint(bool seal) {
+void Engine::begin_checkpoint_turn() {
   std::unique_lock lock(mutex_);
   checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
-  TE_RETURN_IF_ERROR(check_open());
-  if (has_store()) {
-    TE_RETURN_IF_ERROR(mover_.clean());
-    TE_RETURN_IF_ERROR(
-        tiers_->log()->begin_checkpoint(*tiers_, tiers_->checkpoint_metadata(), seal));
-  }
   checkpointing_ = true;
-  return Status::ok();
+}
+
+// State at the call: rows and metadata are taken under the mutex, what is slow comes without it.
+Status Engine::begin_checkpoint(bool seal) {
+  begin_checkpoint_turn();
+  const auto cut = [&] {
+    Turn turn(*this);
+    TE_RETURN_IF_ERROR(check_open());
+    if (!has_store()) return Status::ok();
+    TE_RETURN_IF_ERROR(mover_.clean());
+    return tiers_->log()->begin_checkpoint(*tiers_, tiers_->checkpoint_metadata(), seal);
+  };
+  Status status = cut();
+  if (!status) end_checkpoint_turn();
+  return status;
 }
 
 Status Engine::write_checkpoint() {
@@ -66,7 +73,8 @@ Status Engine::finish_save(const std::string& path, const std::string& previous)
 
 // Without an ssd tier: a new store with the rows of all slots.
 Status Engine::save_slots(const std::string& path) {
-  std::lock_guard lock(mutex_);
+  Turn turn(*this);
+  turn.quiet();
   auto io = make_io_engine();
   if (!io) return io.status();
   auto log = LogStore::create(tiers_->log_options(path), io.take());
@@ -79,31 +87,32 @@ Status Engine::save_slots(const std::string& path) {
 }
 
 Status Engine::close_with(bool flush) {
-  std::unique_lock lock(mutex_);
-  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
-  if (closed_) return Status::ok();
-  checkpointing_ = true;  // nobody else saves or closes meanwhile
-  lock.unlock();
+  begin_checkpoint_turn();  // nobody else saves or closes meanwhile
+  Status status = close_in_turn(flush);
+  end_checkpoint_turn();
+  return status;
+}
+
+Status Engine::close_in_turn(bool flush) {
+  std::lock_guard turn(turn_);
+  prefetch_.stop();
   if (reclaim_ != nullptr) reclaim_->stop();
-  lock.lock();
+  std::lock_guard lock(mutex_);
+  if (closed_) return Status::ok();
   Status status;
   if (flush && has_store()) {
     status = mover_.clean();
     if (status) status = tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
     if (status) tiers_->log()->trim();
   }
-  if (status) {
-    closed_ = true;
-    tiers_->close();
-    // All is written and closed; damage that nobody has been told of is not passed over.
-    if (flush && reclaim_ != nullptr) status = reclaim_->take_failure();
-  } else if (reclaim_ != nullptr) {
-    reclaim_->start();
+  if (!status) {
+    if (reclaim_ != nullptr) reclaim_->start();
+    return status;
   }
-  checkpointing_ = false;
-  lock.unlock();
-  checkpoint_ended_.notify_all();
-  return status;
+  closed_ = true;
+  tiers_->close();
+  // All is written and closed; damage that nobody has been told of is not passed over.
+  return flush && reclaim_ != nullptr ? reclaim_->take_failure() : Status::ok();
 }
 
 Status Engine::close() { return close_with(true); }

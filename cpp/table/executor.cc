@@ -117,7 +117,6 @@ PoolArgs Executor::pool_args(const Plan& plan, size_t f) const {
 }
 
 void Executor::forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads) {
-  renormalise(plan, features);
   plan.argmax.resize(features.size());
   for (size_t f = 0; f < features.size(); ++f) {
     const FeaturePlan& feature = plan.features[f];
@@ -272,6 +271,16 @@ bool Executor::updates(const FeatureBackward& feature) const {
          tiers_.config().optimizer != OptimizerKind::kNone;
 }
 
+void Executor::begin_update(Plan& plan, std::span<const FeatureBackward> features) {
+  for (size_t f = 0; f < features.size(); ++f) {
+    TE_CHECK(features[f].sample_weights == nullptr || plan.features[f].is_weighted);
+    if (updates(features[f])) ++tiers_.table(plan.features[f].table).step;
+  }
+  for (const UniqueRange& range : plan.acquired.ranges) {
+    if (updates(features[range.feature])) mark_dirty(plan.acquired, range);
+  }
+}
+
 void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
                         const Hyperparameters& hyper, ThreadPool& threads) {
   for (size_t f = 0; f < features.size(); ++f) {
@@ -281,14 +290,8 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
   }
   grads_.clear();
   updates_.clear();
-  for (size_t f = 0; f < features.size(); ++f)
-    TE_CHECK(features[f].sample_weights == nullptr || plan.features[f].is_weighted);
-  for (size_t f = 0; f < features.size(); ++f) {
-    if (updates(features[f])) ++tiers_.table(plan.features[f].table).step;
-  }
   for (size_t r = 0; r < plan.acquired.ranges.size(); ++r) {
     const UniqueRange& range = plan.acquired.ranges[r];
-    if (updates(features[range.feature])) mark_dirty(plan.acquired, range);
     grads_.push_back(grad_args(plan, r, features[range.feature]));
     updates_.push_back(update_args(tiers_.table(range.table), hyper));
     updates_[r].slots = raw(plan.acquired.slots) + range.first;

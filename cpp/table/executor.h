@@ -2,8 +2,9 @@
 //
 // Work of all features is cut into chunks of about equal numbers of occurrences and run in one
 // fork-join. A bag and a unique row are each computed by one kernel call, so the cut changes
-// nothing in the result. Thread-safety: one call at a time. Ownership: borrows the tiers and the
-// pool.
+// nothing in the result. Thread-safety: one call at a time. Where it is said, a call needs the
+// engine's mutex; the others only touch plans and the bytes of pinned rows. Ownership: borrows the
+// tiers and the pool.
 #pragma once
 
 #include <cstdint>
@@ -49,18 +50,22 @@ class Executor {
  public:
   explicit Executor(Tiers& tiers) : tiers_(tiers) {}
 
+  // Bounds the norms of the rows that `features` want bounded. Before the forward; needs the mutex.
+  void renormalise(Plan& plan, std::span<const FeatureForward> features);
   void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
   enum class Resident { kPooled, kAbsent, kBad };
   // Pools a batch that is laid out without planning it, if every row stands in dram; checks its ids
   // and offsets on the way. `out` is undefined if a row is absent or one of them bad. For lookups
-  // without a backward where every row fits: no row needs a pin then.
+  // without a backward where every row fits: no row needs a pin then. Needs the mutex.
   Resident forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
                             std::span<const FeatureForward> features, ThreadPool& threads);
+  // Counts the updates of a backward that follows, and marks their rows. Needs the mutex.
+  void begin_update(Plan& plan, std::span<const FeatureBackward> features);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
                 ThreadPool& threads);
-  // Applies summed gradients [uniques, dim] of one range of an acquisition.
+  // Applies summed gradients [uniques, dim] of one range of an acquisition. Needs the mutex.
   void apply(const Acquisition& acquired, const UniqueRange& range, const float* gradients,
              const Hyperparameters& hyper, ThreadPool& threads);
   // kInvalidArgument naming table, bag, column and value of the first gradient that is not finite.
@@ -87,7 +92,6 @@ class Executor {
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
   // Whether the rows of the feature are updated, rather than left alone or summed.
   bool updates(const FeatureBackward& feature) const;
-  void renormalise(Plan& plan, std::span<const FeatureForward> features);
   void mark_dirty(const Acquisition& acquired, const UniqueRange& range);
 
   Tiers& tiers_;

@@ -57,32 +57,48 @@ Status Mover::spill(LayoutId layout, std::span<const SlotIndex> victims) {
   return Status::ok();
 }
 
-Status Mover::fill(std::span<const Fill> fills, bool overwrite, ThreadPool& threads) {
-  fresh_.clear();
-  reads_.resize(tiers_.layouts());
-  for (auto& reads : reads_) reads.clear();
-  for (const Fill& fill : fills) {
-    if (fill.from.is_none()) {
-      fresh_.push_back(&fill);
-    } else if (!overwrite) {
-      std::byte* destination = tiers_.layout(fill.layout).data(fill.slot);
-      reads_[fill.layout.value].push_back({fill.row, fill.from, destination});
-    }
-  }
-  stats_.fills_initialised += fresh_.size();
-  const size_t tasks = (fresh_.size() + kFreshRowsPerTask - 1) / kFreshRowsPerTask;
+void Mover::initialise(std::span<const Fill* const> fills, ThreadPool& threads) const {
+  const size_t tasks = (fills.size() + kFreshRowsPerTask - 1) / kFreshRowsPerTask;
   threads.run(tasks, [&](size_t task) {
-    const size_t last = std::min((task + 1) * kFreshRowsPerTask, fresh_.size());
+    const size_t last = std::min((task + 1) * kFreshRowsPerTask, fills.size());
     for (size_t i = task * kFreshRowsPerTask; i < last; ++i) {
-      const Fill& fill = *fresh_[i];
+      const Fill& fill = *fills[i];
       tiers_.initialise(tiers_.table(fill.table), fill.row,
                         tiers_.layout(fill.layout).data(fill.slot));
     }
   });
-  for (size_t l = 0; l < reads_.size(); ++l) {
-    if (reads_[l].empty()) continue;
-    stats_.fills_read += reads_[l].size();
-    TE_RETURN_IF_ERROR(tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_[l]));
+}
+
+// The slot, and not the fill, knows the row's block: it may have moved since it was planned.
+Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& threads,
+                   std::unique_lock<std::mutex>* owner_lock) {
+  fresh_.clear();
+  stored_.resize(tiers_.layouts());
+  for (auto& stored : stored_) stored.clear();
+  for (const Plan* plan : plans) {
+    for (const Fill& fill : plan->acquired.fills) {
+      if (tiers_.layout(fill.layout).directory[fill.slot].home.is_none()) {
+        fresh_.push_back(&fill);
+      } else if (!overwrite) {
+        stored_[fill.layout.value].push_back(&fill);
+      }
+    }
+  }
+  stats_.fills_initialised += fresh_.size();
+  if (!fresh_.empty()) {
+    if (owner_lock != nullptr) owner_lock->unlock();
+    initialise(fresh_, threads);
+    if (owner_lock != nullptr) owner_lock->lock();
+  }
+  for (size_t l = 0; l < stored_.size(); ++l) {
+    if (stored_[l].empty()) continue;
+    const LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    reads_.clear();
+    for (const Fill* fill : stored_[l])
+      reads_.push_back({fill->row, tier.directory[fill->slot].home, tier.data(fill->slot)});
+    stats_.fills_read += reads_.size();
+    TE_RETURN_IF_ERROR(
+        tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_, owner_lock));
   }
   return Status::ok();
 }

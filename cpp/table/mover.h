@@ -1,11 +1,13 @@
 // Mover: moves rows between slots and the log as plans say. Decides nothing but the order of the
 // work.
 //
-// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers. Cost: reads of a
-// call are one batch, each wanted block once; spills are appends to the log's write buffer.
+// Thread-safety: none; the engine's mutex guards it. `fill` can open that mutex while it computes
+// and reads; meanwhile everything else may be called. Ownership: borrows the tiers. Cost: reads of
+// a call are one batch, each wanted block once; spills are appends to the log's write buffer.
 #pragma once
 
 #include <cstdint>
+#include <mutex>
 #include <span>
 #include <vector>
 
@@ -30,9 +32,11 @@ class Mover {
   // Empties `victims` (unpinned): dirty rows are appended to the log, location words updated, slots
   // freed. On error nothing has changed.
   Status spill(LayoutId layout, std::span<const SlotIndex> victims);
-  // Brings the rows of `fills` into their slots. `overwrite`: the caller will write every byte, so
-  // that nothing needs to be read.
-  Status fill(std::span<const Fill> fills, bool overwrite, ThreadPool& threads);
+  // Brings the missing rows of `plans` into their slots. `overwrite`: the caller will write every
+  // byte, so that nothing needs to be read. `owner_lock`: the lock of the engine's mutex, to open
+  // it meanwhile.
+  Status fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& threads,
+              std::unique_lock<std::mutex>* owner_lock = nullptr);
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
   // Writes every dirty row to the log; they stay in their slots, clean.
@@ -56,14 +60,17 @@ class Mover {
   const MoverStats& stats() const { return stats_; }
 
  private:
+  void initialise(std::span<const Fill* const> fills, ThreadPool& threads) const;
   Status append_dirty(LayoutId layout, std::span<const SlotIndex> dirty);
   void compact_below(LayoutTier& tier, uint32_t limit);
 
   Tiers& tiers_;
   MoverStats stats_;
-  // Scratch of one call each.
-  std::vector<std::vector<RowRead>> reads_;
+  // Scratch of one `fill`.
+  std::vector<std::vector<const Fill*>> stored_;  // by layout
   std::vector<const Fill*> fresh_;
+  std::vector<RowRead> reads_;
+  // Scratch of one call to the others, each.
   std::vector<SlotIndex> dirty_;
   std::vector<SlotIndex> victims_;
   std::vector<RowId> rows_;

@@ -47,7 +47,8 @@ struct FeaturePlan {
   bool is_weighted = false;
 };
 
-// A row that moves into a slot: from a block, or from its initial value when `from` is none.
+// A row that moves into a slot: from a block, or from its initial value when `from` is none. Once
+// it has a slot, that slot's home says where from.
 struct Fill {
   RowId row;
   SlotIndex slot;

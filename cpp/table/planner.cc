@@ -82,7 +82,8 @@ Status Planner::too_large(const Acquisition& acquired) const {
 }
 
 // Makes sure that every layout has free or unpinned slots for its missing rows.
-Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& acquired) {
+Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& acquired,
+                        Pressure pressure) {
   std::vector<uint32_t>& needed = needed_;
   needed.resize(missing.size());
   for (;;) {
@@ -99,7 +100,7 @@ Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& ac
       if (!room) return room.status();
       if (room.value()) return Status::ok();
     }
-    if (!revoke_one()) return too_large(acquired);
+    if (pressure == Pressure::kRefuse || !revoke_one()) return too_large(acquired);
   }
 }
 
@@ -115,12 +116,12 @@ Status Planner::take_victims(LayoutId layout, size_t missing) {
   return spilled;
 }
 
-Status Planner::commit(Acquisition& acquired, bool may_repack) {
+Status Planner::commit(Acquisition& acquired, Pressure pressure, bool may_repack) {
   if (acquired.fills.empty()) return Status::ok();
   std::vector<uint32_t>& missing = missing_;
   missing.assign(tiers_.layouts(), 0);
   for (const Fill& fill : acquired.fills) ++missing[fill.layout.value];
-  Status status = reserve(missing, acquired);
+  Status status = reserve(missing, acquired, pressure);
   if (status.code() == StatusCode::kBudgetExceeded && may_repack) {
     unpin(acquired);
     return repack(acquired);
@@ -164,11 +165,11 @@ void Planner::unpin(Acquisition& acquired) {
 }
 
 Status Planner::plan(std::span<const FeatureInput> features, bool will_update, Plan& plan,
-                     ThreadPool& threads) {
+                     ThreadPool& threads, Pressure pressure) {
   TE_RETURN_IF_ERROR(lay_out_batch(features, tiers_, plan));
   const uint32_t mark_base = plan.acquired.mark_base = take_marks(plan.occurrences);
   TE_RETURN_IF_ERROR(finder_.find(features, will_update, plan, threads));
-  TE_RETURN_IF_ERROR(commit(plan.acquired, true));
+  TE_RETURN_IF_ERROR(commit(plan.acquired, pressure, pressure == Pressure::kRevokePlans));
   if (plan.acquired.mark_base != mark_base) follow_slots(plan);  // repacked
   plan.state = Plan::State::kPlanned;
   finder_.finish(plan, threads);
@@ -203,7 +204,7 @@ Status Planner::place_again(Acquisition& acquired) {
       }
     }
   }
-  return commit(acquired, false);
+  return commit(acquired, Pressure::kRevokePlans, false);
 }
 
 // The slots of all occurrences, where rows have got other slots.

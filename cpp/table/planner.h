@@ -36,10 +36,13 @@ class Planner {
   Planner(Tiers& tiers, Mover& mover, uint32_t mark_first = 1)
       : tiers_(tiers), mover_(mover), finder_(tiers), mark_next_(mark_first) {}
 
+  // Where slots are short: take them from plans that are not at work, or be refused
+  // (kBudgetExceeded).
+  enum class Pressure : uint8_t { kRevokePlans, kRefuse };
   // Plans a batch; on success all its rows have pinned slots and `plan.acquired.fills` says which
   // of them the mover has still to bring. On error nothing has changed.
   Status plan(std::span<const FeatureInput> features, bool will_update, Plan& plan,
-              ThreadPool& threads);
+              ThreadPool& threads, Pressure pressure = Pressure::kRevokePlans);
   // Makes sure that at least one slot for rows of this table is not pinned, taking it from plans
   // that wait.
   Status make_way(TableId table);
@@ -64,14 +67,14 @@ class Planner {
  private:
   uint32_t take_marks(size_t rows);
   void restart_marks();
-  Status commit(Acquisition& acquired, bool may_repack);
+  Status commit(Acquisition& acquired, Pressure pressure, bool may_repack);
   // Gives the rows of an acquisition that has lost its slots new ones, in the same order.
   Status place_again(Acquisition& acquired);
   // The acquisition's own pins stand in the way of room for it: without them, makes room and starts
   // again.
   Status repack(Acquisition& acquired);
   static void follow_slots(Plan& plan);
-  Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired);
+  Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
   void unpin(Acquisition& acquired);

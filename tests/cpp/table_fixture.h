@@ -61,6 +61,11 @@ struct Store {
   }
 };
 
+inline Status fill(Mover& mover, Plan& plan, ThreadPool& threads) {
+  Plan* const plans[] = {&plan};
+  return mover.fill(plans, false, threads);
+}
+
 inline std::vector<int64_t> all_ids(int64_t count) {
   std::vector<int64_t> ids(static_cast<size_t>(count));
   std::iota(ids.begin(), ids.end(), 0);

@@ -42,7 +42,7 @@ struct Bench {
     return planned;
   }
   Status fill(Plan& plan) {
-    Status filled = mover->fill(plan.acquired.fills, false, threads);
+    Status filled = testing::fill(*mover, plan, threads);
     plan.state = Plan::State::kReady;
     return filled;
   }

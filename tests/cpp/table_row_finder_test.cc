@@ -82,7 +82,7 @@ void run_batches(uint64_t seed, bool evicting, size_t threads) {
     features.push_back(large_feature(random, 1, 300, 1 + random.below(40'000)));
     check_ok(bench.planner->plan(inputs_of(features), true, plan, bench.threads));
     BOOST_TEST((plan.features[0].ranges > 1) == (evicting || threads > 1));
-    check_ok(bench.mover->fill(plan.acquired.fills, false, bench.threads));
+    check_ok(fill(*bench.mover, plan, bench.threads));
     bench.planner->ready(plan);
     check_plan(*bench.tiers, features, plan);
     bench.planner->release(plan);
@@ -115,7 +115,7 @@ BOOST_AUTO_TEST_CASE(the_order_of_rows_that_may_be_evicted_does_not_depend_on_th
     for (int batch = 0; batch < 2; ++batch) {  // rows are missing, then there
       const std::vector<Feature> features = {large_feature(random, 0, 100'000, 70'000)};
       check_ok(bench.planner->plan(inputs_of(features), true, plan, bench.threads));
-      check_ok(bench.mover->fill(plan.acquired.fills, false, bench.threads));
+      check_ok(fill(*bench.mover, plan, bench.threads));
       bench.planner->release(plan);
       std::vector<RowId> order;
       for (const UniqueRange& range : plan.acquired.ranges) {

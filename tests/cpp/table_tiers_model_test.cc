@@ -124,7 +124,7 @@ class Lab {
   }
 
   void bring(Flight& flight) {
-    check_ok(mover_->fill(flight.plan.acquired.fills, false, threads_));
+    check_ok(fill(*mover_, flight.plan, threads_));
     planner_->ready(flight.plan);
     check_slots(flight);
   }
