@@ -2,10 +2,13 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
 #include "base/types.h"
+#include "io/io_engine.h"
 #include "rows/kernels.h"
 
 namespace te {
@@ -33,6 +36,7 @@ struct EngineConfig {
   bool ssd_newest = false;     // with resume: the newest copy of every row, instead of the last cut
   bool ssd_read_only = false;  // with resume: rows are read, never changed; takes no lock
   std::string app_metadata;    // stored with each checkpoint, given back on resume
+  std::function<Result<std::unique_ptr<IoEngine>>()> make_io = make_io_engine;  // of the ssd tier
 };
 
 // Row numbers fit in 40 bits (the random counters hold no more).

@@ -247,7 +247,11 @@ void PrefetchQueue::plan_batches() {
       batch->plan = &plan;
       batch->state = Batch::State::kPlanned;
       ++planned_;
-      fetch_wake_.notify_one();
+      if (planned_ == 1 && plan.acquired.fills.empty()) {
+        become_ready(*batch);  // all its rows stand in their slots
+      } else {
+        fetch_wake_.notify_one();
+      }
       continue;
     }
     plans_.give_back(plan);
@@ -257,6 +261,15 @@ void PrefetchQueue::plan_batches() {
       batch->failed_ahead = true;
     }
   }
+}
+
+void PrefetchQueue::become_ready(Batch& batch) {
+  planner_.ready(*batch.plan);
+  batch.state = Batch::State::kReady;
+  --planned_;
+  if (!batch.is_cancelled) return;
+  end(batch);
+  remove(batch);
 }
 
 void PrefetchQueue::collect_fetch() {
@@ -289,14 +302,7 @@ void PrefetchQueue::fetch_batches() {
 
 void PrefetchQueue::finish_fetch(const Status& fetched) {
   if (fetched) {
-    for (Batch* batch : fetch_) {
-      planner_.ready(*batch->plan);
-      batch->state = Batch::State::kReady;
-      --planned_;
-      if (!batch->is_cancelled) continue;
-      end(*batch);
-      remove(*batch);
-    }
+    for (Batch* batch : fetch_) become_ready(*batch);
     return;
   }
   // Batches that were planned later may count on rows that have not come: all go back to the start,

@@ -89,6 +89,7 @@ class PrefetchQueue {
   void plan_batches();
   void fetch_batches();
   Batch* next_to_plan();
+  void become_ready(Batch& batch);
   void collect_fetch();
   void finish_fetch(const Status& fetched);
   void end(Batch& batch);

@@ -174,7 +174,7 @@ Status Tiers::open_log() {
   const uint64_t changes = budget / kBudgetPartOfChanges * 2 / 5 / sizeof(ChangeList::Change);
   options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
   changes_bytes_ = options.changes_max * sizeof(ChangeList::Change) * 5 / 2;
-  auto io = make_io_engine();
+  auto io = config_.make_io();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
     auto log = LogStore::create(options, io.take());

@@ -2,6 +2,7 @@
 // floats. All values are small integers, so that every sum is exact and the model needs no kernels.
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <deque>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -26,12 +27,25 @@ struct InFlight {
   bool pooled = false;
 };
 
+// A batch that was prefetched.
+struct Ahead {
+  std::vector<Feature> features;
+  bool will_update = false;
+};
+
+bool same_batch(const std::vector<Feature>& a, const std::vector<Feature>& b) {
+  return std::equal(a.begin(), a.end(), b.begin(), b.end(), [](const auto& x, const auto& y) {
+    return x.table == y.table && x.ids == y.ids && x.offsets == y.offsets &&
+           x.include_last_offset == y.include_last_offset && x.padding_id == y.padding_id;
+  });
+}
+
 // An engine of float tables with plain SGD, whose rows start as a constant, beside the values that
 // they should have.
 class Lab {
  public:
-  Lab(Random& random, EngineConfig engine_config)
-      : random_(random), config_(std::move(engine_config)) {
+  Lab(Random& random, EngineConfig engine_config, bool prefetches)
+      : random_(random), config_(std::move(engine_config)), prefetches_(prefetches) {
     config_.ssd_path = directory_ / "store";
     for (size_t t = 0; t < config_.tables.size(); ++t) {
       TableConfig& table = config_.tables[t];
@@ -46,7 +60,7 @@ class Lab {
   }
 
   void step() {
-    switch (random_.below(10)) {
+    switch (random_.below(prefetches_ ? 14 : 10)) {
       case 0:
       case 1:
       case 2: plan(); break;
@@ -56,18 +70,22 @@ class Lab {
       case 6: write_rows(); break;
       case 7: apply_gradients(); break;
       case 8: lookup(); break;
-      default: rarely();
+      case 9: rarely(); break;
+      default: prefetch();
     }
-    check_some_rows();
+    // Reading rows waits for what is being fetched.
+    if (!prefetches_ || random_.one_in(6)) check_some_rows();
   }
 
-  void finish() {
+  PrefetchStats finish() {
     for (InFlight& flight : flights_) engine_->release(*flight.plan);
     flights_.clear();
     check_all_rows();
+    if (random_.one_in(2)) engine_->cancel_prefetch();
     const EngineStats stats = engine_->stats();
     BOOST_TEST_REQUIRE(stats.resident_rows <= stats.slots);
     BOOST_TEST_REQUIRE(stats.dirty_rows <= stats.resident_rows);
+    return stats.prefetch;
   }
 
  private:
@@ -90,12 +108,56 @@ class Lab {
     return values;
   }
 
+  void prefetch() {
+    if (random_.one_in(12)) {
+      engine_->cancel_prefetch();
+      ahead_.clear();
+      return;
+    }
+    Ahead ahead{random_batch(random_, config_, 1 + random_.below(10)), random_.one_in(2)};
+    if (ahead.features.empty()) return;
+    check_ok(engine_->prefetch(inputs_of(ahead.features), ahead.will_update));
+    ahead_.push_back(std::move(ahead));
+  }
+
+  std::vector<Feature> next_features(size_t ids_max) {
+    if (!ahead_.empty() && !random_.one_in(4))
+      return ahead_[random_.one_in(8) ? random_.below(ahead_.size()) : 0].features;
+    return random_batch(random_, config_, ids_max);
+  }
+
+  // Whether the engine must refuse the batch for another that was prefetched. If it need not, and
+  // it is the next one, that is taken.
+  bool is_out_of_turn(const std::vector<Feature>& features, bool will_update) {
+    const auto shares_a_table = [&](const Ahead& ahead) {
+      for (const Feature& a : ahead.features)
+        for (const Feature& b : features)
+          if (a.table == b.table) return true;
+      return false;
+    };
+    const auto next = std::find_if(ahead_.begin(), ahead_.end(), shares_a_table);
+    if (next == ahead_.end()) return false;
+    if (same_batch(next->features, features)) {
+      ahead_.erase(next);
+      return false;
+    }
+    return will_update || std::any_of(next, ahead_.end(), [&](const Ahead& ahead) {
+             return same_batch(ahead.features, features);
+           });
+  }
+
   void plan() {
     InFlight flight;
-    flight.features = random_batch(random_, config_, 1 + random_.below(10));
+    flight.features = next_features(1 + random_.below(10));
     flight.will_update = random_.one_in(2);
     const auto inputs = inputs_of(flight.features);
+    const bool is_refused = is_out_of_turn(flight.features, flight.will_update);
     auto planned = engine_->plan(inputs, flight.will_update);
+    if (is_refused) {
+      BOOST_TEST_REQUIRE((planned.status().code() == StatusCode::kInvalidArgument));
+      BOOST_TEST_REQUIRE(contains(planned.status().message(), "prefetched"));
+      return;
+    }
     if (!planned) {
       BOOST_TEST_REQUIRE((planned.status().code() == StatusCode::kBudgetExceeded),
                          planned.status().message());
@@ -139,11 +201,16 @@ class Lab {
   }
 
   void lookup() {
-    const auto features = random_batch(random_, config_, 6);
+    const auto features = next_features(6);
+    const bool is_refused = is_out_of_turn(features, false);
     std::vector<FeatureForward> forwards;
     const auto out = buffers_of(features, forwards);
     const auto inputs = inputs_of(features);
     const Status done = engine_->lookup(inputs, forwards);
+    if (is_refused) {
+      BOOST_TEST_REQUIRE((done.code() == StatusCode::kInvalidArgument));
+      return;
+    }
     if (!done) {
       BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded), done.message());
       return;
@@ -235,6 +302,7 @@ class Lab {
     check_ok(engine_->close());
     for (InFlight& flight : flights_) engine_->release(*flight.plan);  // handles outlive a close
     flights_.clear();
+    ahead_.clear();
     open();
   }
 
@@ -265,8 +333,10 @@ class Lab {
 
   Random& random_;
   EngineConfig config_;
+  const bool prefetches_;
   TempDirectory directory_;
   std::unique_ptr<Engine> engine_;
+  std::deque<Ahead> ahead_;
   std::map<std::pair<size_t, uint64_t>, Values> model_;
   std::vector<InFlight> flights_;
 };
@@ -275,17 +345,33 @@ class Lab {
 
 BOOST_AUTO_TEST_SUITE(table_engine_model)
 
-BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
+PrefetchStats run_schedules(bool prefetches) {
+  PrefetchStats total;
   for (uint64_t seed = 1; seed <= 120; ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Random random(seed);
       set_num_threads(1 + seed % 2);
-      Lab lab(random, random_config(random, OptimizerKind::kSgd));
+      Lab lab(random, random_config(random, OptimizerKind::kSgd), prefetches);
       for (int i = 0; i < 120; ++i) lab.step();
-      lab.finish();
+      const PrefetchStats stats = lab.finish();
+      total.batches += stats.batches;
+      total.batches_ready += stats.batches_ready;
+      total.batches_missed += stats.batches_missed;
     }
   }
   set_num_threads(1);
+  return total;
+}
+
+BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
+  BOOST_TEST(run_schedules(false).batches == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(so_they_do_with_batches_prefetched) {
+  const PrefetchStats stats = run_schedules(true);
+  BOOST_TEST(stats.batches_ready > 200u);
+  BOOST_TEST(stats.batches_missed > 20u);
+  BOOST_TEST_MESSAGE(stats.batches << " batches, " << stats.batches_ready << " of them ready");
 }
 
 BOOST_AUTO_TEST_SUITE_END()

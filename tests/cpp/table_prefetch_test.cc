@@ -1,0 +1,265 @@
+// Prefetched batches at named points of their way: what may happen while the drive holds a read
+// back, and when it fails.
+#include <boost/test/unit_test.hpp>
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <utility>
+#include <vector>
+
+#include "table_fixture.h"
+
+namespace te {
+namespace {
+
+using namespace testing;  // NOLINT: the fixture is this test's vocabulary
+
+constexpr Hyperparameters kHyper{.lr = 1};
+
+// Where reads of rows stop until they are let through, or fail.
+class Gate {
+ public:
+  void close() {
+    std::lock_guard lock(mutex_);
+    is_closed_ = true;
+  }
+  void open() {
+    {
+      std::lock_guard lock(mutex_);
+      is_closed_ = false;
+    }
+    changed_.notify_all();
+  }
+  void fail_next() {
+    std::lock_guard lock(mutex_);
+    fails_ = true;
+  }
+  // Until somebody stands before the closed gate.
+  void wait_for_reader() {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return readers_ > 0; });
+  }
+  // False if the read fails.
+  bool pass() {
+    std::unique_lock lock(mutex_);
+    ++readers_;
+    changed_.notify_all();
+    changed_.wait(lock, [this] { return !is_closed_; });
+    --readers_;
+    return !std::exchange(fails_, false);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  bool is_closed_ = false;
+  bool fails_ = false;
+  int readers_ = 0;
+};
+
+class GatedIo final : public IoEngine {
+ public:
+  explicit GatedIo(Gate& gate) : gate_(gate) {}
+  const char* name() const override { return "gated"; }
+  Status run(std::span<const IoRequest> requests, FunctionRef<void(size_t)> on_done) override {
+    return inner_->run(requests, on_done);
+  }
+  Status run_stream(Source next, FunctionRef<void(size_t)> on_done) override {
+    if (!gate_.pass()) return Status(StatusCode::kIo, "the gate fails");
+    return inner_->run_stream(next, on_done);
+  }
+
+ private:
+  Gate& gate_;
+  std::unique_ptr<IoEngine> inner_ = make_portable_engine(0);
+};
+
+// Forty rows whose value is their number, eight of which fit in dram; all of them are on ssd.
+struct Bench : Store {
+  static constexpr uint64_t kRows = 40;
+  static constexpr size_t kSlots = 8;
+  Gate gate;
+
+  Bench() : Store(kRows, 4, kSlots * 16, OptimizerKind::kSgd) {
+    config.make_io = [this]() -> Result<std::unique_ptr<IoEngine>> {
+      return std::unique_ptr<IoEngine>(std::make_unique<GatedIo>(gate));
+    };
+    open();
+    for (int64_t id = 0; id < static_cast<int64_t>(kRows); ++id)
+      check_ok(write(id, static_cast<float>(id)));
+    check_ok(engine->flush());
+    // Blocks that are still in a writer's memory would not be read: begin with what is on disk.
+    open();
+    check_ok(engine->close());
+    open();
+  }
+  static Feature batch(std::vector<int64_t> ids) {
+    Feature feature;
+    feature.ids = std::move(ids);
+    return feature;
+  }
+  void prefetch(const Feature& feature) {
+    const FeatureInput input = feature.input();
+    check_ok(engine->prefetch({&input, 1}, true));
+  }
+  // Rows lose `by`, each time they occur; the sum of the first column before that.
+  float train(const Feature& feature, float by) {
+    const FeatureInput input = feature.input();
+    auto planned = engine->plan({&input, 1}, true);
+    check_ok(planned.status());
+    std::vector<float> out(dim());
+    const std::vector<float> grad(dim(), by);
+    const FeatureForward forward{.out = out.data()};
+    const FeatureBackward backward{.grad = grad.data()};
+    check_ok(engine->forward(*planned.value(), {&forward, 1}));
+    check_ok(engine->backward(*planned.value(), {&backward, 1}, kHyper, true));
+    engine->release(*planned.value());
+    return out[0];
+  }
+  float look_up(const Feature& feature) {
+    const FeatureInput input = feature.input();
+    std::vector<float> out(dim());
+    const FeatureForward forward{.out = out.data()};
+    check_ok(engine->lookup({&input, 1}, {&forward, 1}));
+    return out[0];
+  }
+  PrefetchStats stats() { return engine->stats().prefetch; }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(table_prefetch)
+
+BOOST_AUTO_TEST_CASE(batches_train_while_rows_of_a_later_one_are_read) {
+  Bench bench;
+  const Feature first = Bench::batch({1, 2, 1});
+  const Feature second = Bench::batch({2, 3});
+  bench.look_up(first);
+  bench.prefetch(first);
+  bench.gate.close();
+  bench.prefetch(second);
+  bench.gate.wait_for_reader();
+  BOOST_TEST(bench.train(first, 10) == 4);
+  check_ok(bench.engine->flush());
+  BOOST_TEST(bench.stats().batches_ready == 1u);
+  bench.gate.open();
+  BOOST_TEST(bench.train(second, 0) == 2 - 10 + 3);  // the update reached the row in its slot
+  BOOST_TEST(bench.read(1)[0] == 1 - 20);
+}
+
+BOOST_AUTO_TEST_CASE(rows_that_are_being_read_are_waited_for) {
+  Bench bench;
+  bench.gate.close();
+  bench.prefetch(Bench::batch({5, 6}));
+  bench.gate.wait_for_reader();
+  std::thread opener([&] { bench.gate.open(); });
+  BOOST_TEST(bench.look_up(Bench::batch({6, 7})) == 13);
+  opener.join();
+  bench.gate.close();
+  bench.prefetch(Bench::batch({15, 16}));
+  bench.gate.wait_for_reader();
+  std::thread second_opener([&] { bench.gate.open(); });
+  BOOST_TEST(bench.read(15)[0] == 15);
+  second_opener.join();
+  check_ok(bench.write(16, 100));
+  BOOST_TEST(bench.train(Bench::batch({5, 6}), 0) == 11);
+  BOOST_TEST(bench.train(Bench::batch({15, 16}), 0) == 115);  // written while it was waiting
+  BOOST_TEST(bench.stats().batches_ready == 2u);
+}
+
+// Rows of later batches that count on those of one that failed are read by their own forward.
+BOOST_AUTO_TEST_CASE(a_failed_read_takes_back_all_that_follow) {
+  Bench bench;
+  bench.gate.close();
+  bench.prefetch(Bench::batch({5, 6}));
+  bench.gate.wait_for_reader();
+  bench.prefetch(Bench::batch({6, 7}));
+  bench.prefetch(Bench::batch({6, 5}));
+  bench.gate.fail_next();
+  bench.gate.open();
+  BOOST_TEST(bench.train(Bench::batch({5, 6}), 1) == 11);
+  BOOST_TEST(bench.train(Bench::batch({6, 7}), 1) == 12);
+  BOOST_TEST(bench.train(Bench::batch({6, 5}), 1) == 8);
+  BOOST_TEST(bench.stats().batches == 3u);
+}
+
+BOOST_AUTO_TEST_CASE(what_fails_ahead_is_reported_by_the_forward) {
+  Bench bench;
+  for (const Feature& bad : {Bench::batch({3, 40}), Bench::batch({0, 1, 2, 3, 4, 5, 6, 7, 8})}) {
+    bench.prefetch(bad);
+    bench.prefetch(Bench::batch({3}));
+    const FeatureInput input = bad.input();
+    const Status status = bench.engine->plan({&input, 1}, true).status();
+    BOOST_TEST(
+        (status.code() == StatusCode::kOutOfRange || status.code() == StatusCode::kBudgetExceeded));
+    BOOST_TEST(bench.train(Bench::batch({3}), 0) == 3);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(another_batch_than_the_next_is_refused) {
+  Bench bench;
+  bench.prefetch(Bench::batch({1, 2}));
+  bench.prefetch(Bench::batch({3}));
+  const auto refused = [&](const Feature& feature, const std::string& why) {
+    const FeatureInput input = feature.input();
+    const Status status = bench.engine->plan({&input, 1}, true).status();
+    BOOST_TEST(contains(status.message(), why), status.message());
+  };
+  refused(Bench::batch({1, 4}), "table 'a': id 4 at position 1, prefetched was 2");
+  refused(Bench::batch({1}), "1 ids, prefetched were 2");
+  Feature other_bags = Bench::batch({1, 2});
+  other_bags.offsets = {0, 1};
+  refused(other_bags, "other bags");
+  BOOST_TEST(bench.look_up(Bench::batch({1, 4})) == 5);  // a lookup between is none of them
+  BOOST_TEST(bench.train(Bench::batch({1, 2}), 0) == 3);
+  bench.engine->cancel_prefetch();
+  BOOST_TEST(bench.train(Bench::batch({1, 4}), 0) == 5);
+}
+
+BOOST_AUTO_TEST_CASE(more_batches_than_fit_wait_for_slots) {
+  Bench bench;
+  std::vector<Feature> batches;
+  for (int64_t i = 0; i < 30; ++i)
+    batches.push_back(Bench::batch({i, i + 2, i + 4, (i * 7) % 40, (i * 11) % 40}));
+  for (const Feature& batch : batches) bench.prefetch(batch);
+  float expected = 0;
+  float got = 0;
+  for (const Feature& batch : batches) {
+    for (int64_t id : batch.ids) expected += static_cast<float>(id);
+    got += bench.train(batch, 0);
+  }
+  BOOST_TEST(got == expected);
+  BOOST_TEST(bench.stats().batches == 30u);
+  BOOST_TEST(bench.engine->stats().resident_rows <= bench.engine->stats().slots);
+}
+
+BOOST_AUTO_TEST_CASE(ends_while_rows_are_being_read) {
+  for (const char* how : {"cancel", "close", "discard", "destroy"}) {
+    Bench bench;
+    bench.gate.close();
+    bench.prefetch(Bench::batch({5, 6}));
+    bench.prefetch(Bench::batch({6, 7}));
+    bench.gate.wait_for_reader();
+    const std::string way = how;
+    if (way == "cancel") {
+      bench.engine->cancel_prefetch();
+      bench.gate.open();
+      BOOST_TEST(bench.train(Bench::batch({6, 8}), 0) == 14);
+      BOOST_TEST(bench.stats().batches == 0u);
+      continue;
+    }
+    std::thread opener([&] { bench.gate.open(); });
+    if (way == "close") check_ok(bench.engine->close());
+    if (way == "discard") check_ok(bench.engine->discard());
+    if (way == "destroy") bench.engine.reset();
+    opener.join();
+    bench.open();
+    BOOST_TEST(bench.read(6)[0] == 6);
+  }
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace te
