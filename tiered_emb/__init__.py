@@ -25,11 +25,13 @@ from importlib.metadata import version as _version
 import torch as _torch
 
 from tiered_emb import _core, init, optim
+from tiered_emb.autograd import not_prefetched
 from tiered_emb.checkpoint import Saving, load, save
 from tiered_emb.collection import Table, TieredEmbeddingCollection
 from tiered_emb.convert import convert
 from tiered_emb.embedding import TieredEmbedding
 from tiered_emb.errors import ArgumentError, DtypeError, IdOutOfRangeError, OffsetsError
+from tiered_emb.prefetch import Prefetcher
 from tiered_emb.stats import Stats
 from tiered_emb.table_files import export_rows, import_rows
 from tiered_emb.threads import get_num_threads, set_num_threads
@@ -43,6 +45,7 @@ __all__ = [
     "DtypeError",
     "IdOutOfRangeError",
     "OffsetsError",
+    "Prefetcher",
     "Saving",
     "Stats",
     "Table",
@@ -55,6 +58,7 @@ __all__ = [
     "import_rows",
     "init",
     "load",
+    "not_prefetched",
     "optim",
     "save",
     "set_num_threads",

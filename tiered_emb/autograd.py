@@ -7,7 +7,9 @@ gradients that are not contiguous or not of the table's dtype. Thread-safe as th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,6 +20,28 @@ from tiered_emb.errors import IdOutOfRangeError, OffsetsError
 from tiered_emb.optim import RowOptimizer
 
 _NO_HYPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class _Scope(threading.local):
+    may_be_prefetched = True
+
+
+_scope = _Scope()
+
+
+@contextmanager
+def not_prefetched() -> Iterator[None]:
+    """Lookups of this thread within are of batches that were not prefetched.
+
+    While prefetched batches wait, a lookup in training has to be of the next of them. Within this,
+    a model looks up others in between, negative samples for instance, and they keep waiting.
+    """
+    before = _scope.may_be_prefetched
+    _scope.may_be_prefetched = False
+    try:
+        yield
+    finally:
+        _scope.may_be_prefetched = before
 
 
 class Pooling:
@@ -41,19 +65,33 @@ class Pooling:
 
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
-        if not torch.is_grad_enabled():
+        if not self._has_backward(features):
             return self._pool(features)
         weights = [f.weights for f in features]
-        if self._optimizer is None and not any(w is not None and w.requires_grad for w in weights):
-            return self._pool(features)
         outs_with_graph: tuple[torch.Tensor, ...] = _Lookup.apply(  # type: ignore[no-untyped-call]
             self, features, self._anchor, *weights
         )
         return list(outs_with_graph)
 
+    def prefetch(self, features: list[Feature]) -> int:
+        """Has the batch planned and its rows fetched in the background, before its lookup.
+
+        Ids and offsets are copied. Returns a ticket, higher than all before it.
+        """
+        return self._core.prefetch([f.core for f in features], self._has_backward(features))
+
+    def _has_backward(self, features: list[Feature]) -> bool:
+        """Whether a lookup now may be followed by a backward."""
+        if not torch.is_grad_enabled():
+            return False
+        if self._optimizer is not None:
+            return True
+        return any(f.weights is not None and f.weights.requires_grad for f in features)
+
     def _pool(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows without a graph, planned only if some row is not in dram."""
-        if any([f.lookup.max_norm > 0 for f in features]):  # noqa: C419 - faster than a generator
+        renormalises = any([f.lookup.max_norm > 0 for f in features])  # noqa: C419 - faster than a generator
+        if renormalises or not _scope.may_be_prefetched:
             outs, plan = self.forward(features, will_update=False)
             plan.release()
             return outs
@@ -65,11 +103,12 @@ class Pooling:
         return outs
 
     def forward(
-        self, features: list[Feature], will_update: bool
+        self, features: list[Feature], will_update: bool, may_be_prefetched: bool = True
     ) -> tuple[list[torch.Tensor], _core.Plan]:
-        """Plans the batch, brings its rows and pools them."""
+        """Plans the batch, or takes the plan made ahead of it, brings its rows and pools them."""
+        may_be_prefetched = may_be_prefetched and _scope.may_be_prefetched
         try:
-            plan = self._core.plan([f.core for f in features], will_update)
+            plan = self._core.plan([f.core for f in features], will_update, may_be_prefetched)
         except (IndexError, ValueError) as error:
             raise _error_of_a_batch(error) from None
         for f in features:
@@ -161,7 +200,7 @@ class Pooling:
             return
         ids = torch.tensor([padding])
         call = (lookup.table, ids.data_ptr(), 1, True, 0, 0, True, False, 1, 1, -1, False)
-        plan = self._core.plan([call], False)
+        plan = self._core.plan([call], False, False)
         out = torch.empty((1, lookup.dim), dtype=lookup.dtype)
         self._core.forward(plan, [(0, out.data_ptr(), lookup.max_norm, lookup.norm_type)])
         plan.release()
@@ -187,7 +226,7 @@ class _Lookup(torch.autograd.Function):
         _ = ctx.saved_tensors
         plan = ctx.plan
         if plan.is_released:  # a second backward over a retained graph
-            _, plan = pooling.forward(ctx.features, will_update=True)
+            _, plan = pooling.forward(ctx.features, will_update=True, may_be_prefetched=False)
         weights_grads = pooling.backward(plan, ctx.features, grads, ctx.needs_input_grad[3:])
         return (None, None, None, *weights_grads)
 

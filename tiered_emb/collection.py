@@ -113,9 +113,24 @@ class TieredEmbeddingCollection(nn.Module):
         Raises:
             KeyError: a name that is no table. Otherwise as `TieredEmbedding.forward`.
         """
-        features = [self._feature(name, value) for name, value in _items(batch)]
+        features = self._features(batch)
         outs = self._engine.lookup(features) if features else []
         return {f.lookup.name: out for f, out in zip(features, outs, strict=True)}
+
+    def prefetch(self, batch: Any) -> None:
+        """Announces a later `forward` of this batch; see `TieredEmbedding.prefetch`."""
+        self._announce(batch)
+
+    def _announce(self, batch: Any) -> int | None:
+        features = self._features(batch)
+        return self._engine.prefetch(features) if features else None
+
+    def cancel_prefetch(self) -> int:
+        """Drops the announced batches; how many waited."""
+        return self._engine.cancel_prefetch()
+
+    def _features(self, batch: Any) -> list[Feature]:
+        return [self._feature(name, value) for name, value in _items(batch)]
 
     def _feature(self, name: str, value: Any) -> Feature:
         lookup = self._lookup_of(name)

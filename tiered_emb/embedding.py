@@ -216,6 +216,38 @@ class TieredEmbedding(nn.Module):
         feature = make_feature(self._lookup, input, offsets, per_sample_weights)
         return self._engine.lookup([feature])[0]
 
+    def prefetch(
+        self,
+        input: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        per_sample_weights: torch.Tensor | None = None,
+    ) -> None:
+        """Announces a later `forward` with these arguments: its rows are fetched in the background.
+
+        Returns at once; ids and offsets are copied. As many batches as one likes may be announced;
+        they are fetched as far ahead as dram has room, and looked up in the order of their
+        announcement. Results are the same bits as without. `Prefetcher` does it for a whole loop.
+
+        Raises:
+            As `forward` for bad shapes and dtypes. What is wrong with ids or offsets is raised by
+            the `forward`, and so is a `forward` in training of another batch than the next one
+            that was announced (`ValueError`, saying how they differ).
+        """
+        self._announce(input, offsets, per_sample_weights)
+
+    def _announce(
+        self,
+        input: torch.Tensor,
+        offsets: torch.Tensor | None = None,
+        per_sample_weights: torch.Tensor | None = None,
+    ) -> int:
+        feature = make_feature(self._lookup, input, offsets, per_sample_weights)
+        return self._engine.prefetch([feature])
+
+    def cancel_prefetch(self) -> int:
+        """Drops the announced batches, of all tables of the engine; how many waited."""
+        return self._engine.cancel_prefetch()
+
     @property
     def optimizer(self) -> RowOptimizer | None:
         """The optimizer of the rows; change `param_groups[0]["lr"]` at any time."""

@@ -141,6 +141,18 @@ class TableEngine:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
         return self._pooling.lookup(features)
 
+    def prefetch(self, features: list[Feature]) -> int:
+        """Has a batch planned and its rows fetched in the background; see `Pooling.prefetch`."""
+        return self._pooling.prefetch(features)
+
+    def is_prefetched(self, ticket: int) -> bool:
+        """Whether the batch of this ticket waits for its lookup."""
+        return self._core.is_prefetched(ticket)
+
+    def cancel_prefetch(self, ticket_last: int = 2**64 - 1) -> int:
+        """Drops the batches up to a ticket that wait for their lookup; how many there were."""
+        return self._core.cancel_prefetch(ticket_last)
+
     def grad_parameter(self, table: int) -> torch.nn.Parameter | None:
         """The parameter that carries a table's gradients with `fused=False`."""
         return self._grad_parameters[table]

@@ -70,8 +70,20 @@ class Stats:
     """Reads in flight, on average, as one that ends finds them."""
     ssd_write_latency_p50_us: float
     ssd_write_latency_p99_us: float
+    prefetched_batches: int
+    """Batches that were prefetched and then looked up."""
+    prefetched_batches_ready: int
+    """Those of them whose rows were all in dram by then."""
+    prefetched_batches_missed: int
+    """Those that were not even planned by then: dram was short, or something was wrong."""
+    prefetch_stall_ns: int
+    """Lookups waited for rows that were being fetched."""
     plan_ns: int
+    """Planning while the model waited, as `move_ns`."""
+    plan_ahead_ns: int
+    """Planning of batches that were prefetched."""
     move_ns: int
+    """Fetching rows while the model waited."""
     forward_ns: int
     backward_ns: int
 

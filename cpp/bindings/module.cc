@@ -179,17 +179,41 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
 }
 
 std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple>& features,
-                                 bool will_update) {
+                                 bool will_update, bool may_be_prefetched) {
   auto& engine = nb::cast<Engine&>(self);
   const std::vector<FeatureInput> inputs = to_inputs(features);
   Plan* planned = nullptr;
   run([&] {
-    auto result = engine.plan(inputs, will_update);
+    auto result =
+        engine.plan(inputs, will_update,
+                    may_be_prefetched ? Engine::Prefetched::kMaybe : Engine::Prefetched::kNo);
     if (!result) return result.status();
     planned = result.value();
     return Status::ok();
   });
   return std::make_unique<PlanHandle>(nb::borrow(self), engine, *planned);
+}
+
+uint64_t prefetch(Engine& engine, const std::vector<FeatureTuple>& features, bool will_update) {
+  const std::vector<FeatureInput> inputs = to_inputs(features);
+  uint64_t ticket = 0;
+  run([&] {
+    auto pushed = engine.prefetch(inputs, will_update);
+    if (!pushed) return pushed.status();
+    ticket = pushed.value();
+    return Status::ok();
+  });
+  return ticket;
+}
+
+bool is_prefetched(Engine& engine, uint64_t ticket) {
+  nb::gil_scoped_release released;
+  return engine.is_prefetched(ticket);
+}
+
+size_t cancel_prefetch(Engine& engine, uint64_t ticket_last) {
+  nb::gil_scoped_release released;
+  return engine.cancel_prefetch(ticket_last);
 }
 
 std::vector<FeatureForward> to_forwards(const std::vector<ForwardTuple>& features) {
@@ -291,7 +315,12 @@ nb::dict stats(Engine& engine) {
   d["ssd_read_queue_depth"] = s.reads.queue_depth_mean;
   d["ssd_write_latency_p50_us"] = s.writes.latency_p50_us;
   d["ssd_write_latency_p99_us"] = s.writes.latency_p99_us;
+  d["prefetched_batches"] = s.prefetch.batches;
+  d["prefetched_batches_ready"] = s.prefetch.batches_ready;
+  d["prefetched_batches_missed"] = s.prefetch.batches_missed;
+  d["prefetch_stall_ns"] = s.prefetch.stall_ns;
   d["plan_ns"] = s.plan_ns;
+  d["plan_ahead_ns"] = s.plan_ahead_ns;
   d["move_ns"] = s.move_ns;
   d["forward_ns"] = s.forward_ns;
   d["backward_ns"] = s.backward_ns;
@@ -392,6 +421,9 @@ NB_MODULE(_core, m) {
   nb::class_<Engine>(m, "Engine")
       .def("lookup", &lookup)
       .def("plan", &plan)
+      .def("prefetch", &prefetch)
+      .def("cancel_prefetch", &cancel_prefetch)
+      .def("is_prefetched", &is_prefetched)
       .def("forward", &forward)
       .def("backward", &backward)
       .def("read_rows", &read_rows)

@@ -127,21 +127,25 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
   size_t ids = 0;
   for (const FeatureInput& feature : features) ids += feature.ids_count;
   TE_RETURN_IF_ERROR(keep_house(ids));
-  Timer timer(plan_ns_);
+  Timer timer(plan_ahead_ns_);
   return planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
 }
 
-Status Engine::prefetch(std::span<const FeatureInput> features, bool will_update) {
+Result<uint64_t> Engine::prefetch(std::span<const FeatureInput> features, bool will_update) {
   auto batch = PrefetchQueue::copy(features, will_update);
   Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
-  prefetch_.push(std::move(batch));
-  return Status::ok();
+  return prefetch_.push(std::move(batch));
 }
 
-void Engine::cancel_prefetch() {
+bool Engine::is_prefetched(uint64_t ticket) const {
+  std::lock_guard lock(mutex_);
+  return prefetch_.holds(ticket);
+}
+
+size_t Engine::cancel_prefetch(uint64_t ticket_last) {
   Turn turn(*this);
-  prefetch_.cancel();
+  return prefetch_.cancel(ticket_last);
 }
 
 Status Engine::lookup(std::span<const FeatureInput> inputs,
@@ -446,6 +450,7 @@ EngineStats Engine::stats() {
   std::lock_guard lock(mutex_);
   EngineStats stats;
   stats.plan_ns = plan_ns_;
+  stats.plan_ahead_ns = plan_ahead_ns_;
   stats.move_ns = move_ns_;
   stats.forward_ns = forward_ns_;
   stats.backward_ns = backward_ns_;

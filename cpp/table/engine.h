@@ -48,7 +48,8 @@ struct EngineStats {
   uint64_t row_bytes_total = 0;  // all rows with their state
   uint64_t dram_bytes = 0;       // rows in slots, directory, policy and index at the slot limit
   uint64_t index_bytes = 0;
-  uint64_t plan_ns = 0;  // time spent, in total
+  uint64_t plan_ns = 0;        // time spent in calls, in total
+  uint64_t plan_ahead_ns = 0;  // likewise by the thread that prefetches
   uint64_t move_ns = 0;
   uint64_t forward_ns = 0;
   uint64_t backward_ns = 0;
@@ -70,10 +71,13 @@ class Engine {
   Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update,
                      Prefetched prefetched = Prefetched::kMaybe);
   // Plans a batch and brings its rows in the background, before its `plan` or `lookup`. Ids and
-  // offsets are copied; what is wrong with them shows at the plan.
-  Status prefetch(std::span<const FeatureInput> features, bool will_update);
-  // Drops the batches that were prefetched and not planned yet.
-  void cancel_prefetch();
+  // offsets are copied; what is wrong with them shows at the plan. A ticket, higher than those of
+  // all batches before.
+  Result<uint64_t> prefetch(std::span<const FeatureInput> features, bool will_update);
+  // Whether the batch of this ticket waits for its plan or lookup.
+  bool is_prefetched(uint64_t ticket) const;
+  // Drops the batches up to this ticket that wait for their plan or lookup, and says how many.
+  size_t cancel_prefetch(uint64_t ticket_last);
   Status forward(Plan& plan, std::span<const FeatureForward> features);
   // `update` false: only gradients of sample weights and row_grad are computed. Ends the plan.
   Status backward(Plan& plan, std::span<const FeatureBackward> features,
@@ -157,6 +161,7 @@ class Engine {
   uint64_t index_bytes_charged_ = 0;
   uint64_t batches_since_split_ = 0;
   std::atomic<uint64_t> plan_ns_{0};
+  std::atomic<uint64_t> plan_ahead_ns_{0};
   std::atomic<uint64_t> move_ns_{0};
   std::atomic<uint64_t> forward_ns_{0};
   std::atomic<uint64_t> backward_ns_{0};

@@ -1,6 +1,7 @@
 #include "table/prefetch_queue.h"
 
 #include <algorithm>
+#include <atomic>
 #include <chrono>
 #include <cstring>
 #include <utility>
@@ -16,6 +17,12 @@ constexpr size_t kFetchRows = 4096;
 
 int64_t value_at(const void* values, bool are_64, size_t i) {
   return are_64 ? static_cast<const int64_t*>(values)[i] : static_cast<const int32_t*>(values)[i];
+}
+
+// Of all queues: a ticket stays behind those of a queue that takes this one's place.
+uint64_t next_ticket() {
+  static std::atomic<uint64_t> last{0};
+  return ++last;
 }
 
 size_t bytes_of(size_t count, bool are_64) { return count * (are_64 ? 8 : 4); }
@@ -95,14 +102,17 @@ std::unique_ptr<PrefetchQueue::Batch> PrefetchQueue::copy(std::span<const Featur
   return batch;
 }
 
-void PrefetchQueue::push(std::unique_ptr<Batch> batch) {
+uint64_t PrefetchQueue::push(std::unique_ptr<Batch> batch) {
   stopped_ = false;
+  const uint64_t ticket = next_ticket();
+  batch->ticket = ticket;
   batches_.push_back(std::move(batch));
   if (!plan_thread_.joinable()) {
     plan_thread_ = std::thread([this] { plan_batches(); });
     fetch_thread_ = std::thread([this] { fetch_batches(); });
   }
   plan_wake_.notify_one();
+  return ticket;
 }
 
 std::unique_ptr<PrefetchQueue::Batch> PrefetchQueue::remove(const Batch& batch) {
@@ -140,7 +150,8 @@ Status PrefetchQueue::mismatch(std::span<const FeatureInput> features, const Bat
                 "this is not the batch that was prefetched next (" + what + "); " +
                     std::to_string(batches_.size()) +
                     " prefetched batches wait for their forward: look batches up in the order of "
-                    "their prefetch, or drop them with cancel_prefetch()");
+                    "their prefetch, or drop them with cancel_prefetch(), or look others up within "
+                    "not_prefetched()");
 }
 
 Result<Plan*> PrefetchQueue::take(std::span<const FeatureInput> features, bool will_update,
@@ -185,9 +196,12 @@ void PrefetchQueue::end(Batch& batch) {
   slots_released();
 }
 
-void PrefetchQueue::cancel() {
+size_t PrefetchQueue::cancel(uint64_t ticket_last) {
+  size_t dropped = 0;
   for (size_t i = batches_.size(); i-- > 0;) {
     Batch& batch = *batches_[i];
+    if (batch.ticket > ticket_last || batch.is_cancelled) continue;
+    ++dropped;
     if (batch.state == Batch::State::kPlanned) {
       batch.is_cancelled = true;  // later ones may count on its rows
       continue;
@@ -195,6 +209,13 @@ void PrefetchQueue::cancel() {
     if (batch.state == Batch::State::kReady) end(batch);
     batches_.erase(batches_.begin() + static_cast<ptrdiff_t>(i));
   }
+  return dropped;
+}
+
+bool PrefetchQueue::holds(uint64_t ticket) const {
+  return std::any_of(batches_.begin(), batches_.end(), [=](const auto& batch) {
+    return batch->ticket == ticket && !batch->is_cancelled;
+  });
 }
 
 void PrefetchQueue::pause(Lock& lock) {
@@ -215,7 +236,7 @@ void PrefetchQueue::slots_released() {
 void PrefetchQueue::stop() {
   {
     std::lock_guard lock(mutex_);
-    cancel();
+    cancel(UINT64_MAX);
     stopped_ = true;
   }
   plan_wake_.notify_one();

@@ -56,6 +56,7 @@ class PrefetchQueue {
   struct Batch {
     enum class State : uint8_t { kQueued, kPlanned, kReady };
     State state = State::kQueued;
+    uint64_t ticket = 0;
     bool will_update = false;
     bool failed_ahead = false;  // its forward has to plan it
     bool is_cancelled = false;
@@ -65,16 +66,19 @@ class PrefetchQueue {
   };
   // Needs no lock.
   static std::unique_ptr<Batch> copy(std::span<const FeatureInput> features, bool will_update);
-  void push(std::unique_ptr<Batch> batch);
-  bool is_empty() const { return batches_.empty(); }
+  // A number that is higher than those of all batches before, of other queues too.
+  uint64_t push(std::unique_ptr<Batch> batch);
   // What a forward asks first: the plan of this batch if it is the next one that was pushed for its
   // tables; waits for its rows. Null where the caller has to plan it: it was not pushed, or could
   // not be planned ahead. `must_match`: kInvalidArgument if another batch is next; otherwise only
   // if this one comes later in the queue.
   Result<Plan*> take(std::span<const FeatureInput> features, bool will_update, bool must_match,
                      Lock& lock);
-  // Drops all batches. Rows that are being fetched come into their slots all the same.
-  void cancel();
+  // Drops the batches up to a ticket, and says how many. Rows that are being fetched come into
+  // their slots all the same.
+  size_t cancel(uint64_t ticket_last);
+  // Whether the batch of this ticket waits for its forward.
+  bool holds(uint64_t ticket) const;
   // Until `resume`, nothing is planned or fetched; everything planned so far is fetched first.
   void pause(Lock& lock);
   void resume();

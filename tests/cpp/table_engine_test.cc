@@ -81,7 +81,7 @@ class Lab {
     for (InFlight& flight : flights_) engine_->release(*flight.plan);
     flights_.clear();
     check_all_rows();
-    if (random_.one_in(2)) engine_->cancel_prefetch();
+    if (random_.one_in(2)) engine_->cancel_prefetch(UINT64_MAX);
     const EngineStats stats = engine_->stats();
     BOOST_TEST_REQUIRE(stats.resident_rows <= stats.slots);
     BOOST_TEST_REQUIRE(stats.dirty_rows <= stats.resident_rows);
@@ -110,13 +110,13 @@ class Lab {
 
   void prefetch() {
     if (random_.one_in(12)) {
-      engine_->cancel_prefetch();
+      BOOST_TEST_REQUIRE(engine_->cancel_prefetch(UINT64_MAX) == ahead_.size());
       ahead_.clear();
       return;
     }
     Ahead ahead{random_batch(random_, config_, 1 + random_.below(10)), random_.one_in(2)};
     if (ahead.features.empty()) return;
-    check_ok(engine_->prefetch(inputs_of(ahead.features), ahead.will_update));
+    check_ok(engine_->prefetch(inputs_of(ahead.features), ahead.will_update).status());
     ahead_.push_back(std::move(ahead));
   }
 

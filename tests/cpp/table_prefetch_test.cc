@@ -102,7 +102,7 @@ struct Bench : Store {
   }
   void prefetch(const Feature& feature) {
     const FeatureInput input = feature.input();
-    check_ok(engine->prefetch({&input, 1}, true));
+    check_ok(engine->prefetch({&input, 1}, true).status());
   }
   // Rows lose `by`, each time they occur; the sum of the first column before that.
   float train(const Feature& feature, float by) {
@@ -214,7 +214,7 @@ BOOST_AUTO_TEST_CASE(another_batch_than_the_next_is_refused) {
   refused(other_bags, "other bags");
   BOOST_TEST(bench.look_up(Bench::batch({1, 4})) == 5);  // a lookup between is none of them
   BOOST_TEST(bench.train(Bench::batch({1, 2}), 0) == 3);
-  bench.engine->cancel_prefetch();
+  BOOST_TEST(bench.engine->cancel_prefetch(UINT64_MAX) == 1u);
   BOOST_TEST(bench.train(Bench::batch({1, 4}), 0) == 5);
 }
 
@@ -244,7 +244,8 @@ BOOST_AUTO_TEST_CASE(ends_while_rows_are_being_read) {
     bench.gate.wait_for_reader();
     const std::string way = how;
     if (way == "cancel") {
-      bench.engine->cancel_prefetch();
+      BOOST_TEST(bench.engine->cancel_prefetch(0) == 0u);
+      BOOST_TEST(bench.engine->cancel_prefetch(UINT64_MAX) == 2u);
       bench.gate.open();
       BOOST_TEST(bench.train(Bench::batch({6, 8}), 0) == 14);
       BOOST_TEST(bench.stats().batches == 0u);
