@@ -138,7 +138,7 @@ test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behavio
 # Address randomisation of newer kernels is more than the thread sanitizer of older compilers can
 # bear; setarch turns it off for the one process.
 # Where threads meet: the rest would take ten times longer than it does without.
-THREADED_TESTS := base_*,io_*,log_store,table_store,table_stress
+THREADED_TESTS := base_*,io_*,log_store,log_read,table_store,table_stress,table_prefetch
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
 	$(call run_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread,\
 	  TSAN_OPTIONS=halt_on_error=1 setarch "$$(uname -m)" -R,--run_test='$(THREADED_TESTS)')

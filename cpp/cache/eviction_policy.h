@@ -27,6 +27,14 @@ class EvictionPolicy {
   virtual void admit(std::span<const SlotIndex> slots) = 0;
   // Slots whose last pin ended, in the order of the plan.
   virtual void park(std::span<const SlotIndex> slots) = 0;
+  // The next batches that will use the rows of these slots, 0 where none is known; batches have
+  // numbers from 1 in the order of their use. For slots that are about to be parked, or whose row
+  // has turned up in a later batch.
+  virtual void expect(std::span<const SlotIndex> slots, std::span<const uint32_t> batches) {
+    (void)slots, (void)batches;
+  }
+  // The batches up to this one are over: what was expected of them is no longer.
+  virtual void finished(uint32_t batch) { (void)batch; }
   // Appends up to `count` victims to `out`, best first, and forgets them. Fewer only if there are
   // no more.
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;

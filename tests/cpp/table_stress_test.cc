@@ -2,6 +2,7 @@
 // what the thread sanitizer runs.
 #include <atomic>
 #include <boost/test/unit_test.hpp>
+#include <deque>
 #include <string>
 #include <thread>
 #include <vector>
@@ -21,11 +22,15 @@ struct Counting : Store {
       : Store(static_cast<uint64_t>(rows), dim, slots * dim * 4, OptimizerKind::kSgd) {
     config.tables[0].init = {};
   }
-  // One batch of random ids; false once the engine refuses.
-  bool train(Random& random, size_t ids) {
+  Feature random_feature(Random& random, size_t ids) const {
     Feature feature;
     for (size_t k = 0; k < ids; ++k)
       feature.ids.push_back(static_cast<int64_t>(random.below(config.tables[0].rows)));
+    return feature;
+  }
+  // One batch of random ids; false once the engine refuses.
+  bool train(Random& random, size_t ids) { return train(random_feature(random, ids)); }
+  bool train(const Feature& feature) {
     const FeatureInput input = feature.input();
     auto planned = engine->plan({&input, 1}, true);
     if (!planned) return false;
@@ -77,7 +82,7 @@ BOOST_AUTO_TEST_CASE(two_threads_lose_no_update) {
 
 // Updates, lookups, reads, saves and reclaiming at once. Every save opens as a cut: its rows have
 // seen exactly the updates that its step counts.
-BOOST_AUTO_TEST_CASE(everything_at_once) {
+void everything_at_once(bool prefetches) {
   constexpr int64_t kRows = 4000;
   constexpr size_t kDim = 32;
   constexpr size_t kIds = 150;
@@ -90,6 +95,20 @@ BOOST_AUTO_TEST_CASE(everything_at_once) {
     Random random(seed);
     for (int i = 0; i < kSteps; ++i) {
       if (!store.train(random, kIds)) failed = true;
+    }
+  };
+  // The same with rows fetched up to five batches ahead.
+  const auto train_prefetched = [&](uint64_t seed) {
+    Random random(seed);
+    std::deque<Feature> ahead;
+    for (int i = 0; i < 2 * kSteps; ++i) {
+      while (ahead.size() < 5) {
+        ahead.push_back(store.random_feature(random, kIds));
+        const FeatureInput input = ahead.back().input();
+        if (!store.engine->prefetch({&input, 1}, true).is_ok()) failed = true;
+      }
+      if (!store.train(ahead.front())) failed = true;
+      ahead.pop_front();
     }
   };
   std::thread reader([&] {
@@ -117,9 +136,15 @@ BOOST_AUTO_TEST_CASE(everything_at_once) {
       saves.push_back(path);
     }
   });
-  std::thread other(train, 1);
-  train(0);
-  other.join();
+  if (prefetches) {
+    train_prefetched(0);
+    BOOST_TEST(store.engine->stats().prefetch.batches == 2u * kSteps);
+    store.engine->cancel_prefetch(UINT64_MAX);
+  } else {
+    std::thread other(train, 1);
+    train(0);
+    other.join();
+  }
   done = true;
   reader.join();
   saver.join();
@@ -141,6 +166,10 @@ BOOST_AUTO_TEST_CASE(everything_at_once) {
                static_cast<double>(steps * kIds));
   }
 }
+
+BOOST_AUTO_TEST_CASE(everything_at_once_with_two_trainers) { everything_at_once(false); }
+
+BOOST_AUTO_TEST_CASE(everything_at_once_with_batches_prefetched) { everything_at_once(true); }
 
 // Closing while others train and save: they get an error, nothing hangs.
 BOOST_AUTO_TEST_CASE(closing_while_others_train) {
