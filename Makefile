@@ -30,12 +30,12 @@ PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -prin
   pyproject.toml $(wildcard README.md LICENSE)
 CPP_FILES = $(shell find cpp tests/cpp benchmarks/store -name '*.cc' -o -name '*.h')
 
-.PHONY: help venv build lint types test-cpp test-cpp-asan test-cpp-tsan test-py bench-smoke test \
-  demo format clean
+.PHONY: help venv build lint types test-cpp test-cpp-asan test-cpp-tsan test-cpp-aarch64 \
+  aarch64-tools test-py bench-smoke test demo format clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | \
-	  while IFS='|' read -r name text; do printf '  make %-14s %s\n' "$$name" "$$text"; done
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | \
+	  while IFS='|' read -r name text; do printf '  make %-16s %s\n' "$$name" "$$text"; done
 
 # ---- Setting up. Each stamp is a step that is done once, or again when what it depends on changes.
 
@@ -143,6 +143,20 @@ test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanit
 	$(call run_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread,\
 	  TSAN_OPTIONS=halt_on_error=1 setarch "$$(uname -m)" -R,--run_test='$(THREADED_TESTS)')
 COMMA := ,
+
+# Not part of `make test`. What depends on the processor: not the damages of files, which would take
+# minutes more.
+AARCH64_TESTS := --run_test='base_*,cache_*,io_*,kernels_*,row_index_*,table_*,log_store' \
+  --run_test='log_format/golden_*'
+AARCH64_BUILD := -DTE_WERROR=ON -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+  -DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++
+aarch64-tools:
+	@for tool in aarch64-linux-gnu-g++ qemu-aarch64; do \
+	  command -v $$tool > /dev/null || { echo "$$tool is not installed (Debian, Ubuntu:" \
+	    "apt-get install g++-aarch64-linux-gnu qemu-user)" >&2; exit 1; }; done
+test-cpp-aarch64: aarch64-tools $(STAMP)/dev ## C++ tests compiled for AArch64, under qemu
+	$(call run_cpp_tests,build/aarch64,$(AARCH64_BUILD),\
+	  qemu-aarch64 -L /usr/aarch64-linux-gnu,$(AARCH64_TESTS))
 
 bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in its smallest size
 	@for bench in benchmarks/bench_*.py; do \

@@ -3,8 +3,19 @@
 #include <array>
 #include <cstring>
 
+// The instruction of the architecture: a state and eight bytes, or one.
 #if defined(__x86_64__)
 #include <nmmintrin.h>
+#define TE_CRC_TARGET __attribute__((target("sse4.2")))
+#define TE_CRC_WORD(state, word) _mm_crc32_u64(state, word)
+#define TE_CRC_BYTE(state, byte) _mm_crc32_u8(state, byte)
+#elif defined(__aarch64__) && defined(__linux__) && (!defined(__clang__) || __clang_major__ >= 16)
+#include <arm_acle.h>
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
+#define TE_CRC_TARGET __attribute__((target("+crc")))
+#define TE_CRC_WORD(state, word) __crc32cd(static_cast<uint32_t>(state), word)
+#define TE_CRC_BYTE(state, byte) __crc32cb(state, byte)
 #endif
 
 namespace te {
@@ -21,7 +32,7 @@ constexpr std::array<uint32_t, 256> make_table() {
 }
 constexpr std::array<uint32_t, 256> kTable = make_table();
 
-#if defined(__x86_64__)
+#if defined(TE_CRC_TARGET)
 // The instruction takes three cycles, and the next one may begin after one: three chains over three
 // neighbouring lanes run at once and are joined at the end. After V. Gopal et al., "Fast CRC
 // computation for iSCSI polynomial using CRC32 instruction", Intel, 2011. Three lanes are what a
@@ -55,24 +66,31 @@ uint64_t load(const unsigned char* p) {
   return word;
 }
 
-__attribute__((target("sse4.2"))) uint32_t crc32c_sse42(const void* data, size_t bytes,
-                                                        uint32_t seed) {
+TE_CRC_TARGET uint32_t crc32c_instruction(const void* data, size_t bytes, uint32_t seed) {
   const auto* p = static_cast<const unsigned char*>(data);
   uint64_t c = ~seed;
   for (; bytes >= 3 * kLaneBytes; bytes -= 3 * kLaneBytes, p += 2 * kLaneBytes) {
     uint64_t second = 0;
     uint64_t third = 0;
     for (const unsigned char* end = p + kLaneBytes; p < end; p += 8) {
-      c = _mm_crc32_u64(c, load(p));
-      second = _mm_crc32_u64(second, load(p + kLaneBytes));
-      third = _mm_crc32_u64(third, load(p + 2 * kLaneBytes));
+      c = TE_CRC_WORD(c, load(p));
+      second = TE_CRC_WORD(second, load(p + kLaneBytes));
+      third = TE_CRC_WORD(third, load(p + 2 * kLaneBytes));
     }
     c = skip_lane(skip_lane(c) ^ second) ^ third;
   }
-  for (; bytes >= 8; bytes -= 8, p += 8) c = _mm_crc32_u64(c, load(p));
+  for (; bytes >= 8; bytes -= 8, p += 8) c = TE_CRC_WORD(c, load(p));
   auto c32 = static_cast<uint32_t>(c);
-  for (; bytes > 0; --bytes, ++p) c32 = _mm_crc32_u8(c32, *p);
+  for (; bytes > 0; --bytes, ++p) c32 = TE_CRC_BYTE(c32, *p);
   return ~c32;
+}
+
+bool has_instruction() {
+#if defined(__x86_64__)
+  return __builtin_cpu_supports("sse4.2");
+#else
+  return (getauxval(AT_HWCAP) & HWCAP_CRC32) != 0;
+#endif
 }
 #endif
 
@@ -88,9 +106,9 @@ uint32_t crc32c_table(const void* data, size_t bytes, uint32_t seed) {
 }  // namespace internal
 
 uint32_t crc32c(const void* data, size_t bytes, uint32_t seed) {
-#if defined(__x86_64__)
-  static const bool has_sse42 = __builtin_cpu_supports("sse4.2");
-  if (has_sse42) return crc32c_sse42(data, bytes, seed);
+#if defined(TE_CRC_TARGET)
+  static const bool has = has_instruction();
+  if (has) return crc32c_instruction(data, bytes, seed);
 #endif
   return internal::crc32c_table(data, bytes, seed);
 }

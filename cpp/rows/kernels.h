@@ -4,10 +4,10 @@
 // Each kernel works on a sub-range [begin, end) of its arguments, so the caller splits work over
 // threads freely: a bag, or a unique row, is always computed by one call, in a fixed order, and the
 // result does not depend on the split. reference.h defines the order of every sum, every rounding
-// and every random word. Compiled for baseline, AVX2 and AVX-512 from one source
-// without fused multiply-add, hence bit-equal; `kernels()` picks one at start
-// (TIERED_EMB_ISA=baseline|avx2|avx512 overrides, for tests). Thread-safety: calls on disjoint
-// ranges may run at once. Ownership: borrows everything.
+// and every random word. Compiled for baseline (what every processor has: SSE2 on x86-64, NEON on
+// AArch64), AVX2 and AVX-512 from one source without fused multiply-add, hence bit-equal;
+// `kernels()` picks one at start (TIERED_EMB_ISA=baseline|avx2|avx512 overrides, for tests).
+// Thread-safety: calls on disjoint ranges may run at once. Ownership: borrows everything.
 #pragma once
 
 #include <cstddef>

@@ -21,6 +21,8 @@
 #include "rows/lanes_avx512.h"
 #elif defined(__AVX2__) && defined(__F16C__)
 #include "rows/lanes_avx2.h"
+#elif defined(__aarch64__)
+#include "rows/lanes_neon.h"
 #else
 #include "rows/lanes_portable.h"
 #endif
@@ -73,8 +75,8 @@ TE_INLINE Floats magnitude(Floats v) {
 
 // ---- Across lanes: ((l + l8) + l4) + ..., that is lane l takes l + 8, then l + 4, l + 2, l + 1.
 
-template <uint32_t kDistance>
-TE_INLINE NativeFloats rotate_down(NativeFloats v) {
+template <uint32_t kDistance, class Vector>
+TE_INLINE Vector rotate_down(Vector v) {
   constexpr uint32_t m = kNativeLanes - 1;
   constexpr uint32_t d = kDistance;
   if constexpr (kNativeLanes == 16) {

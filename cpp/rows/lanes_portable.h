@@ -1,6 +1,6 @@
-// The native vectors of a processor with 128-bit registers (SSE2, NEON, or emulated by the
-// compiler), in GCC's vector extension. lanes_avx2.h and lanes_avx512.h offer the same names with
-// the same bits. Included by lanes.h only.
+// The native vectors of a processor with 128-bit registers (SSE2, or emulated by the compiler), in
+// GCC's vector extension. The other lanes_*.h offer the same names with the same bits. Included by
+// lanes.h only.
 #pragma once
 
 #include <cmath>

@@ -65,6 +65,8 @@ TE_INLINE size_t sum_terms(const Terms& terms, size_t begin, size_t end, uint32_
   constexpr DType kType = Terms::kType;
   constexpr uint32_t kBlockBytes = kLanes * kElementBytes<kType>;
   const size_t offset_bytes = size_t{column} * kElementBytes<kType>;
+  // Unrolled, or gcc leaves the sums in memory where a block is four vectors.
+#pragma GCC unroll 8
   for (uint32_t b = 0; b < kBlocks; ++b) sum[b] = splat(-0.0f);
   size_t count = 0;
   for (size_t i = begin; i < end; ++i) {
@@ -73,6 +75,7 @@ TE_INLINE size_t sum_terms(const Terms& terms, size_t begin, size_t end, uint32_
     const std::byte* row = terms.row(i) + offset_bytes;
     [[maybe_unused]] Floats scale;
     if constexpr (Terms::kScaled) scale = splat(terms.scale(i));
+#pragma GCC unroll 8
     for (uint32_t b = 0; b < kBlocks; ++b) {
       Floats term = load<kType, kTail>(row + b * kBlockBytes, columns);
       if constexpr (Terms::kScaled) term = term * scale;

@@ -2,10 +2,10 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <string>
 
 #include "base/check.h"
+#include "rows/power.h"
 #include "table/batch_check.h"
 
 namespace te {
@@ -59,8 +59,8 @@ OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint
   params.beta2 = hyper.beta2;
   params.weight_decay = hyper.weight_decay;
   if (kind == OptimizerKind::kAdam) {
-    params.bias_correction1 = 1.0 - std::pow(hyper.beta1, static_cast<double>(step));
-    params.bias_correction2 = 1.0 - std::pow(hyper.beta2, static_cast<double>(step));
+    params.bias_correction1 = 1.0 - power(hyper.beta1, step);
+    params.bias_correction2 = 1.0 - power(hyper.beta2, step);
   }
   return params;
 }
