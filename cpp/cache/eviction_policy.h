@@ -28,8 +28,8 @@ class EvictionPolicy {
   // Slots whose last pin ended, in the order of the plan.
   virtual void park(std::span<const SlotIndex> slots) = 0;
   // The next batches that will use the rows of these slots, 0 where none is known; batches have
-  // numbers from 1 in the order of their use. For slots that are about to be parked, or whose row
-  // has turned up in a later batch.
+  // numbers from 1 in the order of their use. For slots of a plan that ends, while they are still
+  // pinned; and for parked slots whose row has turned up in a later batch.
   virtual void expect(std::span<const SlotIndex> slots, std::span<const uint32_t> batches) {
     (void)slots, (void)batches;
   }
@@ -46,13 +46,15 @@ class EvictionPolicy {
   virtual void set_limit(uint32_t limit) = 0;
 
   // Upper bound of the memory a policy takes, for the budget.
-  static constexpr uint32_t kBytesPerSlotMax = 20;
+  static constexpr uint32_t kBytesPerSlotMax = 24;
 };
 
-// `name`: "lfu" (aged LFU) or "lru"; null for another. `total_rows`: rows that could ever be cached
-// here.
+// `name`: "lookahead", "lfu" (aged LFU) or "lru"; null for another. `total_rows`: rows that could
+// ever be cached here.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      SlotDirectory& directory, uint64_t total_rows);
+std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,
+                                                      uint64_t total_rows);
 std::unique_ptr<EvictionPolicy> make_lru_policy(SlotDirectory& directory);
 std::unique_ptr<EvictionPolicy> make_aged_lfu_policy(SlotDirectory& directory, uint64_t total_rows);
 

@@ -55,12 +55,12 @@ class LookaheadWindow {
   // Uses have numbers that go on for ever; the ring holds those of [begin_, end_).
   uint64_t begin_ = 0;
   uint64_t end_ = 0;
-  std::vector<RowId> rows_;     // of each use
-  std::vector<uint32_t> next_;  // likewise
+  std::vector<RowId> rows_;      // of each use
+  std::vector<uint32_t> next_;   // likewise
   std::vector<uint32_t> table_;  // low bits of a use + 1; 0: free
   int table_shift_ = 64;
-  size_t entries_ = 0;            // of the table that are not free
-  uint64_t table_built_ = 0;      // end_ at that time
+  size_t entries_ = 0;        // of the table that are not free
+  uint64_t table_built_ = 0;  // end_ at that time
 };
 
 }  // namespace te

@@ -24,7 +24,9 @@ class LruPolicy final : public EvictionPolicy {
   }
 
   void park(std::span<const SlotIndex> slots) override {
-    if (queue_.size() + slots.size() > entries_max_) queue_.compact(directory_);
+    if (queue_.size() + slots.size() > entries_max_) {
+      queue_.compact([&](ParkedSlot e) { return ParkQueue::is_current(directory_, e); });
+    }
     for (SlotIndex s : slots) queue_.push({s, directory_.mark(s)});
   }
 

@@ -63,13 +63,4 @@ void ParkQueue::append(ParkQueue& other) {
   other.size_ = 0;
 }
 
-void ParkQueue::compact(const SlotDirectory& directory) {
-  ParkQueue kept(*pool_);
-  ParkedSlot entry;
-  while (pop(&entry)) {
-    if (is_current(directory, entry)) kept.push(entry);
-  }
-  append(kept);
-}
-
 }  // namespace te

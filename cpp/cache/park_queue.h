@@ -24,7 +24,7 @@ struct ParkedSlot {
 };
 
 struct ParkChunk {
-  static constexpr uint32_t kEntries = 510;
+  static constexpr uint32_t kEntries = 126;
   std::array<ParkedSlot, kEntries> entries;
   uint32_t first = 0;
   uint32_t last = 0;  // entries in [first, last)
@@ -52,8 +52,16 @@ class ParkQueue {
   // Appends all of `other`, which becomes empty.
   void append(ParkQueue& other);
   void clear();
-  // Drops stale entries, keeping the order.
-  void compact(const SlotDirectory& directory);
+  // Drops the entries that `keep` does not want, keeping the order.
+  template <class Keep>
+  void compact(Keep keep) {
+    ParkQueue kept(*pool_);
+    ParkedSlot entry;
+    while (pop(&entry)) {
+      if (keep(entry)) kept.push(entry);
+    }
+    append(kept);
+  }
 
   // Whether the entry still stands for its slot: same use, no pin.
   static bool is_current(const SlotDirectory& directory, ParkedSlot entry) {

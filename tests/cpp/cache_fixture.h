@@ -48,9 +48,11 @@ class CacheModel {
     }
     return left;
   }
-  // Ends the pins of a batch.
-  void end(const std::vector<uint64_t>& rows) {
+  // Ends the pins of a batch. `next`: the batch that each row is expected in, if that is known.
+  void end(const std::vector<uint64_t>& rows, const std::vector<uint32_t>& next = {}) {
     std::vector<SlotIndex> parked;
+    for (size_t i = 0; i < next.size(); ++i)
+      policy->expect({&slot_of.at(rows[i]), 1}, {&next[i], 1});
     for (uint64_t row : rows) {
       const SlotIndex s = slot_of.at(row);
       if (directory.unpin(directory[s])) parked.push_back(s);
