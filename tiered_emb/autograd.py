@@ -73,12 +73,12 @@ class Pooling:
         )
         return list(outs_with_graph)
 
-    def prefetch(self, features: list[Feature]) -> int:
-        """Has the batch planned and its rows fetched in the background, before its lookup.
+    def announce(self, features: list[Feature]) -> int:
+        """Tells of a batch before its lookup: what it needs is kept in dram if possible.
 
         Ids and offsets are copied. Returns a ticket, higher than all before it.
         """
-        return self._core.prefetch([f.core for f in features], self._has_backward(features))
+        return self._core.announce([f.core for f in features], self._has_backward(features))
 
     def _has_backward(self, features: list[Feature]) -> bool:
         """Whether a lookup now may be followed by a backward."""

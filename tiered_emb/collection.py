@@ -119,11 +119,13 @@ class TieredEmbeddingCollection(nn.Module):
 
     def prefetch(self, batch: Any) -> None:
         """Announces a later `forward` of this batch; see `TieredEmbedding.prefetch`."""
-        self._announce(batch)
+        ticket = self._announce(batch)
+        if ticket is not None:
+            self._engine.prefetch(ticket)
 
     def _announce(self, batch: Any) -> int | None:
         features = self._features(batch)
-        return self._engine.prefetch(features) if features else None
+        return self._engine.announce(features) if features else None
 
     def cancel_prefetch(self) -> int:
         """Drops the announced batches; how many waited."""

@@ -233,7 +233,7 @@ class TieredEmbedding(nn.Module):
             the `forward`, and so is a `forward` in training of another batch than the next one
             that was announced (`ValueError`, saying how they differ).
         """
-        self._announce(input, offsets, per_sample_weights)
+        self._engine.prefetch(self._announce(input, offsets, per_sample_weights))
 
     def _announce(
         self,
@@ -242,7 +242,7 @@ class TieredEmbedding(nn.Module):
         per_sample_weights: torch.Tensor | None = None,
     ) -> int:
         feature = make_feature(self._lookup, input, offsets, per_sample_weights)
-        return self._engine.prefetch([feature])
+        return self._engine.announce([feature])
 
     def cancel_prefetch(self) -> int:
         """Drops the announced batches, of all tables of the engine; how many waited."""

@@ -141,9 +141,18 @@ class TableEngine:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
         return self._pooling.lookup(features)
 
-    def prefetch(self, features: list[Feature]) -> int:
-        """Has a batch planned and its rows fetched in the background; see `Pooling.prefetch`."""
-        return self._pooling.prefetch(features)
+    def announce(self, features: list[Feature]) -> int:
+        """Tells of a batch before its lookup; see `Pooling.announce`."""
+        return self._pooling.announce(features)
+
+    def prefetch(self, ticket_last: int) -> None:
+        """Has the batches up to a ticket planned and their rows fetched in the background."""
+        self._core.prefetch(ticket_last)
+
+    @property
+    def looks_ahead(self) -> bool:
+        """Whether announced batches change anything before they are prefetched."""
+        return self._core.looks_ahead
 
     def is_prefetched(self, ticket: int) -> bool:
         """Whether the batch of this ticket waits for its lookup."""

@@ -10,6 +10,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Generic, TypeVar
 
 from torch import nn
@@ -58,9 +59,16 @@ class _Announced(Generic[Batch]):
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
         self.tickets: dict[TableEngine, int] = {}
+        self.is_prefetched = False
 
     def is_waiting(self) -> bool:
         return all(engine.is_prefetched(ticket) for engine, ticket in self.tickets.items())
+
+    def prefetch(self) -> None:
+        if not self.is_prefetched:
+            self.is_prefetched = True
+            for engine, ticket in self.tickets.items():
+                engine.prefetch(ticket)
 
     def cancel(self) -> int:
         """Drops what the tables have not taken; how many lookups that are."""
@@ -71,7 +79,8 @@ class Prefetcher(Generic[Batch]):
     """Iterates over a loader, unchanged, while the rows of the batches to come are fetched.
 
     The tables of `model` (every `TieredEmbedding` and `TieredEmbeddingCollection` in it) learn of
-    each batch `rows_ahead` steps early. Results are the same bits as without a prefetcher.
+    each batch `ids_ahead` steps early and fetch its rows `rows_ahead` steps early. Results are the
+    same bits as without a prefetcher.
 
     Args:
         loader: any iterable of batches, a `DataLoader` for instance.
@@ -82,6 +91,10 @@ class Prefetcher(Generic[Batch]):
             inputs, or a sequence in that order; None leaves a module out. Default: the batch.
         rows_ahead: batches whose rows are fetched before their turn, at least 1. Where dram has no
             room for the rows of so many batches, fewer are.
+        ids_ahead: batches that are taken from the loader before their turn, so that their ids steer
+            which rows stay in dram (`Tiers(policy="lookahead")`). They are kept until then; what
+            is known of their ids takes about 20 bytes each of the dram budget, an eighth of it at
+            most. Where every row has room in dram, `rows_ahead` of them are taken.
 
     Raises:
         TypeError, ValueError: a model without tiered tables; `ids` that returns something else.
@@ -104,6 +117,7 @@ class Prefetcher(Generic[Batch]):
         ids: Callable[[Batch], Any] | None = None,
         *,
         rows_ahead: int = 4,
+        ids_ahead: int = 64,
     ) -> None:
         if rows_ahead < 1:
             raise ValueError(f"rows_ahead must be at least 1, got {rows_ahead}")
@@ -115,6 +129,7 @@ class Prefetcher(Generic[Batch]):
             raise ValueError(f"there is no tiered table in this {type(model).__name__}")
         self._ids = ids
         self._rows_ahead = rows_ahead
+        self._ids_ahead = ids_ahead
         self._engines = list({id(m._engine): m._engine for m in self._modules.values()}.values())
         self._ended_s: float | None = None
         self._begin()
@@ -135,17 +150,15 @@ class Prefetcher(Generic[Batch]):
         ahead: deque[_Announced[Batch]] = deque()
         try:
             while True:
-                while len(ahead) <= self._rows_ahead:
-                    try:
-                        ahead.append(self._take(source))
-                    except StopIteration:
-                        break
+                self._take(source, ahead)
                 if not ahead:
                     return
                 if not ahead[0].is_waiting():  # a `load`, or cancel_prefetch()
                     for announced in ahead:
                         announced.cancel()
                         self._announce(announced)
+                for announced in islice(ahead, self._rows_ahead + 1):
+                    announced.prefetch()
                 current = ahead.popleft()
                 self._report.batches += 1
                 yield current.batch
@@ -163,17 +176,30 @@ class Prefetcher(Generic[Batch]):
         self._ended_s = None
         self._waits_before = [_waits(engine) for engine in self._engines]
 
-    def _take(self, source: Iterator[Batch]) -> _Announced[Batch]:
-        """The loader's next batch, announced."""
-        began = time.perf_counter()
-        announced = _Announced(next(source))
-        self._report.loader_s += time.perf_counter() - began
-        self._announce(announced)
-        return announced
+    def _take(self, source: Iterator[Batch], ahead: deque[_Announced[Batch]]) -> None:
+        """Takes batches from the loader and announces them.
+
+        The first step waits for those whose rows are to be fetched; then there are two a step until
+        there are enough.
+        """
+        looks_ahead = any(engine.looks_ahead for engine in self._engines)
+        wanted = max(self._ids_ahead, self._rows_ahead) if looks_ahead else self._rows_ahead
+        for _ in range(max(self._rows_ahead + 1 - len(ahead), 2)):
+            if len(ahead) > wanted:
+                return
+            began = time.perf_counter()
+            try:
+                announced = _Announced(next(source))
+            except StopIteration:
+                return
+            self._report.loader_s += time.perf_counter() - began
+            self._announce(announced)
+            ahead.append(announced)
 
     def _announce(self, announced: _Announced[Batch]) -> None:
         began = time.perf_counter()
         announced.tickets.clear()
+        announced.is_prefetched = False
         for module, arguments in self._inputs(announced.batch):
             ticket = module._announce(*arguments)
             if ticket is not None:

@@ -97,6 +97,9 @@ class SSD:
             object.__setattr__(self, "capacity", parse_bytes(self.capacity))
 
 
+POLICIES = ("lookahead", "lfu", "lru")
+
+
 @dataclass(frozen=True)
 class Tiers:
     """Budgets of the tiers.
@@ -107,8 +110,9 @@ class Tiers:
         dram: bytes for rows and what belongs to them (docs/ARCHITECTURE.md, "Budget"), as int or
             ``"64GiB"``; None: as much as all rows take.
         ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
-        policy: which unused row leaves dram first: ``"lfu"`` (aged LFU) or ``"lru"``. Changes time,
-            never results.
+        policy: which unused row leaves dram first. ``"lookahead"``: of rows that announced batches
+            need, the one needed last, but before them all others, by aged LFU; ``"lfu"``: aged
+            LFU alone; ``"lru"``. Changes time, never results.
 
     >>> Tiers(dram="64GiB", ssd=SSD("/nvme/bag", "1TiB")).dram
     68719476736
@@ -117,7 +121,7 @@ class Tiers:
     hbm: None = None
     dram: Size | None = None
     ssd: SSD | str | None = None
-    policy: str = field(default="lfu", kw_only=True)
+    policy: str = field(default="lookahead", kw_only=True)
 
     def __post_init__(self) -> None:
         if self.hbm is not None:
@@ -128,8 +132,10 @@ class Tiers:
             object.__setattr__(self, "dram", parse_bytes(self.dram))
         if self.ssd is not None and not isinstance(self.ssd, SSD):
             object.__setattr__(self, "ssd", SSD(self.ssd))
-        if self.policy not in ("lfu", "lru"):
-            raise ValueError(f"Tiers(policy=...): must be 'lfu' or 'lru', got {self.policy!r}")
+        if self.policy not in POLICIES:
+            raise ValueError(
+                f"Tiers(policy=...): must be one of {', '.join(POLICIES)}, got {self.policy!r}"
+            )
 
     def __str__(self) -> str:
         dram = "all rows" if self.dram is None else format_bytes(int(self.dram))

@@ -194,16 +194,21 @@ std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple
   return std::make_unique<PlanHandle>(nb::borrow(self), engine, *planned);
 }
 
-uint64_t prefetch(Engine& engine, const std::vector<FeatureTuple>& features, bool will_update) {
+uint64_t announce(Engine& engine, const std::vector<FeatureTuple>& features, bool will_update) {
   const std::vector<FeatureInput> inputs = to_inputs(features);
   uint64_t ticket = 0;
   run([&] {
-    auto pushed = engine.prefetch(inputs, will_update);
+    auto pushed = engine.announce(inputs, will_update);
     if (!pushed) return pushed.status();
     ticket = pushed.value();
     return Status::ok();
   });
   return ticket;
+}
+
+void prefetch(Engine& engine, uint64_t ticket_last) {
+  nb::gil_scoped_release released;
+  engine.prefetch(ticket_last);
 }
 
 bool is_prefetched(Engine& engine, uint64_t ticket) {
@@ -421,6 +426,7 @@ NB_MODULE(_core, m) {
   nb::class_<Engine>(m, "Engine")
       .def("lookup", &lookup)
       .def("plan", &plan)
+      .def("announce", &announce)
       .def("prefetch", &prefetch)
       .def("cancel_prefetch", &cancel_prefetch)
       .def("is_prefetched", &is_prefetched)
@@ -445,6 +451,7 @@ NB_MODULE(_core, m) {
       .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })
       .def("discard", [](Engine& engine) { run([&] { return engine.discard(); }); })
       .def_prop_ro("is_closed", &Engine::is_closed)
+      .def_prop_ro("looks_ahead", &Engine::looks_ahead)
       .def("stats", &stats)
       .def("step", [](Engine& engine, uint32_t table) { return engine.step(TableId(table)); })
       .def("set_step", [](Engine& engine, uint32_t table, uint64_t step) {

@@ -119,6 +119,12 @@ void LookaheadWindow::clear() {
   begin_ = end_;
 }
 
+uint64_t LookaheadWindow::memory_bytes_for(size_t lookups) {
+  const uint64_t ring = std::max(std::bit_ceil(lookups), kRingMin);
+  const uint64_t table = std::max(std::bit_ceil(lookups * 2), kTableMin);
+  return ring * (sizeof(RowId) + sizeof(uint32_t)) + table * sizeof(uint32_t);
+}
+
 uint64_t LookaheadWindow::memory_bytes() const {
   return rows_.capacity() * sizeof(RowId) + next_.capacity() * sizeof(uint32_t) +
          table_.capacity() * sizeof(uint32_t) + batches_.size() * sizeof(Batch);

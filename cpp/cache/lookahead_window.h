@@ -38,6 +38,8 @@ class LookaheadWindow {
   // Ends all batches; numbers go on.
   void clear();
   uint64_t memory_bytes() const;
+  // At most, with so many lookups in it.
+  static uint64_t memory_bytes_for(size_t lookups);
 
  private:
   struct Batch {

@@ -27,7 +27,7 @@ struct TableConfig {
 struct EngineConfig {
   std::vector<TableConfig> tables;
   OptimizerKind optimizer = OptimizerKind::kNone;
-  std::string policy = "lfu";
+  std::string policy = "lookahead";
   uint64_t dram_bytes = 0;  // budget; 0: every row may be in dram
   std::string ssd_path;     // empty: no ssd tier
   uint64_t ssd_capacity_bytes = 0;

@@ -131,16 +131,26 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
   return planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
 }
 
-Result<uint64_t> Engine::prefetch(std::span<const FeatureInput> features, bool will_update) {
+Result<uint64_t> Engine::announce(std::span<const FeatureInput> features, bool will_update) {
   auto batch = PrefetchQueue::copy(features, will_update);
   Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
   return prefetch_.push(std::move(batch));
 }
 
+bool Engine::looks_ahead() {
+  std::lock_guard lock(mutex_);
+  return planner_.lookahead().is_useful();
+}
+
 bool Engine::is_prefetched(uint64_t ticket) const {
   std::lock_guard lock(mutex_);
   return prefetch_.holds(ticket);
+}
+
+void Engine::prefetch(uint64_t ticket_last) {
+  std::lock_guard lock(mutex_);
+  prefetch_.want(ticket_last);
 }
 
 size_t Engine::cancel_prefetch(uint64_t ticket_last) {
@@ -154,23 +164,31 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   TE_RETURN_IF_ERROR(check_open());
   auto prefetched = prefetch_.take(inputs, false, false, turn.lock());
   TE_RETURN_IF_ERROR(prefetched.status());
-  if (prefetched.value() == nullptr || prefetched.value()->state == Plan::State::kRevoked) {
+  const PrefetchQueue::Taken taken = prefetched.value();
+  if (taken.plan == nullptr || taken.plan->state == Plan::State::kRevoked) {
     turn.quiet();
-    Plan& plan = prefetched.value() == nullptr ? plans_.take() : *prefetched.value();
+    if (taken.plan != nullptr) end_plan(*taken.plan);
+    Plan& plan = plans_.take();
+    plan.window_batch = taken.window_batch;
     Status done = lookup_locked(inputs, features, plan);
-    plans_.give_back(plan);
+    end_plan(plan);
     return done;
   }
-  Plan& plan = *prefetched.value();
+  Plan& plan = *taken.plan;
   planner_.count(plan);
   turn.without_mutex([&] {
     Timer timer(forward_ns_);
     executor_.forward(plan, features, thread_pool());
   });
+  end_plan(plan);
+  return Status::ok();
+}
+
+// Of a plan that was made, or was to be made.
+void Engine::end_plan(Plan& plan) {
   planner_.release(plan);
   plans_.give_back(plan);
   prefetch_.slots_released();
-  return Status::ok();
 }
 
 Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
@@ -195,7 +213,6 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   Timer timer(forward_ns_);
   executor_.renormalise(plan, features);
   executor_.forward(plan, features, thread_pool());
-  planner_.release(plan);
   return Status::ok();
 }
 
@@ -203,18 +220,21 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
                            Prefetched prefetched) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
+  uint32_t window_batch = 0;
   if (prefetched == Prefetched::kMaybe) {
     auto taken = prefetch_.take(features, will_update, will_update, turn.lock());
     if (!taken) return taken.status();
-    if (taken.value() != nullptr) {
-      planner_.count(*taken.value());
-      return taken;
+    if (taken.value().plan != nullptr) {
+      planner_.count(*taken.value().plan);
+      return taken.value().plan;
     }
+    window_batch = taken.value().window_batch;
   }
   turn.quiet();
   Plan& plan = plans_.take();
+  plan.window_batch = window_batch;
   if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
-    plans_.give_back(plan);
+    end_plan(plan);
     return planned;
   }
   planner_.count(plan);
@@ -265,9 +285,11 @@ Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
 
 void Engine::release(Plan& plan) {
   Turn turn(*this);
-  if (!closed_) planner_.release(plan);
-  plans_.give_back(plan);
-  prefetch_.slots_released();
+  if (closed_) {
+    plans_.give_back(plan);
+  } else {
+    end_plan(plan);
+  }
 }
 
 Status Engine::check_row_ids(TableId table, std::span<const int64_t> ids) const {

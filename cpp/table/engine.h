@@ -70,10 +70,14 @@ class Engine {
   // was prefetched.
   Result<Plan*> plan(std::span<const FeatureInput> features, bool will_update,
                      Prefetched prefetched = Prefetched::kMaybe);
-  // Plans a batch and brings its rows in the background, before its `plan` or `lookup`. Ids and
-  // offsets are copied; what is wrong with them shows at the plan. A ticket, higher than those of
-  // all batches before.
-  Result<uint64_t> prefetch(std::span<const FeatureInput> features, bool will_update);
+  // Announces a batch, before its `plan` or `lookup`: what it needs steers evictions. Batches come
+  // in the order of their announcement. Ids and offsets are copied; what is wrong with them shows
+  // at the plan. A ticket, higher than those of all batches before.
+  Result<uint64_t> announce(std::span<const FeatureInput> features, bool will_update);
+  // The batches up to this ticket are planned and their rows brought in the background.
+  void prefetch(uint64_t ticket_last);
+  // Whether announced batches change anything before they are prefetched.
+  bool looks_ahead();
   // Whether the batch of this ticket waits for its plan or lookup.
   bool is_prefetched(uint64_t ticket) const;
   // Drops the batches up to this ticket that wait for their plan or lookup, and says how many.
@@ -132,6 +136,7 @@ class Engine {
   Status lookup_locked(std::span<const FeatureInput> inputs,
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
+  void end_plan(Plan& plan);
   // Gives a plan that was revoked its rows back.
   Status reacquire(Plan& plan, Turn& turn);
   Status keep_house(size_t ids);

@@ -84,7 +84,8 @@ struct Acquisition {
 struct Plan {
   enum class State { kPlanned, kReady, kWaiting, kRevoked, kReleased };
   State state = State::kReleased;
-  bool will_update = false;  // CSR is built
+  bool will_update = false;   // CSR is built
+  uint32_t window_batch = 0;  // its number in the lookahead window, or 0
   std::vector<FeaturePlan> features;
   Acquisition acquired;
   Scratch<int64_t> bag_begin;  // per feature bags + 1 positions, relative to its occurrences
@@ -97,6 +98,7 @@ struct Plan {
   Scratch<uint32_t> csr_bags;
   Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
   std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
+  Scratch<uint32_t> first_uses;           // by unique row, if it is in the window: an occurrence
   std::vector<bool> tables_seen;          // by lay_out_batch
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled

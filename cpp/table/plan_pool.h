@@ -20,6 +20,8 @@ class PlanPool {
     }
     Plan* plan = free_.back();
     free_.pop_back();
+    plan->window_batch = 0;
+    plan->state = Plan::State::kReleased;
     return *plan;
   }
   void give_back(Plan& plan) { free_.push_back(&plan); }

@@ -173,6 +173,7 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   if (plan.acquired.mark_base != mark_base) follow_slots(plan);  // repacked
   plan.state = Plan::State::kPlanned;
   finder_.finish(plan, threads);
+  if (plan.window_batch != 0) lookahead_.note_first_uses(plan);
   return Status::ok();
 }
 
@@ -291,8 +292,11 @@ void Planner::wait(Plan& plan) {
 void Planner::release(Plan& plan) {
   if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
   if (plan.state == Plan::State::kReady) std::erase(ready_, &plan);
-  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
+  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased) {
+    if (plan.window_batch != 0) lookahead_.expect_next(plan);
     unpin(plan.acquired);
+  }
+  if (plan.window_batch != 0) lookahead_.finish(std::exchange(plan.window_batch, 0));
   plan.state = Plan::State::kReleased;
 }
 

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "table/lookahead.h"
 #include "table/mover.h"
 #include "table/plan.h"
 #include "table/row_finder.h"
@@ -34,13 +35,14 @@ class Planner {
  public:
   // `mark_first`: of the first plan; tests begin close to where the numbers start again.
   Planner(Tiers& tiers, Mover& mover, uint32_t mark_first = 1)
-      : tiers_(tiers), mover_(mover), finder_(tiers), mark_next_(mark_first) {}
+      : tiers_(tiers), mover_(mover), finder_(tiers), lookahead_(tiers), mark_next_(mark_first) {}
 
   // Where slots are short: take them from plans that are not at work, or be refused
   // (kBudgetExceeded).
   enum class Pressure : uint8_t { kRevokePlans, kRefuse };
-  // Plans a batch; on success all its rows have pinned slots and `plan.acquired.fills` says which
-  // of them the mover has still to bring. On error nothing has changed.
+  // Plans a batch, whose window_batch is set; on success all its rows have pinned slots and
+  // `plan.acquired.fills` says which of them the mover has still to bring. On error nothing has
+  // changed.
   Status plan(std::span<const FeatureInput> features, bool will_update, Plan& plan,
               ThreadPool& threads, Pressure pressure = Pressure::kRevokePlans);
   // Makes sure that at least one slot for rows of this table is not pinned, taking it from plans
@@ -62,6 +64,7 @@ class Planner {
   // A batch was pooled without being planned: all its lookups were hits.
   void count_resident(const Plan& plan);
 
+  Lookahead& lookahead() { return lookahead_; }
   const PlannerStats& stats() const { return stats_; }
 
  private:
@@ -86,6 +89,7 @@ class Planner {
   Mover& mover_;
   PlannerStats stats_;
   RowFinder finder_;
+  Lookahead lookahead_;
   uint32_t mark_next_;          // from 1: 0 marks slots that no plan has used
   std::vector<Plan*> waiting_;  // oldest first
   std::vector<Plan*> ready_;    // likewise

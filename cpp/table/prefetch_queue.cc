@@ -87,7 +87,10 @@ std::unique_ptr<PrefetchQueue::Batch> PrefetchQueue::copy(std::span<const Featur
   // Eight bytes a value, so that each array lies where its type wants it; one more, so that none of
   // them is null.
   size_t bytes = 1;
-  for (const FeatureInput& f : features) bytes += (f.ids_count + f.offsets_count) * 8;
+  for (const FeatureInput& f : features) {
+    bytes += (f.ids_count + f.offsets_count) * 8;
+    batch->lookups += f.ids_count;
+  }
   batch->memory.resize(bytes);
   std::byte* to = batch->memory.data();
   const auto keep = [&](const void*& values, size_t count, bool are_64) {
@@ -113,6 +116,13 @@ uint64_t PrefetchQueue::push(std::unique_ptr<Batch> batch) {
   }
   plan_wake_.notify_one();
   return ticket;
+}
+
+void PrefetchQueue::want(uint64_t ticket) {
+  for (const auto& batch : batches_) {
+    if (batch->ticket <= ticket) batch->is_wanted = true;
+  }
+  plan_wake_.notify_one();
 }
 
 std::unique_ptr<PrefetchQueue::Batch> PrefetchQueue::remove(const Batch& batch) {
@@ -154,20 +164,20 @@ Status PrefetchQueue::mismatch(std::span<const FeatureInput> features, const Bat
                     "not_prefetched()");
 }
 
-Result<Plan*> PrefetchQueue::take(std::span<const FeatureInput> features, bool will_update,
-                                  bool must_match, Lock& lock) {
+Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> features,
+                                                 bool will_update, bool must_match, Lock& lock) {
   const auto wants = [&](const std::unique_ptr<Batch>& b) {
     return !b->is_cancelled && share_a_table(features, b->features);
   };
   const auto found = std::find_if(batches_.begin(), batches_.end(), wants);
-  if (found == batches_.end()) return nullptr;
+  if (found == batches_.end()) return Taken{};
   Batch& batch = **found;
   if (!same_batch(features, batch.features)) {
     const bool comes_later = std::any_of(found + 1, batches_.end(), [&](const auto& b) {
       return wants(b) && same_batch(features, b->features);
     });
     if (must_match || comes_later) return mismatch(features, batch);
-    return nullptr;
+    return Taken{};
   }
   ++stats_.batches;
   if (batch.state == Batch::State::kReady) ++stats_.batches_ready;
@@ -179,14 +189,14 @@ Result<Plan*> PrefetchQueue::take(std::span<const FeatureInput> features, bool w
   const std::unique_ptr<Batch> taken = remove(batch);
   if (taken->state == Batch::State::kQueued) {
     ++stats_.batches_missed;
-    return nullptr;
+    return Taken{nullptr, taken->window_batch};
   }
   bool serves = !will_update || taken->plan->will_update;
   for (size_t f = 0; f < features.size() && will_update; ++f)
     serves &= !features[f].is_weighted || taken->plan->features[f].is_weighted;
-  if (serves) return taken->plan;
+  if (serves) return Taken{taken->plan, 0};
   end(*taken);
-  return nullptr;
+  return Taken{};
 }
 
 // The plan of a batch that is ready and that nobody will take.
@@ -194,6 +204,13 @@ void PrefetchQueue::end(Batch& batch) {
   planner_.release(*batch.plan);
   plans_.give_back(*batch.plan);
   slots_released();
+}
+
+// A batch without a plan, or whose plan has ended.
+void PrefetchQueue::drop(size_t i) {
+  const uint32_t window_batch = batches_[i]->window_batch;
+  if (window_batch != 0) planner_.lookahead().finish(window_batch);
+  batches_.erase(batches_.begin() + static_cast<ptrdiff_t>(i));
 }
 
 size_t PrefetchQueue::cancel(uint64_t ticket_last) {
@@ -207,7 +224,7 @@ size_t PrefetchQueue::cancel(uint64_t ticket_last) {
       continue;
     }
     if (batch.state == Batch::State::kReady) end(batch);
-    batches_.erase(batches_.begin() + static_cast<ptrdiff_t>(i));
+    drop(i);
   }
   return dropped;
 }
@@ -249,37 +266,61 @@ void PrefetchQueue::stop() {
 PrefetchQueue::Batch* PrefetchQueue::next_to_plan() {
   if (pauses_ > 0 || is_short_) return nullptr;
   for (const auto& batch : batches_) {
+    if (!batch->is_wanted) return nullptr;
     if (batch->state == Batch::State::kQueued && !batch->failed_ahead) return batch.get();
   }
   return nullptr;
 }
 
+PrefetchQueue::Batch* PrefetchQueue::next_to_know() {
+  if (pauses_ > 0 || !planner_.lookahead().is_useful()) return nullptr;
+  for (const auto& batch : batches_) {
+    if (!batch->is_known)
+      return planner_.lookahead().has_room(batch->lookups) ? batch.get() : nullptr;
+  }
+  return nullptr;
+}
+
+void PrefetchQueue::know(Batch& batch) {
+  batch.is_known = true;
+  Lookahead& lookahead = planner_.lookahead();
+  if (lookahead.is_useful() && lookahead.has_room(batch.lookups))
+    batch.window_batch = lookahead.push(batch.features);
+}
+
+void PrefetchQueue::plan(Batch& batch) {
+  if (!batch.is_known) know(batch);  // those before it are: batches are planned in order
+  Plan& plan = plans_.take();
+  plan.window_batch = batch.window_batch;
+  const Status planned = plan_ahead_(batch.features, batch.will_update, plan, plan_threads_);
+  if (planned) {
+    batch.plan = &plan;
+    batch.state = Batch::State::kPlanned;
+    ++planned_;
+    if (planned_ == 1 && plan.acquired.fills.empty()) {
+      become_ready(batch);  // all its rows stand in their slots
+    } else {
+      fetch_wake_.notify_one();
+    }
+    return;
+  }
+  plans_.give_back(plan);
+  if (planned.code() == StatusCode::kBudgetExceeded) {
+    is_short_ = true;
+  } else {
+    batch.failed_ahead = true;
+  }
+}
+
 void PrefetchQueue::plan_batches() {
   Lock lock(mutex_);
   while (!stopped_) {
-    Batch* batch = next_to_plan();
-    if (batch == nullptr) {
-      plan_wake_.wait(lock);
-      continue;
-    }
-    Plan& plan = plans_.take();
-    const Status planned = plan_ahead_(batch->features, batch->will_update, plan, plan_threads_);
-    if (planned) {
-      batch->plan = &plan;
-      batch->state = Batch::State::kPlanned;
-      ++planned_;
-      if (planned_ == 1 && plan.acquired.fills.empty()) {
-        become_ready(*batch);  // all its rows stand in their slots
-      } else {
-        fetch_wake_.notify_one();
-      }
-      continue;
-    }
-    plans_.give_back(plan);
-    if (planned.code() == StatusCode::kBudgetExceeded) {
-      is_short_ = true;
+    if (Batch* batch = next_to_plan()) {
+      plan(*batch);
+    } else if (Batch* further = next_to_know()) {
+      know(*further);
     } else {
-      batch->failed_ahead = true;
+      plan_wake_.wait(lock);
     }
   }
 }
@@ -337,7 +378,7 @@ void PrefetchQueue::finish_fetch(const Status& fetched) {
     batch.plan = nullptr;
     batch.state = Batch::State::kQueued;
     --planned_;
-    if (batch.is_cancelled) batches_.erase(batches_.begin() + static_cast<ptrdiff_t>(i));
+    if (batch.is_cancelled) drop(i);
   }
   slots_released();
 }

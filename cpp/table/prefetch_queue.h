@@ -1,16 +1,18 @@
-// PrefetchQueue: batches that are planned, and whose rows are fetched, before their forward.
+// PrefetchQueue: batches that are known, then planned, and their rows fetched, before their
+// forward.
 //
-// One thread plans batches in the order of their `push`, as far as slots can be had without taking
-// any from other plans; where they cannot, it waits until some are let go. Another brings the rows
-// of planned batches, in order, with the mutex open while it reads. Rows lie in their slots, not in
-// copies, so updates of earlier batches reach them. A batch that cannot be planned or read ahead
-// (no room, a bad id, a failing disk) goes back to the start: its forward plans it as if it had not
-// been pushed, and meets whatever is wrong. So prefetching changes when rows move, and nothing
-// else. Thread-safety: every member is called with the engine's mutex held, `stop` without it; the
-// queue's threads take it. Ownership: copies ids and offsets; plans come from the pool and belong
-// to whoever takes them. Invariant: batches are ready, planned, queued, in this order, but for
-// those that have gone back to the start. Cost: a copy and a comparison of the ids; two threads,
-// from the first push on.
+// One thread plans batches in the order of their `push`, once they are wanted and as far as slots
+// can be had without taking any from other plans; where they cannot, it waits until some are let
+// go. When it has nothing to plan it tells the lookahead of batches further on. Another brings the
+// rows of planned batches, in order, with the mutex open while it reads. Rows lie in their slots,
+// not in copies, so updates of earlier batches reach them. A batch that cannot be planned or read
+// ahead (no room, a bad id, a failing disk) goes back to the start: its forward plans it as if it
+// had not been pushed, and meets whatever is wrong. So prefetching changes when rows move, and
+// nothing else. Thread-safety: every member is called with the engine's mutex held, `stop` without
+// it; the queue's threads take it. Ownership: copies ids and offsets; plans come from the pool and
+// belong to whoever takes them. Invariant: batches are ready, planned, queued, in this order, but
+// for those that have gone back to the start. Cost: a copy and a comparison of the ids; two
+// threads, from the first push on.
 #pragma once
 
 #include <condition_variable>
@@ -58,21 +60,31 @@ class PrefetchQueue {
     State state = State::kQueued;
     uint64_t ticket = 0;
     bool will_update = false;
+    bool is_wanted = false;     // its rows may be fetched
+    bool is_known = false;      // to the lookahead, unless that had no room
     bool failed_ahead = false;  // its forward has to plan it
     bool is_cancelled = false;
     std::vector<FeatureInput> features;
+    size_t lookups = 0;
     Scratch<std::byte> memory;  // that they point to
     Plan* plan = nullptr;       // from kPlanned on
+    uint32_t window_batch = 0;  // its number in the lookahead
   };
   // Needs no lock.
   static std::unique_ptr<Batch> copy(std::span<const FeatureInput> features, bool will_update);
   // A number that is higher than those of all batches before, of other queues too.
   uint64_t push(std::unique_ptr<Batch> batch);
+  // The batches up to this one are to be planned and fetched.
+  void want(uint64_t ticket);
   // What a forward asks first: the plan of this batch if it is the next one that was pushed for its
-  // tables; waits for its rows. Null where the caller has to plan it: it was not pushed, or could
-  // not be planned ahead. `must_match`: kInvalidArgument if another batch is next; otherwise only
-  // if this one comes later in the queue.
-  Result<Plan*> take(std::span<const FeatureInput> features, bool will_update, bool must_match,
+  // tables; waits for its rows. No plan where the caller has to make it: the batch was not pushed,
+  // or could not be planned ahead. `must_match`: kInvalidArgument if another batch is next;
+  // otherwise only if this one comes later in the queue.
+  struct Taken {
+    Plan* plan = nullptr;
+    uint32_t window_batch = 0;  // of a batch that was pushed and has no plan
+  };
+  Result<Taken> take(std::span<const FeatureInput> features, bool will_update, bool must_match,
                      Lock& lock);
   // Drops the batches up to a ticket, and says how many. Rows that are being fetched come into
   // their slots all the same.
@@ -93,11 +105,15 @@ class PrefetchQueue {
   void plan_batches();
   void fetch_batches();
   Batch* next_to_plan();
+  Batch* next_to_know();
+  void plan(Batch& batch);
+  void know(Batch& batch);
   void become_ready(Batch& batch);
   void collect_fetch();
   void finish_fetch(const Status& fetched);
   void end(Batch& batch);
   std::unique_ptr<Batch> remove(const Batch& batch);
+  void drop(size_t i);
   Status mismatch(std::span<const FeatureInput> features, const Batch& due) const;
 
   std::mutex& mutex_;

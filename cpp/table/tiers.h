@@ -72,8 +72,12 @@ class Tiers final : public RowOwner {
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
   RowIndex& index() { return *index_; }
-  // Location words, and the store's list of what has changed since its last checkpoint.
-  uint64_t metadata_bytes() const { return index_->memory_bytes() + changes_bytes_; }
+  // Location words, the store's list of what has changed since its last checkpoint, and the ids of
+  // batches to come.
+  uint64_t metadata_bytes() const {
+    return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_;
+  }
+  void set_lookahead_bytes(uint64_t bytes) { lookahead_bytes_ = bytes; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
   uint64_t index_bytes_charged() const {
     const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(config_.dram_bytes);
@@ -143,6 +147,7 @@ class Tiers final : public RowOwner {
   ResidentRows resident_;
   std::unique_ptr<RowIndex> index_;
   uint64_t changes_bytes_ = 0;
+  uint64_t lookahead_bytes_ = 0;
   std::unique_ptr<LogStore> log_;
 };
 

@@ -116,7 +116,9 @@ class Lab {
     }
     Ahead ahead{random_batch(random_, config_, 1 + random_.below(10)), random_.one_in(2)};
     if (ahead.features.empty()) return;
-    check_ok(engine_->prefetch(inputs_of(ahead.features), ahead.will_update).status());
+    auto ticket = engine_->announce(inputs_of(ahead.features), ahead.will_update);
+    check_ok(ticket.status());
+    if (!random_.one_in(3)) engine_->prefetch(ticket.value());
     ahead_.push_back(std::move(ahead));
   }
 

@@ -102,7 +102,9 @@ struct Bench : Store {
   }
   void prefetch(const Feature& feature) {
     const FeatureInput input = feature.input();
-    check_ok(engine->prefetch({&input, 1}, true).status());
+    auto ticket = engine->announce({&input, 1}, true);
+    check_ok(ticket.status());
+    engine->prefetch(ticket.value());
   }
   // Rows lose `by`, each time they occur; the sum of the first column before that.
   float train(const Feature& feature, float by) {

@@ -105,7 +105,9 @@ void everything_at_once(bool prefetches) {
       while (ahead.size() < 5) {
         ahead.push_back(store.random_feature(random, kIds));
         const FeatureInput input = ahead.back().input();
-        if (!store.engine->prefetch({&input, 1}, true).is_ok()) failed = true;
+        auto ticket = store.engine->announce({&input, 1}, true);
+        if (!ticket.is_ok()) failed = true;
+        store.engine->prefetch(ticket.value());
       }
       if (!store.train(ahead.front())) failed = true;
       ahead.pop_front();

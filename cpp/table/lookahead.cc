@@ -1,0 +1,102 @@
+#include "table/lookahead.h"
+
+#include <algorithm>
+
+namespace te {
+namespace {
+
+// The window takes at most this part of the budget, or so much where the budget is small.
+constexpr uint64_t kBudgetPart = 8;
+constexpr uint64_t kSmallWindowBytes = 1 << 20;
+constexpr size_t kWordAhead = 32;  // prefetched
+
+template <class Id>
+void append_rows(const FeatureInput& feature, const Table& table, std::vector<RowId>& rows) {
+  const auto* ids = static_cast<const Id*>(feature.ids);
+  for (size_t i = 0; i < feature.ids_count; ++i) {
+    const auto id = static_cast<int64_t>(ids[i]);
+    const bool is_row = static_cast<uint64_t>(id) < table.config.rows && id != feature.padding_id;
+    rows.push_back(is_row ? RowId(table.first_row.value + static_cast<uint64_t>(id))
+                          : RowId::none());
+  }
+}
+
+}  // namespace
+
+bool Lookahead::is_useful() const {
+  return !tiers_.every_row_fits() && tiers_.config().policy == "lookahead";
+}
+
+bool Lookahead::has_room(size_t lookups) const {
+  const uint64_t allowed =
+      std::max<uint64_t>(tiers_.config().dram_bytes / kBudgetPart, kSmallWindowBytes);
+  return LookaheadWindow::memory_bytes_for(window_.lookups() + lookups) <= allowed;
+}
+
+uint32_t Lookahead::push(std::span<const FeatureInput> features) {
+  rows_.clear();
+  for (const FeatureInput& feature : features) {
+    const Table& table = tiers_.table(feature.table);
+    feature.ids_are_64 ? append_rows<int64_t>(feature, table, rows_)
+                       : append_rows<int32_t>(feature, table, rows_);
+  }
+  first_uses_.clear();
+  const uint32_t batch = window_.push(rows_, first_uses_);
+  expect_first_uses(batch);
+  tiers_.set_lookahead_bytes(window_.memory_bytes());
+  return batch;
+}
+
+// Rows come table by table, so those of a layout are told in a few calls.
+void Lookahead::expect_first_uses(uint32_t batch) {
+  slots_.clear();
+  LayoutId layout;
+  const auto tell = [&] {
+    if (slots_.empty()) return;
+    batches_.assign(slots_.size(), batch);
+    tiers_.layout(layout).policy->expect(slots_, batches_);
+    slots_.clear();
+  };
+  const Table* table = nullptr;
+  for (size_t i = 0; i < first_uses_.size(); ++i) {
+    tiers_.index().prefetch(first_uses_[std::min(i + kWordAhead, first_uses_.size() - 1)]);
+    const RowId row = first_uses_[i];
+    if (table == nullptr || row < table->first_row ||
+        row.value >= table->first_row.value + table->config.rows) {
+      table = &tiers_.table_of(row);
+      tell();
+      layout = table->layout;
+    }
+    const LocationWord word = tiers_.index().get(row);
+    if (word.is_slot()) slots_.push_back(word.slot_index());
+  }
+  tell();
+}
+
+void Lookahead::note_first_uses(Plan& plan) const {
+  plan.first_uses.resize(plan.occurrences);
+  for (size_t i = plan.occurrences; i-- > 0;) {
+    const uint32_t unique = plan.acquired.unique_of[i];
+    if (unique != kPaddingSlot) plan.first_uses[unique] = static_cast<uint32_t>(i);
+  }
+}
+
+void Lookahead::expect_next(const Plan& plan) {
+  for (const UniqueRange& range : plan.acquired.ranges) {
+    batches_.resize(range.count);
+    for (size_t u = 0; u < range.count; ++u)
+      batches_[u] = window_.next_use(plan.window_batch, plan.first_uses[range.first + u]);
+    tiers_.layout(range.layout)
+        .policy->expect({plan.acquired.slots.data() + range.first, range.count}, batches_);
+  }
+}
+
+void Lookahead::finish(uint32_t batch) {
+  const uint32_t last = window_.finish(batch);
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    if (tier.policy != nullptr) tier.policy->finished(last);
+  }
+}
+
+}  // namespace te
