@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 import random
 import subprocess
 import sys
@@ -312,6 +313,46 @@ def test_load_in_the_middle_of_a_loop(tmp_path: Path) -> None:
         results.append(bag.to_dense())
     assert torch.equal(*results)
     bag.close()
+
+
+def test_soak(tmp_path: Path) -> None:
+    """Random depths and exceptions on a budget of two batches: no leak, no hang, the same bits.
+
+    TIERED_EMB_SOAK=10000 pytest tests/test_prefetch.py -k soak
+    """
+    steps = int(os.environ.get("TIERED_EMB_SOAK", "400"))
+    rng = random.Random(1)
+    reference = make_bag(tmp_path / "reference", ALL)
+    bag = make_bag(tmp_path / "store", MIN)
+    done = 0
+    resident: list[int] = []
+    while done < steps:
+        batches = random_batches(min(rng.randrange(1, 60), steps - done), rng.randrange(1 << 30))
+        loop = te.Prefetcher(
+            batches, bag, rows_ahead=rng.randrange(1, 9), ids_ahead=rng.choice([1, 40])
+        )
+        fails_at = rng.randrange(120)
+        for i, batch in enumerate(loop):
+            out, expected = bag(*batch), reference(*batch)
+            assert torch.equal(out, expected)
+            if i == fails_at:
+                break  # as an exception would: in the middle of a step, batches announced
+            out.sum().backward()
+            expected.sum().backward()
+        done += len(batches)
+        resident.append(resident_bytes())
+    assert torch.equal(bag.to_dense(), reference.to_dense())
+    # Flat after the first third, in which buffers grow.
+    assert max(resident) <= max(resident[: len(resident) // 3 + 1]) + (8 << 20)
+    stats = bag.stats()
+    assert stats.resident_rows <= stats.slots
+    bag.close()
+    reference.close()
+
+
+def resident_bytes() -> int:
+    with open("/proc/self/statm", encoding="ascii") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 ENDING = """
