@@ -250,7 +250,8 @@ def test_a_collection_with_workers(tmp_path: Path) -> None:
             tiers=te.Tiers(dram=8 * 1024, ssd=te.SSD(str(tmp_path / str(depth)))),
             optimizer=te.optim.RowwiseAdagrad(0.1),
         )
-        loader = torch.utils.data.DataLoader(data, batch_size=None, num_workers=2)  # type: ignore[arg-type]
+        source: Any = data
+        loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=2)
         loop: Any = te.Prefetcher(loader, coll, rows_ahead=depth) if depth else loader
         for batch in loop:
             sum(y.sum() for y in coll(batch).values()).backward()

@@ -90,7 +90,8 @@ class Pooling:
 
     def _pool(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows without a graph, planned only if some row is not in dram."""
-        renormalises = any([f.lookup.max_norm > 0 for f in features])  # noqa: C419 - faster than a generator
+        # A list is faster than a generator.
+        renormalises = any([f.lookup.max_norm > 0 for f in features])  # noqa: C419
         if renormalises or not _scope.may_be_prefetched:
             outs, plan = self.forward(features, will_update=False)
             plan.release()

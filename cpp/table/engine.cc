@@ -12,13 +12,10 @@
 namespace te {
 namespace {
 
-// One update of a huge input runs in batches of at most this many rows.
-constexpr size_t kBatchRowsMax = 65536;
 // A new row opens at most one map of eight entries in the index.
 constexpr uint64_t kIndexBytesPerNewRowMax = 72;
 // Layouts that lent slots to others get them back after so many batches.
 constexpr uint64_t kBatchesPerSplit = 1024;
-constexpr uint64_t kPieceRows = 1 << 20;  // of a walk over all rows
 
 class Timer {
  public:
@@ -77,6 +74,7 @@ bool Engine::is_closed() const {
 // Work that is due between batches: the reclaimer's share, and the index's growth out of the
 // budget.
 Status Engine::keep_house(size_t ids) {
+  if (!house_failure_) return std::exchange(house_failure_, Status::ok());
   if (reclaim_ == nullptr) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
@@ -126,7 +124,10 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
                           ThreadPool& threads) {
   size_t ids = 0;
   for (const FeatureInput& feature : features) ids += feature.ids_count;
-  TE_RETURN_IF_ERROR(keep_house(ids));
+  if (Status kept = keep_house(ids); !kept) {
+    house_failure_ = kept;  // for the next call of a user to report
+    return kept;
+  }
   Timer timer(plan_ahead_ns_);
   return planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
 }
@@ -176,6 +177,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   }
   Plan& plan = *taken.plan;
   planner_.count(plan);
+  executor_.renormalise(plan, features);
   turn.without_mutex([&] {
     Timer timer(forward_ns_);
     executor_.forward(plan, features, thread_pool());
@@ -268,7 +270,9 @@ Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_CHECK(plan.will_update && features.size() == plan.features.size());
-  if (check_finite) TE_RETURN_IF_ERROR(executor_.check_finite(plan, features));
+  Status finite;
+  if (check_finite) turn.without_mutex([&] { finite = executor_.check_finite(plan, features); });
+  TE_RETURN_IF_ERROR(std::move(finite));
   if (plan.state == Plan::State::kRevoked) {
     TE_RETURN_IF_ERROR(reacquire(plan, turn));
     planner_.wait(plan);
@@ -290,150 +294,6 @@ void Engine::release(Plan& plan) {
   } else {
     end_plan(plan);
   }
-}
-
-Status Engine::check_row_ids(TableId table, std::span<const int64_t> ids) const {
-  const FeatureInput input{.table = table, .ids = ids.data(), .ids_count = ids.size()};
-  return check_ids({&input, 1}, *tiers_);
-}
-
-size_t Engine::rows_per_batch(TableId table) {
-  const SlotDirectory& directory = tiers_->layout_of(table).directory;
-  const size_t room = directory.limit() - std::min(directory.limit(), directory.pinned());
-  return std::clamp<size_t>(room / 2, 1, kBatchRowsMax);
-}
-
-Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* weights,
-                         float* state) {
-  Turn turn(*this);
-  TE_RETURN_IF_ERROR(check_open());
-  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
-  turn.quiet();
-  const Table& table = tiers_->table(table_id);
-  const RowLayout& layout = tiers_->layout(table.layout).layout;
-  constexpr size_t kRows = 32768;
-  std::vector<RowId> rows;
-  std::vector<std::byte> bytes(std::min(kRows, ids.size()) * layout.row_bytes());
-  for (size_t first = 0; first < ids.size(); first += kRows) {
-    const size_t n = std::min(kRows, ids.size() - first);
-    rows.clear();
-    for (size_t i = 0; i < n; ++i)
-      rows.push_back(RowId(table.first_row.value + static_cast<uint64_t>(ids[first + i])));
-    TE_RETURN_IF_ERROR(mover_.copy_rows(table_id, rows, bytes.data()));
-    for (size_t i = 0; i < n; ++i) {
-      const std::byte* row = bytes.data() + i * layout.row_bytes();
-      if (weights != nullptr)
-        std::memcpy(static_cast<std::byte*>(weights) + (first + i) * layout.weight_bytes(), row,
-                    layout.weight_bytes());
-      if (state != nullptr && layout.state_floats() > 0)
-        std::memcpy(state + (first + i) * layout.state_floats(), row + layout.state_offset_bytes(),
-                    layout.state_floats() * sizeof(float));
-    }
-  }
-  return Status::ok();
-}
-
-Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const void* weights,
-                          const float* state) {
-  Turn turn(*this);
-  TE_RETURN_IF_ERROR(check_writable());
-  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
-  turn.quiet();
-  if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
-  const Table& table = tiers_->table(table_id);
-  LayoutTier& tier = tiers_->layout(table.layout);
-  const RowLayout& layout = tier.layout;
-  const bool overwrite = weights != nullptr && (state != nullptr || layout.state_floats() == 0);
-  Plan& plan = plans_.take();
-  for (size_t first = 0, n = 0; first < ids.size(); first += n) {
-    n = std::min(rows_per_batch(table_id), ids.size() - first);
-    const FeatureInput input{
-        .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
-    if (Status planned = plan_locked({&input, 1}, false, plan, overwrite); !planned) {
-      plans_.give_back(plan);
-      return planned;
-    }
-    for (size_t i = 0; i < n; ++i) {
-      const SlotIndex s(plan.occurrence_slots[i]);
-      tiers_->mark_dirty(table.layout, tier.directory[s]);
-      std::byte* row = tier.data(s);
-      if (weights != nullptr) {
-        std::memcpy(row,
-                    static_cast<const std::byte*>(weights) + (first + i) * layout.weight_bytes(),
-                    layout.weight_bytes());
-        std::memset(row + layout.weight_bytes(), 0,
-                    layout.state_offset_bytes() - layout.weight_bytes());
-      }
-      if (state != nullptr && layout.state_floats() > 0)
-        std::memcpy(row + layout.state_offset_bytes(), state + (first + i) * layout.state_floats(),
-                    layout.state_floats() * sizeof(float));
-    }
-    planner_.release(plan);
-  }
-  plans_.give_back(plan);
-  return Status::ok();
-}
-
-Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
-                               const float* gradients, const Hyperparameters& hyper) {
-  Turn turn(*this);
-  TE_RETURN_IF_ERROR(check_writable());
-  TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
-  turn.quiet();
-  if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
-  Table& table = tiers_->table(table_id);
-  ++table.step;
-  Plan& plan = plans_.take();
-  for (size_t first = 0, n = 0; first < ids.size(); first += n) {
-    n = std::min(rows_per_batch(table_id), ids.size() - first);
-    const FeatureInput input{
-        .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
-    if (Status planned = plan_locked({&input, 1}, false, plan, false); !planned) {
-      plans_.give_back(plan);
-      return planned;
-    }
-    TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
-    scattered_.resize(n * table.config.dim);
-    for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows
-      std::memcpy(scattered_.data() + plan.acquired.unique_of[i] * size_t{table.config.dim},
-                  gradients + (first + i) * table.config.dim, table.config.dim * sizeof(float));
-    for (const UniqueRange& range : plan.acquired.ranges)
-      executor_.apply(plan.acquired, range, scattered_.data() + range.first * table.config.dim,
-                      hyper, thread_pool());
-    planner_.release(plan);
-  }
-  plans_.give_back(plan);
-  return Status::ok();
-}
-
-Result<size_t> Engine::known_rows(TableId table_id, int64_t first, std::span<int64_t> ids) const {
-  std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
-  const Table& table = tiers_->table(table_id);
-  const uint64_t base = table.first_row.value;
-  const uint64_t end = base + table.config.rows;
-  size_t count = 0;
-  // Piece by piece, as a visitor cannot stop.
-  for (uint64_t at = base + static_cast<uint64_t>(first); at < end && count < ids.size();) {
-    const uint64_t piece_end = std::min(end, at + kPieceRows);
-    tiers_->index().visit(RowId(at), RowId(piece_end), [&](RowId row, LocationWord) {
-      if (count < ids.size()) ids[count++] = static_cast<int64_t>(row.value - base);
-    });
-    at = piece_end;
-  }
-  return count;
-}
-
-Status Engine::locate(TableId table, std::span<const int64_t> ids, Tier* tiers) const {
-  std::lock_guard lock(mutex_);
-  TE_RETURN_IF_ERROR(check_open());
-  TE_RETURN_IF_ERROR(check_row_ids(table, ids));
-  const uint64_t base = tiers_->table(table).first_row.value;
-  for (int64_t id : ids) {
-    const LocationWord word = tiers_->index().get(RowId(base + static_cast<uint64_t>(id)));
-    *tiers++ = word.is_slot() ? Tier::kDram : word.is_block() ? Tier::kSsd : Tier::kNone;
-  }
-  return Status::ok();
 }
 
 std::vector<SegmentInfo> Engine::segments() const {

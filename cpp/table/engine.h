@@ -165,6 +165,7 @@ class Engine {
   PlanPool plans_;
   uint64_t index_bytes_charged_ = 0;
   uint64_t batches_since_split_ = 0;
+  Status house_failure_;  // met by the thread that prefetches, and not reported yet
   std::atomic<uint64_t> plan_ns_{0};
   std::atomic<uint64_t> plan_ahead_ns_{0};
   std::atomic<uint64_t> move_ns_{0};

@@ -82,96 +82,108 @@ BOOST_AUTO_TEST_CASE(two_threads_lose_no_update) {
 
 // Updates, lookups, reads, saves and reclaiming at once. Every save opens as a cut: its rows have
 // seen exactly the updates that its step counts.
-void everything_at_once(bool prefetches) {
-  constexpr int64_t kRows = 4000;
-  constexpr size_t kDim = 32;
-  constexpr size_t kIds = 150;
-  constexpr int kSteps = 250;
-  Counting store(kRows, kDim, 400);
-  store.open();
+struct Everything {
+  static constexpr int64_t kRows = 4000;
+  static constexpr size_t kDim = 32;
+  static constexpr size_t kIds = 150;
+  static constexpr int kSteps = 250;
+  Counting store{kRows, kDim, 400};
   std::atomic<bool> failed{false};
   std::atomic<bool> done{false};
-  const auto train = [&](uint64_t seed) {
+  std::vector<std::string> saves;
+
+  Everything() { store.open(); }
+
+  void check(bool ok) {
+    if (!ok) failed = true;
+  }
+  void train(uint64_t seed) {
     Random random(seed);
-    for (int i = 0; i < kSteps; ++i) {
-      if (!store.train(random, kIds)) failed = true;
-    }
-  };
-  // The same with rows fetched up to five batches ahead.
-  const auto train_prefetched = [&](uint64_t seed) {
-    Random random(seed);
+    for (int i = 0; i < kSteps; ++i) check(store.train(random, kIds));
+  }
+  // Twice as many, with rows fetched up to five batches ahead.
+  void train_prefetched() {
+    Random random(0);
     std::deque<Feature> ahead;
     for (int i = 0; i < 2 * kSteps; ++i) {
       while (ahead.size() < 5) {
         ahead.push_back(store.random_feature(random, kIds));
         const FeatureInput input = ahead.back().input();
         auto ticket = store.engine->announce({&input, 1}, true);
-        if (!ticket.is_ok()) failed = true;
+        check(ticket.is_ok());
         store.engine->prefetch(ticket.value());
       }
-      if (!store.train(ahead.front())) failed = true;
+      check(store.train(ahead.front()));
       ahead.pop_front();
     }
-  };
-  std::thread reader([&] {
+    BOOST_TEST(store.engine->stats().prefetch.batches == 2u * kSteps);
+    store.engine->cancel_prefetch(UINT64_MAX);
+  }
+  void read() {
     Random random(7);
     std::vector<float> rows(50 * kDim);
     while (!done) {
-      Feature feature;
-      for (int k = 0; k < 50; ++k) feature.ids.push_back(static_cast<int64_t>(random.below(kRows)));
-      if (!store.engine->read_rows(TableId(0), feature.ids, rows.data(), nullptr)) failed = true;
+      const Feature feature = store.random_feature(random, 50);
+      check(store.engine->read_rows(TableId(0), feature.ids, rows.data(), nullptr).is_ok());
       const FeatureInput input = feature.input();
-      for (size_t i = 0; i < rows.size(); ++i) {  // a row is never half updated
-        if (rows[i] != rows[i - i % kDim]) failed = true;
-      }
+      for (size_t i = 0; i < rows.size(); ++i)  // a row is never half updated
+        check(rows[i] == rows[i - i % kDim]);
       const FeatureForward forward{.out = rows.data()};
-      if (!store.engine->lookup({&input, 1}, {&forward, 1})) failed = true;
+      check(store.engine->lookup({&input, 1}, {&forward, 1}).is_ok());
     }
-  });
-  std::vector<std::string> saves;
-  std::thread saver([&] {
+  }
+  void save() {
     while (!done) {
       const std::string path = store.directory / ("save" + std::to_string(saves.size()));
       const std::string previous = saves.empty() ? "" : saves.back();
-      if (!store.engine->begin_save(path) || !store.engine->finish_save(path, previous))
-        failed = true;
+      check(store.engine->begin_save(path) && store.engine->finish_save(path, previous));
       saves.push_back(path);
     }
-  });
-  if (prefetches) {
-    train_prefetched(0);
-    BOOST_TEST(store.engine->stats().prefetch.batches == 2u * kSteps);
-    store.engine->cancel_prefetch(UINT64_MAX);
-  } else {
-    std::thread other(train, 1);
-    train(0);
+  }
+  template <class Train>
+  void run(Train train) {
+    std::thread reader([this] { read(); });
+    std::thread saver([this] { save(); });
+    train();
+    done = true;
+    reader.join();
+    saver.join();
+    BOOST_TEST(!failed);
+    const LogStats log = store.engine->stats().log;
+    BOOST_TEST(log.segments_reclaimed > 10u);
+    BOOST_TEST(log.reclaim_read_bytes > 0u);
+    BOOST_TEST(log.segments_damaged_now == 0u);
+    BOOST_TEST(Counting::ids_trained(*store.engine, kRows, kDim) == 2.0 * kSteps * kIds);
+    check_saves();
+  }
+  void check_saves() {
+    BOOST_TEST(!saves.empty());
+    for (const std::string& path : saves) {
+      EngineConfig config = store.config;
+      config.ssd_path = path;
+      config.ssd_read_only = true;
+      auto saved = Engine::create(config);
+      check_ok(saved.status());
+      const uint64_t steps = saved.value()->step(TableId(0));
+      BOOST_TEST(Counting::ids_trained(*saved.value(), kRows, kDim) ==
+                 static_cast<double>(steps * kIds));
+    }
+  }
+};
+
+BOOST_AUTO_TEST_CASE(everything_at_once_with_two_trainers) {
+  Everything all;
+  all.run([&] {
+    std::thread other([&] { all.train(1); });
+    all.train(0);
     other.join();
-  }
-  done = true;
-  reader.join();
-  saver.join();
-  BOOST_TEST(!failed);
-  const LogStats log = store.engine->stats().log;
-  BOOST_TEST(log.segments_reclaimed > 10u);
-  BOOST_TEST(log.reclaim_read_bytes > 0u);
-  BOOST_TEST(log.segments_damaged_now == 0u);
-  BOOST_TEST(Counting::ids_trained(*store.engine, kRows, kDim) == 2.0 * kSteps * kIds);
-  BOOST_TEST(!saves.empty());
-  for (const std::string& path : saves) {
-    EngineConfig config = store.config;
-    config.ssd_path = path;
-    config.ssd_read_only = true;
-    auto saved = Engine::create(config);
-    check_ok(saved.status());
-    const uint64_t steps = saved.value()->step(TableId(0));
-    BOOST_TEST(Counting::ids_trained(*saved.value(), kRows, kDim) ==
-               static_cast<double>(steps * kIds));
-  }
+  });
 }
 
-BOOST_AUTO_TEST_CASE(everything_at_once_with_two_trainers) { everything_at_once(false); }
-
-BOOST_AUTO_TEST_CASE(everything_at_once_with_batches_prefetched) { everything_at_once(true); }
+BOOST_AUTO_TEST_CASE(everything_at_once_with_batches_prefetched) {
+  Everything all;
+  all.run([&] { all.train_prefetched(); });
+}
 
 // Closing while others train and save: they get an error, nothing hangs.
 BOOST_AUTO_TEST_CASE(closing_while_others_train) {
