@@ -316,6 +316,25 @@ def test_load_in_the_middle_of_a_loop(tmp_path: Path) -> None:
     bag.close()
 
 
+def test_ids_ahead_save_reads(tmp_path: Path) -> None:
+    """Uniform ids, of which nothing can be learned from the past."""
+    torch.manual_seed(0)
+    batches = [torch.randint(ROWS, (1, 20)) for _ in range(200)]
+    misses = {}
+    for policy, ids_ahead in (("lookahead", 50), ("lookahead", 1), ("lfu", 50), ("lru", 50)):
+        bag = te.TieredEmbedding(
+            ROWS, DIM, mode="sum", optimizer=te.optim.SGD(0.1),
+            tiers=te.Tiers(dram=SOME * DIM * 4, ssd=te.SSD(str(tmp_path / f"{policy}{ids_ahead}")),
+                           policy=policy),
+        )  # fmt: skip
+        for ids in te.Prefetcher(batches, bag, rows_ahead=1, ids_ahead=ids_ahead):
+            bag(ids).sum().backward()
+        misses[policy, ids_ahead] = bag.stats().missing_rows
+        bag.close()
+    assert misses["lookahead", 50] < 0.75 * min(misses["lfu", 50], misses["lru", 50])
+    assert misses["lookahead", 1] > 1.2 * misses["lookahead", 50]
+
+
 def test_soak(tmp_path: Path) -> None:
     """Random depths and exceptions on a budget of two batches: no leak, no hang, the same bits.
 
