@@ -178,15 +178,33 @@ def store_table(store: dict[str, Any], churn: dict[str, Any], ssd: dict[str, Any
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
+def prefetch_table(report: dict[str, Any]) -> str:
+    """Markdown: the step with rows fetched ahead, beside its bounds."""
+    contenders, result = report["contenders"], report["result"]
+    lines = ["| step | ms (quartiles) | reads | waited, ms |", "|---|---|---|---|"]
+    for name, figures in contenders.items():
+        spread = f"{figures['step_ms_p25']:.1f}-{figures['step_ms_p75']:.1f}"
+        lines.append(
+            f"| {name} | {figures['step_ms']:.1f} ({spread}) | {figures['blocks']:,.0f} "
+            f"| {figures['stall_ms']:.2f} |"
+        )
+    bounds = ", ".join(f"{name} {ms:.1f} ms" for name, ms in result["bounds_ms"].items())
+    lines.append(f"| prefetch / its largest bound | {result['step_over_bound']:.2f} | | {bounds} |")
+    return "\n".join(lines)
+
+
 def render(readme: str) -> str:
     """`readme` with every marked block made anew."""
     bags, zipf, kernels = load("embedding_bag"), load("zipf_train"), load("kernels")
     store, churn, ssd = load("store"), load("store_churn"), load("ssd_saves")
+    prefetch = load("prefetch")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
         "kernels": kernel_table(kernels),
         "kernels-source": provenance_line(kernels),
+        "prefetch": prefetch_table(prefetch),
+        "prefetch-source": provenance_line(prefetch),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),
         "store": store_table(store, churn, ssd),

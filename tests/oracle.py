@@ -134,8 +134,8 @@ class Config:
 CONFIGS = (
     Config(None, True, "lfu", 1),
     Config("batch", True, "lru", 2),
-    Config("batch", True, "lfu", 3),
-    Config(0.1, True, "lfu", 1),
+    Config("batch", True, "lookahead", 3),
+    Config(0.1, True, "lookahead", 1),
     Config(0.5, True, "lru", 2),
     Config(None, False, "lfu", 3),
 )

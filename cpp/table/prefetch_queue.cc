@@ -31,6 +31,7 @@ size_t bytes_of(size_t count, bool are_64) { return count * (are_64 ? 8 : 4); }
 size_t first_difference(const void* a, bool a_64, size_t a_count, const void* b, bool b_64,
                         size_t b_count) {
   const size_t n = std::min(a_count, b_count);
+  if (n == 0) return 0;
   if (a_64 == b_64 && std::memcmp(a, b, bytes_of(n, a_64)) == 0) return n;
   for (size_t i = 0; i < n; ++i) {
     if (value_at(a, a_64, i) != value_at(b, b_64, i)) return i;
