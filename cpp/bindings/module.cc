@@ -13,6 +13,7 @@
 #include <cerrno>
 #include <tuple>
 
+#include "bindings/cache_module.h"
 #include "log/checkpoint_copy.h"
 #include "log/log_store.h"
 #include "table/engine.h"
@@ -468,4 +469,5 @@ NB_MODULE(_core, m) {
   m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
   m.def("get_num_threads", [] { return num_threads(); });
   m.def("isa", [] { return kernels().isa; });
+  add_cache_functions(m);
 }

@@ -17,7 +17,7 @@ using testing::CacheModel;
 using testing::Random;
 using Rows = std::vector<uint64_t>;
 
-const char* const kPolicies[] = {"lru", "lfu", "lookahead"};
+const char* const kPolicies[] = {"lru", "lfu", "lookahead", "s3fifo"};
 
 Rows random_batch(Random& random, uint64_t rows, size_t size) {
   std::set<uint64_t> distinct;

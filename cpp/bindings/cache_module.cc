@@ -1,0 +1,41 @@
+#include "bindings/cache_module.h"
+
+#include <nanobind/stl/string.h>
+
+#include <string>
+
+#include "cache/simulation.h"
+
+namespace nb = nanobind;
+
+namespace te {
+namespace {
+
+// `ids`: the address of int64 numbers. The GIL is released meanwhile.
+nb::dict simulate(const std::string& policy, uint32_t capacity, uint64_t rows, uintptr_t ids,
+                  size_t count, size_t batch, size_t window, uint64_t warm_up) {
+  const CacheSetup setup{policy, capacity, rows, batch, window, warm_up};
+  Result<CacheCounts> counts = [&] {
+    nb::gil_scoped_release released;
+    return simulate_cache(setup, {reinterpret_cast<const int64_t*>(ids), count});
+  }();
+  if (!counts) {
+    const std::string& message = counts.status().message();
+    if (counts.status().code() == StatusCode::kOutOfRange) throw nb::index_error(message.c_str());
+    throw nb::value_error(message.c_str());
+  }
+  nb::dict result;
+  result["lookups"] = counts.value().lookups;
+  result["unique_rows"] = counts.value().unique_rows;
+  result["misses"] = counts.value().misses;
+  result["first_touches"] = counts.value().first_touches;
+  result["evictor_ns"] = counts.value().evictor_ns;
+  result["window_bytes"] = counts.value().window_bytes;
+  return result;
+}
+
+}  // namespace
+
+void add_cache_functions(nb::module_& m) { m.def("simulate_cache", &simulate); }
+
+}  // namespace te
