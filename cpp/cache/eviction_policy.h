@@ -49,8 +49,8 @@ class EvictionPolicy {
   static constexpr uint32_t kBytesPerSlotMax = 24;
 };
 
-// `name`: "lookahead", "lfu" (aged LFU), "lru" or "s3fifo"; null for another. `total_rows`: rows that
-// could ever be cached here.
+// `name`: "lookahead", "lfu" (aged LFU), "lru" or "s3fifo"; null for another. `total_rows`: rows
+// that could ever be cached here.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      SlotDirectory& directory, uint64_t total_rows);
 std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,

@@ -8,7 +8,7 @@
 // What differs, as slots are pinned by batches: a use is a plan that needs the row and counts when
 // the pin ends, and a head that is pinned goes to the end of its queue then. Not good for: rows
 // whose second use always comes just after they left. Cost: a use writes one byte; one append a row
-// that enters. Memory: 12 bytes a slot, and eight for rows that left.
+// that enters. Memory: 13 bytes a slot, and nine for rows that left.
 #include <algorithm>
 #include <array>
 #include <limits>
@@ -94,7 +94,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   std::string_view name() const override { return "s3fifo"; }
 
   void set_limit(uint32_t limit) override {
-    entries_max_ = uint64_t{limit} + ParkChunk::kEntries;
+    entries_max_ = uint64_t{limit} + limit / 8 + ParkChunk::kEntries;
     small_rows_ = std::max(limit / 10, 1u);
     departed_.set_rows(limit - limit / 10);
   }
@@ -119,7 +119,6 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   void park(std::span<const SlotIndex> slots) override {
-    if (small_.size() + main_.size() + slots.size() > entries_max_) drop_stale();
     for (SlotIndex s : slots) {
       uint8_t& state = directory_[s].frequency;
       if ((state & kIsNew) != 0) {
@@ -129,6 +128,7 @@ class S3FifoPolicy final : public EvictionPolicy {
       }
       const uint32_t tag = tag_of(directory_[s].row);
       if (queued_[s.value] == tag) continue;
+      if (small_.size() + main_.size() >= entries_max_) drop_stale();
       queued_[s.value] = tag;
       ((state & kInMain) != 0 ? main_ : small_).push({s, tag});
     }
