@@ -175,7 +175,6 @@ Result<CacheCounts> Simulation::run() {
   directory_.set_limit(setup_.capacity);
   policy_->set_limit(setup_.capacity);
   for (size_t begin = 0; begin < ids_.size(); begin += setup_.batch_lookups) {
-    if (begin <= setup_.warm_up_lookups) counts_ = CacheCounts();
     look_ahead(begin);
     find(batch_at(begin));
     if (slots_.size() > setup_.capacity)
@@ -184,6 +183,7 @@ Result<CacheCounts> Simulation::run() {
                                                      std::to_string(setup_.capacity) + " slots");
     place();
     end_batch();
+    if (begin < setup_.warm_up_lookups) counts_ = CacheCounts();
   }
   return counts_;
 }
