@@ -46,7 +46,7 @@ class EvictionPolicy {
   virtual void set_limit(uint32_t limit) = 0;
 
   // Upper bound of the memory a policy takes, for the budget.
-  static constexpr uint32_t kBytesPerSlotMax = 24;
+  static constexpr uint32_t kBytesPerSlotMax = 28;
 };
 
 // `name`: "lookahead", "lfu" (aged LFU), "lru" or "s3fifo"; null for another. `total_rows`: rows
