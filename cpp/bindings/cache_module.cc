@@ -30,6 +30,7 @@ nb::dict simulate(const std::string& policy, uint32_t capacity, uint64_t rows, u
   result["misses"] = counts.value().misses;
   result["first_touches"] = counts.value().first_touches;
   result["evictor_ns"] = counts.value().evictor_ns;
+  result["evictor_lookups"] = counts.value().evictor_lookups;
   result["window_bytes"] = counts.value().window_bytes;
   return result;
 }

@@ -8,8 +8,8 @@
 // they saturate at eight uses, because a row that was hot for long must not outlive by long the
 // rows that are hot now. Rows that left keep the level of their count in a table of half a byte
 // each (by row if all rows fit, else hashed, the newest wins), because a row that returns should
-// not start from nothing: with four such rows a slot in place of 24 there were up to 23%
-// more misses. After Belady (IBM Systems Journal 5(2), 1966) and TinyLFU (Einziger, Friedman, Manes, ACM
+// not start from nothing: with four such rows a slot in place of 24 there were up to 23% more
+// misses. After Belady (IBM Systems Journal 5(2), 1966) and TinyLFU (Einziger, Friedman, Manes, ACM
 // ToS 2017), with a FIFO a level and a FIFO a batch in place of a heap. As "lfu" it does not look
 // ahead. The constants are the best found over the streams of benchmarks/bench_cache.py: slower
 // aging favours popularities that stay (Zipf), faster aging those that move (a real trace). Not
@@ -31,6 +31,7 @@ namespace {
 constexpr uint64_t kAgingTurns = 10;
 constexpr uint64_t kAbsentPerSlot = 24;
 constexpr uint64_t kAbsentMax = (uint64_t{1} << 32) - 1;
+constexpr size_t kSlotsAhead = 16;  // prefetched
 constexpr unsigned kUse = 32;
 constexpr unsigned kFrequencyMax = 255;
 
@@ -137,6 +138,10 @@ class LookaheadPolicy final : public EvictionPolicy {
     if (!looks_ahead_) return;
     make_room(slots.size());
     for (size_t i = 0; i < slots.size(); ++i) {
+      const SlotIndex ahead = slots[std::min(i + kSlotsAhead, slots.size() - 1)];
+      directory_.prefetch(ahead);
+      directory_.prefetch_mark(ahead);
+      __builtin_prefetch(&expected_[ahead.value], 1);
       const SlotIndex s = slots[i];
       expected_[s.value] = batches[i];
       if (directory_[s].pins == 0 && batches[i] > finished_) push(s);

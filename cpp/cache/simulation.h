@@ -29,8 +29,11 @@ struct CacheCounts {
   uint64_t unique_rows = 0;    // of each batch, summed
   uint64_t misses = 0;         // of these, neither resident nor new: each costs a read
   uint64_t first_touches = 0;  // of these, never used before: they cost no read
-  uint64_t evictor_ns = 0;     // in policy and window, and for finding the slots to tell it of
-  uint64_t window_bytes = 0;   // the most that the window took
+  // In policy and window, and for finding the slots to tell it of; over the batches at whose start
+  // the window could still be filled, which have so many lookups.
+  uint64_t evictor_ns = 0;
+  uint64_t evictor_lookups = 0;
+  uint64_t window_bytes = 0;  // the most that the window took
 };
 
 // An error where there is no such policy, an id is out of range, or a batch has more distinct rows
