@@ -5,12 +5,13 @@
 The core's own policies and window run without rows (cpp/cache/simulation.h), one batch in flight.
 A batch is a twentieth of the cache, at most 1,024 lookups. A miss is a row of a batch that is not
 resident and was used before: each costs a read. The first touch of a row costs none; it takes a
-slot, is counted apart, and for all policies and the optimum alike; the ratios with first touches
-among the misses stand beside those without, on which the bars are checked. The first 40% of a stream warm
-the cache up and are not counted. Windows are in lookups: eight times the capacity, two turnovers (a
-turnover is the lookups in which as many rows enter as the cache holds, in the run with the long
-window), a tenth of the capacity, and none. Where `libcachesim` can be imported (PyPI), LRU, S3-FIFO
-and the optimum are compared to it, a row at a time.
+slot, and is counted apart, for all policies and the optimum alike. The bars are checked on ratios
+of reads; ratios with first touches among the misses stand beside them. The first 40% of a stream
+warm the cache up and are not counted. Windows are in lookups: eight times the capacity, two
+turnovers (a turnover is the lookups in which as many rows enter, first touches included, as the
+cache holds, in the run with the long window), a tenth of the capacity, and none. Where
+`libcachesim` can be imported (PyPI), LRU, S3-FIFO and the optimum are compared to it, a row at a
+time.
 """
 
 from __future__ import annotations
