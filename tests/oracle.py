@@ -136,7 +136,7 @@ CONFIGS = (
     Config("batch", True, "lru", 2),
     Config("batch", True, "lookahead", 3),
     Config(0.1, True, "lookahead", 1),
-    Config(0.5, True, "lru", 2),
+    Config(0.5, True, "s3fifo", 2),
     Config(None, False, "lfu", 3),
 )
 

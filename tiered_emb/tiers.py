@@ -97,7 +97,7 @@ class SSD:
             object.__setattr__(self, "capacity", parse_bytes(self.capacity))
 
 
-POLICIES = ("lookahead", "lfu", "lru")
+POLICIES = ("lookahead", "lfu", "lru", "s3fifo")
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Tiers:
         ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
         policy: which unused row leaves dram first. ``"lookahead"``: of rows that announced batches
             need, the one needed last, but before them all others, by aged LFU; ``"lfu"``: aged
-            LFU alone; ``"lru"``. Changes time, never results.
+            LFU alone; ``"lru"``; ``"s3fifo"``. Changes time, never results.
 
     >>> Tiers(dram="64GiB", ssd=SSD("/nvme/bag", "1TiB")).dram
     68719476736

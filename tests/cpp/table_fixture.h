@@ -184,7 +184,8 @@ inline std::vector<Feature> random_batch(Random& random, const EngineConfig& con
 inline EngineConfig random_config(Random& random, OptimizerKind optimizer) {
   EngineConfig config;
   config.optimizer = optimizer;
-  config.policy = random.one_in(3) ? "lru" : random.one_in(2) ? "lfu" : "lookahead";
+  const char* const policies[] = {"lru", "lfu", "lookahead", "s3fifo"};
+  config.policy = policies[random.below(4)];
   const uint32_t dims[] = {1, 3, 8, 1100};  // the last is larger than a block
   const uint64_t rows[] = {1, 5, 40, 200};
   const size_t tables = 1 + random.below(5);
