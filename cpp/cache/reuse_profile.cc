@@ -23,12 +23,6 @@ double edge(size_t bucket) {
 
 }  // namespace
 
-size_t ReuseProfile::level(uint8_t frequency) {
-  if (frequency < 2) return 0;
-  const int width = std::bit_width(frequency);
-  return static_cast<size_t>(2 * (width - 2) + 1 + (frequency >> (width - 2) & 1));
-}
-
 size_t ReuseProfile::bucket(uint64_t age) const {
   const uint64_t units = age / unit_ + 2;
   const int width = std::bit_width(units);

@@ -17,6 +17,7 @@
 #pragma once
 
 #include <array>
+#include <bit>
 #include <cstdint>
 #include <vector>
 
@@ -30,7 +31,11 @@ class ReuseProfile {
   static constexpr size_t kLevels = 11;
   static constexpr uint8_t kFrequencyMax = 63;
   static constexpr size_t kLevelsPerHalving = 2;
-  static size_t level(uint8_t frequency);
+  static size_t level(uint8_t frequency) {
+    if (frequency < 2) return 0;
+    const auto octave = static_cast<size_t>(std::bit_width(frequency)) - 2;
+    return 2 * octave + 1 + (frequency >> octave & 1);
+  }
 
   // Slots of the cache: the scale of all times. The sample starts anew where its size changes.
   void set_limit(uint32_t limit);
