@@ -35,8 +35,8 @@ class EvictionPolicy {
   }
   // The batches up to this one are over: what was expected of them is no longer.
   virtual void finished(uint32_t batch) { (void)batch; }
-  // Appends up to `count` victims to `out`, best first, and forgets them. Fewer only if there are
-  // no more.
+  // Appends up to `count` victims to `out`, those that lie best together in the log next to one
+  // another, and forgets them. Fewer only if there are no more.
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
   // The rows of these slots are about to leave them.
   virtual void evicted(std::span<const SlotIndex> slots) = 0;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <utility>
 
 #include "base/check.h"
 
@@ -26,14 +27,14 @@ void LookaheadWindow::make_room(size_t lookups) {
   const size_t needed = this->lookups() + lookups;
   if (needed > rows_.size()) {
     const size_t size = std::max(std::bit_ceil(needed), kRingMin);
-    std::vector<RowId> rows(size);
-    std::vector<uint32_t> next(size);
+    Zeros<RowId> rows(size);
+    Zeros<uint32_t> next(size);
     for (uint64_t use = begin_; use < end_; ++use) {
       rows[use & (size - 1)] = rows_[use & (rows_.size() - 1)];
       next[use & (size - 1)] = next_[use & (next_.size() - 1)];
     }
-    rows_.swap(rows);
-    next_.swap(next);
+    rows_ = std::move(rows);
+    next_ = std::move(next);
   }
   const bool is_full = (entries_ + lookups) * 3 > table_.size() * 2;
   if (is_full || end_ - table_built_ > kTableAgeMax) build_table(needed);
@@ -42,7 +43,11 @@ void LookaheadWindow::make_room(size_t lookups) {
 // From the rows that the window holds; `entries` is how many may come to be in it.
 void LookaheadWindow::build_table(size_t entries) {
   const size_t wanted = std::max(std::bit_ceil(entries * 2), kTableMin);
-  table_.assign(std::max(wanted, table_.size()), 0);
+  if (wanted > table_.size()) {
+    table_ = Zeros<uint32_t>(wanted);
+  } else {
+    std::fill_n(&table_[0], table_.size(), 0);
+  }
   table_shift_ = 64 - std::countr_zero(table_.size());
   entries_ = 0;
   table_built_ = end_;
@@ -126,8 +131,7 @@ uint64_t LookaheadWindow::memory_bytes_for(size_t lookups) {
 }
 
 uint64_t LookaheadWindow::memory_bytes() const {
-  return rows_.capacity() * sizeof(RowId) + next_.capacity() * sizeof(uint32_t) +
-         table_.capacity() * sizeof(uint32_t) + batches_.size() * sizeof(Batch);
+  return rows_.bytes() + next_.bytes() + table_.bytes() + batches_.size() * sizeof(Batch);
 }
 
 }  // namespace te

@@ -14,6 +14,7 @@
 #include <span>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/types.h"
 
 namespace te {
@@ -46,6 +47,21 @@ class LookaheadWindow {
     uint64_t begin;  // of its uses
     bool is_over = false;
   };
+  // Zeros, in huge pages where the system grants them: uses of a row lie far apart.
+  template <class T>
+  class Zeros {
+   public:
+    explicit Zeros(size_t size) : memory_(size * sizeof(T)), size_(size) {}
+    T& operator[](size_t i) { return reinterpret_cast<T*>(memory_.data())[i]; }
+    const T& operator[](size_t i) const { return reinterpret_cast<const T*>(memory_.data())[i]; }
+    size_t size() const { return size_; }
+    uint64_t bytes() const { return memory_.bytes(); }
+
+   private:
+    ReservedMemory memory_;
+    size_t size_;
+  };
+
   void make_room(size_t lookups);
   void build_table(size_t entries);
   bool is_in_window(uint32_t use) const;
@@ -57,9 +73,9 @@ class LookaheadWindow {
   // Uses have numbers that go on for ever; the ring holds those of [begin_, end_).
   uint64_t begin_ = 0;
   uint64_t end_ = 0;
-  std::vector<RowId> rows_;      // of each use
-  std::vector<uint32_t> next_;   // likewise
-  std::vector<uint32_t> table_;  // low bits of a use + 1; 0: free
+  Zeros<RowId> rows_{0};      // of each use
+  Zeros<uint32_t> next_{0};   // likewise
+  Zeros<uint32_t> table_{0};  // low bits of a use + 1; 0: free
   int table_shift_ = 64;
   size_t entries_ = 0;        // of the table that are not free
   uint64_t table_built_ = 0;  // end_ at that time

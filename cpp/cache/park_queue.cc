@@ -29,20 +29,25 @@ void ParkQueue::push(ParkedSlot entry) {
   ++size_;
 }
 
+void ParkQueue::drop_head() {
+  ParkChunk* next = head_->next;
+  pool_->give_back(head_);
+  head_ = next;
+}
+
+const ParkedSlot* ParkQueue::front() {
+  if (size_ == 0) return nullptr;
+  while (head_->first == head_->last) drop_head();  // appended queues may leave empty chunks
+  return &head_->entries[head_->first];
+}
+
 bool ParkQueue::pop(ParkedSlot* entry) {
-  if (size_ == 0) return false;
-  while (head_->first == head_->last) {  // appended queues may leave empty chunks in the middle
-    ParkChunk* next = head_->next;
-    pool_->give_back(head_);
-    head_ = next;
-  }
-  *entry = head_->entries[head_->first++];
+  const ParkedSlot* next = front();
+  if (next == nullptr) return false;
+  *entry = *next;
+  ++head_->first;
   if (--size_ == 0) {
-    while (head_ != nullptr) {
-      ParkChunk* next = head_->next;
-      pool_->give_back(head_);
-      head_ = next;
-    }
+    while (head_ != nullptr) drop_head();
     tail_ = nullptr;
   }
   return true;
@@ -61,6 +66,18 @@ void ParkQueue::append(ParkQueue& other) {
   size_ += other.size_;
   other.head_ = other.tail_ = nullptr;
   other.size_ = 0;
+}
+
+void ParkQueue::merge(ParkQueue& other) {
+  ParkQueue merged(*pool_);
+  ParkedSlot entry;
+  while (size_ != 0 && other.size_ != 0) {
+    (front()->mark <= other.front()->mark ? this : &other)->pop(&entry);
+    merged.push(entry);
+  }
+  merged.append(*this);
+  merged.append(other);
+  append(merged);
 }
 
 }  // namespace te

@@ -49,18 +49,33 @@ class ParkQueue {
   void push(ParkedSlot entry);
   // False when empty.
   bool pop(ParkedSlot* entry);
+  // What pop would give; null when empty.
+  const ParkedSlot* front();
   // Appends all of `other`, which becomes empty.
   void append(ParkQueue& other);
+  // Likewise, but in the order of marks, if both queues are.
+  void merge(ParkQueue& other);
   void clear();
-  // Drops the entries that `keep` does not want, keeping the order.
-  template <class Keep>
-  void compact(Keep keep) {
+  // Drops the entries that `keep` does not want, keeping the order. `prefetch` is told of most of
+  // them a while before.
+  template <class Keep, class Prefetch>
+  void compact(Keep keep, Prefetch prefetch) {
     ParkQueue kept(*pool_);
     ParkedSlot entry;
     while (pop(&entry)) {
+      if (const ParkedSlot* later = ahead()) prefetch(later->slot);
       if (keep(entry)) kept.push(entry);
     }
     append(kept);
+  }
+  template <class Keep>
+  void compact(Keep keep) {
+    compact(keep, [](SlotIndex) {});
+  }
+  // One that will be popped soon; null where none is known.
+  const ParkedSlot* ahead() const {
+    if (size_ == 0 || head_->first + kAhead >= head_->last) return nullptr;
+    return &head_->entries[head_->first + kAhead];
   }
 
   // Whether the entry still stands for its slot: same use, no pin.
@@ -70,6 +85,10 @@ class ParkQueue {
   }
 
  private:
+  static constexpr uint32_t kAhead = 12;
+
+  void drop_head();
+
   ParkChunkPool* pool_;
   ParkChunk* head_ = nullptr;
   ParkChunk* tail_ = nullptr;

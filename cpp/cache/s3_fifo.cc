@@ -100,9 +100,10 @@ class S3FifoPolicy final : public EvictionPolicy {
   }
 
   void clear() override {
-    small_.clear();
-    main_.clear();
-    for (uint32_t i = 0; i < directory_.ever_used(); ++i) queued_[i] = 0;
+    for (ParkQueue* queue : {&small_, &main_}) {
+      ParkedSlot entry;
+      while (queue->pop(&entry)) queued_[entry.slot.value] = 0;
+    }
   }
 
   void admit(std::span<const SlotIndex> slots) override {
@@ -139,7 +140,10 @@ class S3FifoPolicy final : public EvictionPolicy {
       const bool from_small = small_.size() >= small_rows_ || main_.size() == 0;
       ParkedSlot entry;
       if (!(from_small ? small_ : main_).pop(&entry)) return;
-      if (!is_current(entry)) continue;
+      if (!is_current(entry)) {
+        forget(entry);
+        continue;
+      }
       Slot& slot = directory_[entry.slot];
       const uint8_t uses = slot.frequency & kUses;
       if (slot.pins != 0) {
@@ -169,12 +173,17 @@ class S3FifoPolicy final : public EvictionPolicy {
            tag_of(slot.row) == entry.mark;
   }
 
+  // Its row has left the slot without being a victim: should it come back, it has no entry.
+  void forget(ParkedSlot entry) {
+    if (queued_[entry.slot.value] == entry.mark) queued_[entry.slot.value] = 0;
+  }
+
   // Rows that the caller moved to other slots leave entries behind.
   void drop_stale() {
     for (ParkQueue* queue : {&small_, &main_}) {
       ParkedSlot entry;
       for (uint64_t left = queue->size(); left > 0 && queue->pop(&entry); --left) {
-        if (is_current(entry)) queue->push(entry);
+        is_current(entry) ? queue->push(entry) : forget(entry);
       }
     }
   }

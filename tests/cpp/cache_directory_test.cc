@@ -181,6 +181,27 @@ BOOST_AUTO_TEST_CASE(compaction_keeps_current_entries_in_order) {
   BOOST_TEST(queue.size() == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(merging_keeps_the_order_of_marks) {
+  for (uint64_t seed = 1; seed <= 20; ++seed) {
+    Random random(seed);
+    ParkChunkPool pool;
+    ParkQueue queues[] = {ParkQueue(pool), ParkQueue(pool)};
+    const auto count = static_cast<uint32_t>(random.below(3000));
+    for (uint32_t mark = 0; mark < count; ++mark)
+      queues[random.below(1 + seed % 3) % 2].push({SlotIndex(mark), mark});
+    queues[0].merge(queues[1]);
+    BOOST_TEST(queues[1].size() == 0u);
+    BOOST_TEST_REQUIRE(queues[0].size() == count);
+    ParkedSlot entry;
+    for (uint32_t mark = 0; mark < count; ++mark) {
+      BOOST_TEST_REQUIRE(queues[0].front()->mark == mark);
+      BOOST_TEST_REQUIRE(queues[0].pop(&entry));
+      BOOST_TEST_REQUIRE(entry.slot.value == mark);
+    }
+    BOOST_TEST((queues[0].front() == nullptr));
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te

@@ -158,6 +158,20 @@ BOOST_AUTO_TEST_CASE(rows_may_move_to_other_slots) {
   }
 }
 
+// A row whose batch is given up leaves without having been a victim, and may come back to its slot
+// when its old entry is gone.
+BOOST_AUTO_TEST_CASE(a_row_may_leave_unnoticed_and_come_back) {
+  CacheModel cache("s3fifo", 4, 100);
+  cache.step({1, 2, 3, 4});
+  const SlotIndex s = cache.slot_of.at(2);
+  cache.directory.release(s);
+  cache.slot_of.erase(2);
+  BOOST_TEST(cache.evict(2) == (Rows{1, 3}));
+  cache.step({60, 61, 2});
+  BOOST_TEST((cache.slot_of.at(2) == s));
+  BOOST_TEST(cache.evict(4).size() == 4u);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te
