@@ -112,7 +112,8 @@ class Tiers:
         ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
         policy: which unused row leaves dram first. ``"lookahead"``: of rows that announced batches
             need, the one needed last, but before them all others, by how often and how long ago
-            they were used; ``"lfu"``: by the latter alone; ``"lru"``; ``"s3fifo"``. Changes time, never results.
+            they were used; ``"lfu"``: by the latter alone; ``"lru"``; ``"s3fifo"``. Changes time,
+            never results.
 
     >>> Tiers(dram="64GiB", ssd=SSD("/nvme/bag", "1TiB")).dram
     68719476736
