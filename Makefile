@@ -125,7 +125,7 @@ endef
 SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
 
 test-cpp: $(STAMP)/dev ## C++ tests, and that no AVX code can leak into other processors' paths
-	$(call run_cpp_tests,build/cpp,-DTE_WERROR=ON,TE_TEST_SCHEDULES=3000)
+	$(call run_cpp_tests,build/cpp,-DTE_WERROR=ON,TE_TEST_SCHEDULES=2000)
 	@shared=$$(nm -C build/cpp/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
 	    grep -E ' [VWu] ' || true); \
 	  [ -z "$$shared" ] || { printf '%s\n' "inline functions compiled for AVX that the linker may" \
