@@ -17,7 +17,6 @@ time.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from typing import Any
 import numpy as np
 from cache_optimum import optimal_misses
 from cache_streams import Stream, meta_curve, meta_fit, real_streams, zipf_streams
-from provenance import provenance
+from provenance import provenance, write_report
 
 from tiered_emb import _core
 
@@ -253,9 +252,7 @@ def main(argv: list[str] | None = None) -> int:
         report["cost"] = bench_cost(sizes)
     if "check" in args.only:
         report["libcachesim"] = cross_check(sizes)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.out, report)
     return 0
 
 

@@ -11,7 +11,6 @@ A step is forward (no_grad), or forward + backward + update.
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import tempfile
 import time
@@ -22,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import provenance, write_report
 from torch import nn
 
 import tiered_emb as te
@@ -202,10 +201,9 @@ def main(argv: list[str] | None = None) -> int:
             print(
                 f"{label:56} {name:16} {figures['step_ms_p50']:9.2f} ms {figures['speedup']:6.2f}x"
             )
-    if args.out is not None:
-        report = {"benchmark": "embedding_bag", **provenance(__file__, argv), "rows": rows}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(
+        args.out, {"benchmark": "embedding_bag", **provenance(__file__, argv), "rows": rows}
+    )
     return 0
 
 

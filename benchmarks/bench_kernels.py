@@ -17,7 +17,6 @@ same rows, known in advance, gathered and written with no planning (benchmarks/k
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -40,7 +39,7 @@ from kernel_contenders import (
     TorchBags,
     Workload,
 )
-from provenance import provenance
+from provenance import provenance, write_report
 
 import tiered_emb as te
 
@@ -423,9 +422,7 @@ def main(argv: list[str] | None = None) -> int:
     report: Report = {"benchmark": "kernels", **provenance(__file__, argv)}
     for part in args.only:
         report[part] = PARTS[part](sizes)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.out, report)
     return 0
 
 

@@ -19,7 +19,6 @@ of rounds, each of the same number of steps.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import statistics
@@ -34,7 +33,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_zipf_train import Clicks, Draw, table_rows
-from provenance import provenance
+from provenance import provenance, write_report
 from store_contenders import fio_reads
 from tqdm import tqdm
 
@@ -233,9 +232,7 @@ def main(argv: list[str] | None = None) -> int:
         "contenders": {name: c.figures() for name, c in contenders.items()},
         "result": judge(contenders, reads_per_s),
     }
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    write_report(args.out, report)
     print(summary(report))
     return 0
 

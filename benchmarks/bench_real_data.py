@@ -19,7 +19,7 @@ import os
 import sys
 from pathlib import Path
 
-from provenance import provenance
+from provenance import provenance, write_report
 
 from tiered_emb.cli.main import main as tiered_emb
 
@@ -84,10 +84,9 @@ def main(argv: list[str] | None = None) -> int:
             )
         print(f"{name:26} DRAM 10% and 100% identical: {report['identical']}")
         reports[name] = report
-    if args.out is not None:
-        document = {"benchmark": "real_data", **provenance(__file__, argv), "data": reports}
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(document, indent=1) + "\n")
+    write_report(
+        args.out, {"benchmark": "real_data", **provenance(__file__, argv), "data": reports}
+    )
     return 0 if all(report["identical"] for report in reports.values()) else 1
 
 

@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from provenance import provenance
+from provenance import provenance, write_report
 
 import tiered_emb as te
 
@@ -301,9 +301,7 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(report["opening"]), flush=True)
         if "amplification" in args.only:
             report["amplification"] = bench_curves(place, small)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.out, report)
     return 0
 
 

@@ -20,7 +20,6 @@ update  the same with uniform ids, beside read-change-write of a mapped file
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import sys
@@ -33,7 +32,7 @@ from pathlib import Path
 from typing import Any
 
 from native import build
-from provenance import provenance
+from provenance import provenance, write_report
 from store_contenders import (
     DEPTHS,
     Contender,
@@ -440,9 +439,7 @@ def main(argv: list[str] | None = None) -> int:
             report["churn"] = [bench_churn(bench, stream) for stream in ("uniform", "zipf")]
         if "update" in args.only:
             report["update"] = bench_update(bench)
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1) + "\n")
+    write_report(args.out, report)
     return 0
 
 

@@ -14,7 +14,6 @@ amplification, peak RSS. Drawing samples is not part of the step time and is rep
 from __future__ import annotations
 
 import argparse
-import json
 import math
 import resource
 import shutil
@@ -28,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from provenance import provenance
+from provenance import provenance, write_report
 from tqdm import tqdm
 
 import tiered_emb as te
@@ -255,9 +254,7 @@ def main(argv: list[str] | None = None) -> int:
         **figures,
         "tiers": stats.as_dict(),
     }
-    if args.out is not None:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        args.out.write_text(json.dumps(report, indent=1, default=str) + "\n")
+    write_report(args.out, report)
     print(summary(report, stats))
     return 0
 

@@ -1,11 +1,13 @@
-"""What a benchmark's figures depend on: machine, versions, commit, date, command."""
+"""A benchmark's report, and what its figures depend on: machine, versions, commit, command."""
 
 from __future__ import annotations
 
+import json
 import os
 import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from importlib.metadata import version
 from pathlib import Path
@@ -49,3 +51,11 @@ def provenance(script: str, argv: list[str] | None) -> dict[str, object]:
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "command": " ".join(["python", f"benchmarks/{Path(script).name}", *arguments]),
     }
+
+
+def write_report(path: Path | None, report: Mapping[str, object]) -> None:
+    """Writes a report as JSON; None: nowhere."""
+    if path is None:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(report, indent=1, default=str) + "\n")
