@@ -236,7 +236,8 @@ class Prefetcher(Generic[Batch]):
         report = self._report
         report.total_s = now_s - self._start
         waits = [
-            [n - b for n, b in zip(_waits(engine), before, strict=True)]
+            # A `load` begins to count anew.
+            [n - b if n >= b else n for n, b in zip(_waits(engine), before, strict=True)]
             for engine, before in zip(self._engines, self._waits_before, strict=True)
         ]
         planning_ns, rows_ns, taken, ready = (sum(column) for column in zip(*waits, strict=True))
