@@ -22,6 +22,8 @@ class Stats:
     lookup_hits: int
     unique_rows: int
     missing_rows: int
+    piggybacked_rows: int
+    """Others that came with them: rows in the same blocks that announced batches will use."""
     plans_revoked: int
     rows_filled_from_ssd: int
     rows_filled_initial: int

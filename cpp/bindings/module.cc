@@ -286,6 +286,7 @@ nb::dict stats(Engine& engine) {
   d["lookup_hits"] = s.planner.lookup_hits;
   d["unique_rows"] = s.planner.unique_rows;
   d["missing_rows"] = s.planner.missing_rows;
+  d["piggybacked_rows"] = s.planner.piggybacked_rows;
   d["plans_revoked"] = s.planner.plans_revoked;
   d["rows_filled_from_ssd"] = s.mover.fills_read;
   d["rows_filled_initial"] = s.mover.fills_initialised;

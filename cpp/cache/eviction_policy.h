@@ -35,6 +35,10 @@ class EvictionPolicy {
   }
   // The batches up to this one are over: what was expected of them is no longer.
   virtual void finished(uint32_t batch) { (void)batch; }
+  // The batch that will use the row of the next victim: kNoKnownUse where none is known to, 0 where
+  // there is no victim, or where nothing is expected.
+  static constexpr uint32_t kNoKnownUse = 0xffffffff;
+  virtual uint32_t victim_next_use() { return 0; }
   // Appends up to `count` victims to `out`, those that lie best together in the log next to one
   // another, and forgets them. Fewer only if there are no more.
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;

@@ -130,6 +130,16 @@ class LookaheadPolicy final : public EvictionPolicy {
     furthest_ = std::max(furthest_, finished_);
   }
 
+  uint32_t victim_next_use() override {
+    for (ParkQueue& level : levels_) {
+      if (head_of(level, 0) != nullptr) return kNoKnownUse;
+    }
+    for (; furthest_ > finished_; --furthest_) {
+      if (head_of(queue_of(furthest_), furthest_) != nullptr) return furthest_;
+    }
+    return 0;
+  }
+
   void pop_victims(size_t count, std::vector<SlotIndex>& out) override {
     count -= pop_least_worth(count, out);
     while (count > 0 && furthest_ > finished_) {
@@ -230,14 +240,20 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
   float worth_of_head(size_t level) {
-    ParkedSlot entry;
-    while (const ParkedSlot* head = levels_[level].front()) {
-      if (is_current(*head, 0)) return profile_.worth(level, now_ - std::min(now_, head->mark));
-      levels_[level].pop(&entry);
-      prefetch_from(levels_[level]);
+    const ParkedSlot* head = head_of(levels_[level], 0);
+    return head == nullptr ? kNothing : profile_.worth(level, now_ - std::min(now_, head->mark));
+  }
+
+  // The first entry that stands for its slot; those before it are dropped.
+  const ParkedSlot* head_of(ParkQueue& queue, uint32_t batch) {
+    while (const ParkedSlot* head = queue.front()) {
+      if (is_current(*head, batch)) return head;
+      ParkedSlot entry;
+      queue.pop(&entry);
+      prefetch_from(queue);
       --entries_;
     }
-    return kNothing;
+    return nullptr;
   }
 
   // How far ahead is known.

@@ -17,11 +17,6 @@ constexpr uint64_t kTableAgeMax = uint64_t{1} << 30;
 
 }  // namespace
 
-// A use whose number, of which the low bits are given, is in the ring.
-bool LookaheadWindow::is_in_window(uint32_t use) const {
-  return use - static_cast<uint32_t>(begin_) < end_ - begin_;
-}
-
 // The ring doubles, and the table, so that it is at most half full of the window's rows.
 void LookaheadWindow::make_room(size_t lookups) {
   const size_t needed = this->lookups() + lookups;
@@ -56,26 +51,36 @@ void LookaheadWindow::build_table(size_t entries) {
     for (uint64_t use = batches_[b].begin; use < end; ++use) {
       const RowId row = rows_[use & (rows_.size() - 1)];
       if (row.is_none()) continue;
-      uint32_t* entry = find(row);
-      const uint32_t age = *entry - 1 - static_cast<uint32_t>(batches_[b].begin);
-      if (*entry != 0 && age < end - batches_[b].begin) continue;  // its first use in the batch
-      entries_ += *entry == 0;
-      *entry = static_cast<uint32_t>(use) + 1;
+      uint32_t& entry = table_[find(row)];
+      const uint32_t age = entry - 1 - static_cast<uint32_t>(batches_[b].begin);
+      if (entry != 0 && age < end - batches_[b].begin) continue;  // its first use in the batch
+      entries_ += entry == 0;
+      entry = static_cast<uint32_t>(use) + 1;
     }
   }
 }
 
 // The row's entry, or the free one where it would be.
-uint32_t* LookaheadWindow::find(RowId row) {
+size_t LookaheadWindow::find(RowId row) const {
   for (size_t at = place_of(row);; at = (at + 1) & (table_.size() - 1)) {
-    if (table_[at] == 0) return &table_[at];
-    const uint32_t use = table_[at] - 1;
     // An entry from before the window is this row's or another's: it tells nothing, and is left.
-    if (is_in_window(use) && rows_[use & (rows_.size() - 1)] == row) return &table_[at];
+    const Use use = table_[at] - 1;
+    if (table_[at] == 0 || (holds(use) && row_of(use) == row)) return at;
   }
 }
 
-uint32_t LookaheadWindow::push(std::span<const RowId> rows, std::vector<RowId>& first_uses) {
+LookaheadWindow::Use LookaheadWindow::last_use(RowId row) const {
+  return lookups() == 0 ? kNoUse : table_[find(row)] - 1;  // 0: free, hence none
+}
+
+uint32_t LookaheadWindow::batch_of(Use use) const {
+  const uint64_t number = begin_ + (use - static_cast<uint32_t>(begin_));
+  const auto after = std::upper_bound(batches_.begin(), batches_.end(), number,
+                                      [](uint64_t n, const Batch& b) { return n < b.begin; });
+  return first_ + static_cast<uint32_t>(after - batches_.begin()) - 1;
+}
+
+uint32_t LookaheadWindow::push(std::span<const RowId> rows, std::vector<Use>& first_uses) {
   make_room(rows.size());
   const uint32_t batch = end();
   const uint64_t begin = end_;
@@ -89,16 +94,17 @@ uint32_t LookaheadWindow::push(std::span<const RowId> rows, std::vector<RowId>& 
   for (size_t i = 0; i < rows.size(); ++i) {
     __builtin_prefetch(&table_[place_of(rows[std::min(i + kRowsAhead, rows.size() - 1)])], 1);
     if (rows[i].is_none()) continue;
-    uint32_t* entry = find(rows[i]);
-    if (*entry == 0) {
+    uint32_t& entry = table_[find(rows[i])];
+    const Use use = static_cast<Use>(begin + i);
+    if (entry == 0) {
       ++entries_;
-      first_uses.push_back(rows[i]);
+      first_uses.push_back(use);
     } else {
-      const uint32_t use = *entry - 1;
-      if (use - static_cast<uint32_t>(begin) < rows.size()) continue;  // of this batch
-      next_[use & mask] = batch;
+      const Use before = entry - 1;
+      if (before - static_cast<Use>(begin) < rows.size()) continue;  // of this batch
+      next_[before & mask] = batch;
     }
-    *entry = static_cast<uint32_t>(begin + i) + 1;
+    entry = use + 1;
   }
   return batch;
 }

@@ -21,13 +21,24 @@ namespace te {
 
 class LookaheadWindow {
  public:
+  // A lookup of the window, by the low bits of its number.
+  using Use = uint32_t;
+  static constexpr Use kNoUse = 0xffffffff;
+
   // Appends the next batch, a row a lookup; none stands for a lookup of no row. Appends to
-  // `first_uses` each row that no earlier batch of the window has: this is its next use. Returns
-  // the batch's number.
-  uint32_t push(std::span<const RowId> rows, std::vector<RowId>& first_uses);
+  // `first_uses` the use of each row that no earlier batch of the window has: it is its next.
+  // Returns the batch's number.
+  uint32_t push(std::span<const RowId> rows, std::vector<Use>& first_uses);
   // The next batch after `batch`, of those pushed so far, that has the row at this position; 0 if
   // none has. `position`: of the row's first use in the batch.
   uint32_t next_use(uint32_t batch, size_t position) const;
+  // The row's first use in the last batch that has it; kNoUse if none has.
+  Use last_use(RowId row) const;
+  void prefetch(RowId row) const { __builtin_prefetch(&table_[place_of(row)]); }
+  // Whether a use that was told is still in the window. Then:
+  bool holds(Use use) const { return use - static_cast<uint32_t>(begin_) < end_ - begin_; }
+  RowId row_of(Use use) const { return rows_[use & (rows_.size() - 1)]; }
+  uint32_t batch_of(Use use) const;
   // A batch is over. Those at the front that are over leave the window; the number of the last one
   // that has left so far.
   uint32_t finish(uint32_t batch);
@@ -36,6 +47,7 @@ class LookaheadWindow {
   uint32_t end() const { return first_ + static_cast<uint32_t>(batches_.size()); }
   bool contains(uint32_t batch) const { return batch >= first_ && batch < end(); }
   size_t lookups() const { return end_ - begin_; }
+  uint64_t lookups_ever() const { return end_; }
   // Ends all batches; numbers go on.
   void clear();
   uint64_t memory_bytes() const;
@@ -64,9 +76,8 @@ class LookaheadWindow {
 
   void make_room(size_t lookups);
   void build_table(size_t entries);
-  bool is_in_window(uint32_t use) const;
   size_t place_of(RowId row) const { return row.value * 0x9E3779B97F4A7C15ull >> table_shift_; }
-  uint32_t* find(RowId row);
+  size_t find(RowId row) const;
 
   uint32_t first_ = 1;
   std::deque<Batch> batches_;

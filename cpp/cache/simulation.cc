@@ -70,7 +70,7 @@ class Simulation {
   std::vector<std::pair<size_t, RowId>> missing_;  // index of these two
   // Scratch of one call.
   std::vector<RowId> rows_;
-  std::vector<RowId> first_uses_;
+  std::vector<LookaheadWindow::Use> first_uses_;
   std::vector<SlotIndex> told_;
   std::vector<uint32_t> next_;
 };
@@ -89,8 +89,8 @@ void Simulation::look_ahead(size_t begin) {
     told_.clear();
     for (size_t i = 0; i < first_uses_.size(); ++i) {
       const size_t ahead = std::min(i + kRowsAhead, first_uses_.size() - 1);
-      __builtin_prefetch(&slot_of_[first_uses_[ahead].value]);
-      const SlotIndex s = slot_of_[first_uses_[i].value];
+      __builtin_prefetch(&slot_of_[window_.row_of(first_uses_[ahead]).value]);
+      const SlotIndex s = slot_of_[window_.row_of(first_uses_[i]).value];
       if (!s.is_none()) told_.push_back(s);
     }
     next_.assign(told_.size(), batch);

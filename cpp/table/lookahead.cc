@@ -1,6 +1,7 @@
 #include "table/lookahead.h"
 
 #include <algorithm>
+#include <tuple>
 
 namespace te {
 namespace {
@@ -9,6 +10,7 @@ namespace {
 constexpr uint64_t kBudgetPart = 8;
 constexpr uint64_t kSmallWindowBytes = 1 << 20;
 constexpr size_t kWordAhead = 32;  // prefetched
+constexpr size_t kRowAhead = 8;    // likewise
 
 template <class Id>
 void append_rows(const FeatureInput& feature, const Table& table, std::vector<RowId>& rows) {
@@ -30,7 +32,8 @@ bool Lookahead::is_useful() const {
 bool Lookahead::has_room(size_t lookups) const {
   const uint64_t allowed =
       std::max<uint64_t>(tiers_.config().dram_bytes / kBudgetPart, kSmallWindowBytes);
-  return LookaheadWindow::memory_bytes_for(window_.lookups() + lookups) <= allowed;
+  const size_t all = window_.lookups() + lookups;
+  return LookaheadWindow::memory_bytes_for(all) + WantedBlocks::memory_bytes_for(all) <= allowed;
 }
 
 uint32_t Lookahead::push(std::span<const FeatureInput> features) {
@@ -43,11 +46,12 @@ uint32_t Lookahead::push(std::span<const FeatureInput> features) {
   first_uses_.clear();
   const uint32_t batch = window_.push(rows_, first_uses_);
   expect_first_uses(batch);
-  tiers_.set_lookahead_bytes(window_.memory_bytes());
+  charge();
   return batch;
 }
 
-// Rows come table by table, so those of a layout are told in a few calls.
+// Rows come table by table, so those of a layout are told in a few calls. The others are on ssd, or
+// have never been written.
 void Lookahead::expect_first_uses(uint32_t batch) {
   slots_.clear();
   LayoutId layout;
@@ -59,8 +63,9 @@ void Lookahead::expect_first_uses(uint32_t batch) {
   };
   const Table* table = nullptr;
   for (size_t i = 0; i < first_uses_.size(); ++i) {
-    tiers_.index().prefetch(first_uses_[std::min(i + kWordAhead, first_uses_.size() - 1)]);
-    const RowId row = first_uses_[i];
+    const size_t ahead = std::min(i + kWordAhead, first_uses_.size() - 1);
+    tiers_.index().prefetch(window_.row_of(first_uses_[ahead]));
+    const RowId row = window_.row_of(first_uses_[i]);
     if (table == nullptr || row < table->first_row ||
         row.value >= table->first_row.value + table->config.rows) {
       table = &tiers_.table_of(row);
@@ -69,8 +74,50 @@ void Lookahead::expect_first_uses(uint32_t batch) {
     }
     const LocationWord word = tiers_.index().get(row);
     if (word.is_slot()) slots_.push_back(word.slot_index());
+    if (word.is_block()) wanted_.add(word.block_address(), first_uses_[i]);
   }
   tell();
+}
+
+void Lookahead::left(std::span<const RowId> rows) {
+  if (window_.lookups() == 0) return;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    window_.prefetch(rows[std::min(i + kRowAhead, rows.size() - 1)]);
+    const LookaheadWindow::Use use = window_.last_use(rows[i]);
+    if (use == LookaheadWindow::kNoUse) continue;
+    const LocationWord word = tiers_.index().get(rows[i]);
+    if (word.is_block()) wanted_.add(word.block_address(), use);
+  }
+  charge();
+}
+
+std::span<const Lookahead::Companion> Lookahead::companions(const Plan& plan) {
+  companions_.clear();
+  const std::vector<Fill>& fills = plan.acquired.fills;
+  for (size_t i = 0; i < fills.size() && !wanted_.is_empty(); ++i) {
+    wanted_.prefetch(fills[std::min(i + kRowAhead, fills.size() - 1)].from);
+    const Fill& fill = fills[i];
+    if (fill.from.is_none()) continue;
+    wanted_.visit(fill.from, [&](LookaheadWindow::Use use) {
+      const uint32_t batch = window_.batch_of(use);
+      if (batch > plan.window_batch)
+        companions_.push_back({window_.row_of(use), fill.from, fill.layout, batch});
+    });
+  }
+  std::erase_if(companions_, [&](const Companion& c) {
+    return tiers_.index().get(c.row) != LocationWord::block(c.block);
+  });
+  // Several rows of a block are fetched, and a row may have been noted twice.
+  std::sort(companions_.begin(), companions_.end(), [](const Companion& a, const Companion& b) {
+    return std::tie(a.row, a.batch) < std::tie(b.row, b.batch);
+  });
+  const auto same_row = [](const Companion& a, const Companion& b) { return a.row == b.row; };
+  companions_.erase(std::unique(companions_.begin(), companions_.end(), same_row),
+                    companions_.end());
+  std::sort(companions_.begin(), companions_.end(), [](const Companion& a, const Companion& b) {
+    return std::tie(a.layout, a.batch, a.row) < std::tie(b.layout, b.batch, b.row);
+  });
+  return companions_;
 }
 
 void Lookahead::note_first_uses(Plan& plan) const {

@@ -75,14 +75,18 @@ Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& thr
   fresh_.clear();
   stored_.resize(tiers_.layouts());
   for (auto& stored : stored_) stored.clear();
-  for (const Plan* plan : plans) {
-    for (const Fill& fill : plan->acquired.fills) {
+  const auto sort = [&](const std::vector<Fill>& fills) {
+    for (const Fill& fill : fills) {
       if (tiers_.layout(fill.layout).directory[fill.slot].home.is_none()) {
         fresh_.push_back(&fill);
       } else if (!overwrite) {
         stored_[fill.layout.value].push_back(&fill);
       }
     }
+  };
+  for (const Plan* plan : plans) {
+    sort(plan->acquired.fills);
+    sort(plan->piggybacked);
   }
   stats_.fills_initialised += fresh_.size();
   if (!fresh_.empty()) {

@@ -99,7 +99,11 @@ struct Plan {
   Scratch<float> bag_scale;               // [bags], 1 / size; features in mode mean
   std::vector<Scratch<uint32_t>> argmax;  // per feature [bags * dim], mode max
   Scratch<uint32_t> first_uses;           // by unique row, if it is in the window: an occurrence
-  std::vector<bool> tables_seen;          // by lay_out_batch
+  // Rows for later batches that lie in the blocks which this one's fills read, with slots of their
+  // own, pinned until they have come; and the batches, by number in the lookahead window.
+  std::vector<Fill> piggybacked;
+  std::vector<uint32_t> piggybacked_for;
+  std::vector<bool> tables_seen;  // by lay_out_batch
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;

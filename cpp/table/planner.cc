@@ -111,9 +111,75 @@ Status Planner::take_victims(LayoutId layout, size_t missing) {
   slots_.clear();
   tier.policy->pop_victims(missing - free_slots, slots_);
   TE_CHECK(slots_.size() == missing - free_slots);
+  return spill(layout);
+}
+
+Status Planner::spill(LayoutId layout) {
+  LayoutTier& tier = tiers_.layout(layout);
+  rows_.clear();
+  for (SlotIndex s : slots_) rows_.push_back(tier.directory[s].row);
   Status spilled = mover_.spill(layout, slots_);
-  if (!spilled) tier.policy->park(slots_);
+  if (spilled) {
+    lookahead_.left(rows_);
+  } else {
+    tier.policy->park(slots_);
+  }
   return spilled;
+}
+
+// As many as are used before the rows that would leave for them. So no row is read that would not
+// be read otherwise (Cao, Felten, Karlin, Li, "A Study of Integrated Prefetching and Caching
+// Strategies", SIGMETRICS 1995: do no harm), and theirs are read for nothing.
+void Planner::piggyback(Plan& plan) {
+  const std::span<const Lookahead::Companion> all = lookahead_.companions(plan);
+  for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
+    const LayoutId layout = all[begin].layout;
+    while (end < all.size() && all[end].layout == layout) ++end;
+    piggyback(layout, all.subspan(begin, end - begin), plan);
+  }
+}
+
+void Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan) {
+  LayoutTier& tier = tiers_.layout(layout);
+  const uint32_t mark = take_marks(rows.size());
+  size_t count = std::min<size_t>(tier.directory.free_slots(), rows.size());
+  slots_.clear();
+  while (count < rows.size() && rows[count].batch < tier.policy->victim_next_use()) {
+    tier.policy->pop_victims(1, slots_);
+    ++count;
+  }
+  if (!spill(layout)) return;  // a later batch meets what is wrong, if it needs the space
+  for (size_t i = 0; i < count; ++i) {
+    Fill fill;
+    fill.row = rows[i].row;
+    // The reclaimer may have made room for the victims, and moved the row.
+    fill.from = tiers_.index().get(fill.row).block_address();
+    fill.layout = layout;
+    fill.table =
+        TableId(static_cast<uint32_t>(&tiers_.table_of(fill.row) - tiers_.tables().data()));
+    fill.slot = tiers_.take_slot(fill.table, fill.row, fill.from);
+    tier.directory.mark(fill.slot) = mark + static_cast<uint32_t>(i);
+    tier.directory.pin(tier.directory[fill.slot]);
+    tier.policy->admit({&fill.slot, 1});
+    plan.piggybacked.push_back(fill);
+    plan.piggybacked_for.push_back(rows[i].batch);
+  }
+  stats_.piggybacked_rows += count;
+}
+
+void Planner::let_go_of_piggybacked(Plan& plan) {
+  for (size_t i = 0; i < plan.piggybacked.size(); ++i) {
+    const Fill& fill = plan.piggybacked[i];
+    LayoutTier& tier = tiers_.layout(fill.layout);
+    if (!tier.directory.unpin(tier.directory[fill.slot])) continue;  // a later plan has it
+    if (lookahead_.is_over(plan.piggybacked_for[i])) {
+      tier.policy->park({&fill.slot, 1});
+    } else {
+      tier.policy->expect({&fill.slot, 1}, {&plan.piggybacked_for[i], 1});
+    }
+  }
+  plan.piggybacked.clear();
+  plan.piggybacked_for.clear();
 }
 
 Status Planner::commit(Acquisition& acquired, Pressure pressure, bool may_repack) {
@@ -173,7 +239,10 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   if (plan.acquired.mark_base != mark_base) follow_slots(plan);  // repacked
   plan.state = Plan::State::kPlanned;
   finder_.finish(plan, threads);
-  if (plan.window_batch != 0) lookahead_.note_first_uses(plan);
+  if (plan.window_batch != 0) {
+    lookahead_.note_first_uses(plan);
+    piggyback(plan);
+  }
   return Status::ok();
 }
 
@@ -267,6 +336,13 @@ void Planner::abandon(Plan& plan) {
     acquired.slots[fill.unique] = SlotIndex::none();
     tiers_.release_slot(fill.layout, fill.slot);
   }
+  for (const Fill& fill : plan.piggybacked) {
+    SlotDirectory& directory = tiers_.layout(fill.layout).directory;
+    directory.unpin(directory[fill.slot]);
+    tiers_.release_slot(fill.layout, fill.slot);
+  }
+  plan.piggybacked.clear();
+  plan.piggybacked_for.clear();
   unpin(acquired);
   plan.state = Plan::State::kReleased;
 }
@@ -278,6 +354,7 @@ void Planner::count_resident(const Plan& plan) {
 }
 
 void Planner::ready(Plan& plan) {
+  let_go_of_piggybacked(plan);
   plan.state = Plan::State::kReady;
   ready_.push_back(&plan);
 }

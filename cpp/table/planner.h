@@ -27,7 +27,8 @@ struct PlannerStats {
   uint64_t lookups = 0;      // occurrences that are pooled
   uint64_t lookup_hits = 0;  // those whose row was in dram when the batch was planned
   uint64_t unique_rows = 0;
-  uint64_t missing_rows = 0;  // unique rows that had no slot
+  uint64_t missing_rows = 0;      // unique rows that had no slot
+  uint64_t piggybacked_rows = 0;  // others that came with them, from the same blocks
   uint64_t plans_revoked = 0;
 };
 
@@ -80,6 +81,12 @@ class Planner {
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
+  // Empties the slots in slots_. On error they keep their rows, and are candidates again.
+  Status spill(LayoutId layout);
+  void piggyback(Plan& plan);
+  void piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan);
+  // The piggybacked rows of the plan have come.
+  void let_go_of_piggybacked(Plan& plan);
   void unpin(Acquisition& acquired);
   // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
   // ready.
@@ -95,6 +102,7 @@ class Planner {
   std::vector<Plan*> ready_;    // likewise
   // Scratch of one call.
   std::vector<SlotIndex> slots_;
+  std::vector<RowId> rows_;
   std::vector<uint32_t> missing_;  // by layout
   std::vector<uint32_t> needed_;   // likewise
 };

@@ -327,7 +327,9 @@ void PrefetchQueue::plan_batches() {
 }
 
 void PrefetchQueue::become_ready(Batch& batch) {
+  const bool frees_slots = !batch.plan->piggybacked.empty();
   planner_.ready(*batch.plan);
+  if (frees_slots) slots_released();
   batch.state = Batch::State::kReady;
   --planned_;
   if (!batch.is_cancelled) return;

@@ -44,6 +44,11 @@ struct PlainWindow {
     }
     return 0;
   }
+  uint32_t last_use(RowId row) const {
+    size_t b = batches.size();
+    while (!has(b - 1, row)) --b;
+    return static_cast<uint32_t>(b);
+  }
   void finish(size_t batch) {
     batches[batch].is_over = true;
     while (first < batches.size() && batches[first].is_over) ++first;
@@ -72,8 +77,13 @@ BOOST_AUTO_TEST_CASE(the_window_is_the_list) {
       for (int i = 0; i < 400; ++i) {
         if (plain.batches.size() - plain.first < length) {
           const auto rows = random_rows(random, spread);
+          std::vector<LookaheadWindow::Use> uses;
+          BOOST_TEST_REQUIRE(window.push(rows, uses) == plain.batches.size() + 1);
           std::vector<RowId> first_uses;
-          BOOST_TEST_REQUIRE(window.push(rows, first_uses) == plain.batches.size() + 1);
+          for (LookaheadWindow::Use use : uses) {
+            BOOST_TEST_REQUIRE(window.batch_of(use) == plain.batches.size() + 1);
+            first_uses.push_back(window.row_of(use));
+          }
           BOOST_TEST_REQUIRE((first_uses == plain.push(rows)));
         } else {  // mostly the oldest; another may end before it
           const size_t batch = plain.first + (random.one_in(4) ? random.below(length) : 0);
@@ -85,6 +95,10 @@ BOOST_AUTO_TEST_CASE(the_window_is_the_list) {
               continue;
             BOOST_TEST_REQUIRE(window.next_use(uint32_t(batch + 1), k) ==
                                plain.next_use(batch, row));
+            const LookaheadWindow::Use last = window.last_use(row);
+            BOOST_TEST_REQUIRE(window.holds(last));
+            BOOST_TEST_REQUIRE((window.row_of(last) == row));
+            BOOST_TEST_REQUIRE(window.batch_of(last) == plain.last_use(row));
           }
           plain.finish(batch);
           BOOST_TEST_REQUIRE(window.finish(uint32_t(batch + 1)) == plain.first);
@@ -94,7 +108,8 @@ BOOST_AUTO_TEST_CASE(the_window_is_the_list) {
       }
       window.clear();
       BOOST_TEST_REQUIRE(window.lookups() == 0u);
-      std::vector<RowId> first_uses;
+      BOOST_TEST_REQUIRE(window.last_use(RowId(7)) == LookaheadWindow::kNoUse);
+      std::vector<LookaheadWindow::Use> first_uses;
       (void)window.push(std::vector<RowId>{RowId(7)}, first_uses);
       BOOST_TEST_REQUIRE(first_uses.size() == 1u);
     }
@@ -105,7 +120,7 @@ BOOST_AUTO_TEST_CASE(the_window_is_the_list) {
 BOOST_AUTO_TEST_CASE(memory_follows_the_window) {
   Random random(3);
   LookaheadWindow window;
-  std::vector<RowId> first_uses;
+  std::vector<LookaheadWindow::Use> first_uses;
   uint64_t bytes = 0;
   for (int i = 0; i < 20'000; ++i) {
     std::vector<RowId> rows(50);

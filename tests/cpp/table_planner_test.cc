@@ -311,6 +311,57 @@ BOOST_AUTO_TEST_CASE(shrinking_stops_at_pinned_slots_and_keeps_rows) {
   bench.pass({ids_from(0, 40, 20)});
 }
 
+// Rows of one block of the log: those that an announced batch will use come with the first, in
+// place of rows that are used later or not at all.
+BOOST_AUTO_TEST_CASE(rows_of_a_block_come_together) {
+  for (const bool fails : {false, true}) {
+    Bench bench({make_table("a", 40, 4)}, 8 * 16, "lookahead");
+    for (int64_t first = 0; first < 40; first += 8) {
+      Plan plan;
+      check_ok(bench.plan({ids_from(0, first, 8)}, plan));
+      for (uint32_t s = 0; s < 8; ++s)
+        bench.tiers->mark_dirty(LayoutId(0), bench.tier(0).directory[SlotIndex(s)]);
+      bench.planner->release(plan);
+    }
+    check_ok(bench.mover->clean());  // rows 32 to 39 are in dram, the others on ssd
+    const std::vector<std::vector<Feature>> batches = {{ids_of(0, {1, 2})},
+                                                       {ids_of(0, {3, 32, 33})},
+                                                       {ids_of(0, {4, 34, 35, 36})},
+                                                       {ids_of(0, {5, 6})},
+                                                       {ids_of(0, {37, 38})}};
+    std::vector<Plan> plans(batches.size());
+    for (size_t b = 0; b < batches.size(); ++b)
+      plans[b].window_batch = bench.planner->lookahead().push(inputs_of(batches[b]));
+    // Rows 39 and 37 leave for 1 and 2, row 38 for 3; the next to leave is used before row 4 is.
+    const auto plan = [&](size_t b) {
+      check_ok(bench.planner->plan(inputs_of(batches[b]), true, plans[b], bench.threads));
+      check_invariants(*bench.tiers);
+    };
+    plan(0);
+    BOOST_TEST_REQUIRE(plans[0].piggybacked.size() == 1u);
+    BOOST_TEST((plans[0].piggybacked[0].row == RowId(3)));
+    BOOST_TEST(bench.tier(0).directory.pinned() == 3u);
+    for (uint64_t row : {37, 38, 39}) BOOST_TEST(bench.tiers->index().get(RowId(row)).is_block());
+    if (fails) {
+      bench.planner->abandon(plans[0]);
+      BOOST_TEST(bench.tiers->index().get(RowId(3)).is_block());
+      BOOST_TEST(bench.tier(0).directory.used() == 5u);
+    } else {
+      check_ok(bench.fill(plans[0]));
+      bench.planner->ready(plans[0]);
+      BOOST_TEST(bench.tier(0).directory.pinned() == 2u);
+    }
+    check_invariants(*bench.tiers);
+    bench.planner->release(plans[0]);
+    BOOST_TEST(bench.tier(0).directory.pinned() == 0u);
+    plan(1);
+    BOOST_TEST(plans[1].acquired.fills.size() == (fails ? 1u : 0u));
+    check_ok(bench.fill(plans[1]));
+    bench.planner->ready(plans[1]);
+    bench.planner->release(plans[1]);
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te

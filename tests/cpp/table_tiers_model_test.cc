@@ -1,10 +1,11 @@
-// Planner and Mover against a plain map: random schedules of batches in flight, updates, failed
-// fills, shrinking limits, reclaiming and reopening, on budgets of a few rows.
+// Planner and Mover against a plain map: random schedules of batches in flight, announced or not,
+// updates, failed fills, shrinking limits, reclaiming and reopening, on budgets of a few rows.
 //
 // After every step all invariants hold and every row read is bit-equal to the model. A failure
 // names the seed that replays it.
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <deque>
 #include <map>
 #include <memory>
 #include <set>
@@ -32,6 +33,8 @@ class Lab {
 
   void open(bool resume) {
     config_.ssd_resume = resume;
+    if (planner_ != nullptr) piggybacked_rows_ += planner_->stats().piggybacked_rows;
+    announced_.clear();
     planner_.reset();
     mover_.reset();
     tiers_.reset();
@@ -66,12 +69,31 @@ class Lab {
     check_rows();
   }
 
+  void update_every_row() {
+    for (uint32_t t = 0; t < config_.tables.size(); ++t) {
+      for (uint64_t id = 0; id < config_.tables[t].rows; ++id) {
+        Flight flight;
+        flight.features.resize(1);
+        flight.features[0].table = t;
+        flight.features[0].ids = {static_cast<int64_t>(id)};
+        check_ok(planner_->plan(inputs_of(flight.features), true, flight.plan, threads_));
+        bring(flight);
+        update(flight);
+        planner_->release(flight.plan);
+      }
+    }
+  }
+
   void release_all() {
     for (auto& flight : flights_) planner_->release(flight->plan);
     flights_.clear();
     check_invariants(*tiers_);
     BOOST_TEST_REQUIRE(pinned_slots(*tiers_) == 0u);
     check_rows();
+  }
+
+  uint64_t piggybacked_rows() const {
+    return piggybacked_rows_ + planner_->stats().piggybacked_rows;
   }
 
  private:
@@ -103,12 +125,36 @@ class Lab {
            config_.dram_bytes;
   }
 
-  void plan() {
+  std::unique_ptr<Flight> any_batch() {
     auto flight = std::make_unique<Flight>();
     flight->features = random_batch(random_, config_, 1 + random_.below(12));
+    return flight;
+  }
+
+  // One that the lookahead knows, if it is of use; some of these never come.
+  std::unique_ptr<Flight> next_batch() {
+    Lookahead& lookahead = planner_->lookahead();
+    if (!lookahead.is_useful() || random_.one_in(8)) return any_batch();
+    while (announced_.size() < 6) {
+      auto flight = any_batch();
+      flight->plan.window_batch = lookahead.push(inputs_of(flight->features));
+      announced_.push_back(std::move(flight));
+    }
+    if (random_.one_in(10)) {
+      lookahead.finish(announced_.front()->plan.window_batch);
+      announced_.pop_front();
+    }
+    auto flight = std::move(announced_.front());
+    announced_.pop_front();
+    return flight;
+  }
+
+  void plan() {
+    auto flight = next_batch();
     const auto inputs = inputs_of(flight->features);
     const Status planned = planner_->plan(inputs, random_.one_in(2), flight->plan, threads_);
     if (!planned) {
+      planner_->release(flight->plan);
       BOOST_TEST_REQUIRE((planned.code() == StatusCode::kBudgetExceeded), planned.message());
       BOOST_TEST_REQUIRE(!fits_alone(flight->features),
                          "refused although it fits: " << planned.message());
@@ -116,6 +162,7 @@ class Lab {
     }
     if (random_.one_in(10)) {  // as if the reads had failed
       planner_->abandon(flight->plan);
+      planner_->release(flight->plan);
       return;
     }
     bring(*flight);
@@ -261,6 +308,8 @@ class Lab {
   std::unique_ptr<Planner> planner_;
   std::map<uint64_t, std::vector<std::byte>> model_;  // by row of the engine
   std::vector<std::unique_ptr<Flight>> flights_;
+  std::deque<std::unique_ptr<Flight>> announced_;
+  uint64_t piggybacked_rows_ = 0;
   uint64_t version_ = 0;
 };
 
@@ -281,6 +330,26 @@ BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
       lab.release_all();
     }
   }
+}
+
+// All rows are on ssd, many in a block, so that some come with those of other batches.
+BOOST_AUTO_TEST_CASE(announced_batches_share_blocks) {
+  uint64_t piggybacked_rows = 0;
+  for (uint64_t seed = 1; seed <= 60; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      Random random(seed);
+      EngineConfig config = random_config(random, OptimizerKind::kAdagrad);
+      config.tables.push_back(make_table("larger", 400, 8));
+      config.policy = "lookahead";
+      config.dram_bytes = all_rows_bytes(config) / (2 + random.below(6));
+      Lab lab(random, config);
+      lab.update_every_row();
+      for (int i = 0; i < 150; ++i) lab.step();
+      lab.release_all();
+      piggybacked_rows += lab.piggybacked_rows();
+    }
+  }
+  BOOST_TEST(piggybacked_rows > 1000u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
