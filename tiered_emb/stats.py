@@ -42,6 +42,8 @@ class Stats:
     """What the budget is charged at present, with every slot in use."""
     index_bytes: int
     """Location words at present; part of `dram_bytes`."""
+    lookahead_bytes: int
+    """Ids of announced batches at present, as far as the lookahead knows them; likewise."""
     ssd_rows_read: int
     ssd_rows_from_write_buffer: int
     ssd_blocks_read: int

@@ -299,6 +299,7 @@ nb::dict stats(Engine& engine) {
   d["total_row_bytes"] = s.row_bytes_total;
   d["dram_bytes"] = s.dram_bytes;
   d["index_bytes"] = s.index_bytes;
+  d["lookahead_bytes"] = s.lookahead_bytes;
   d["ssd_rows_read"] = s.log.rows_read;
   d["ssd_rows_from_write_buffer"] = s.log.rows_from_write_buffer;
   d["ssd_blocks_read"] = s.log.blocks_read;

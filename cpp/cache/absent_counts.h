@@ -24,14 +24,17 @@ class AbsentCounts {
   static constexpr uint8_t kCountMax = 63;
   static constexpr uint64_t kBytesPerRow = 2;
 
-  // Room for about so many rows. Forgets all if that changes the memory's size.
+  // Room for about so many rows: a change of less than an eighth is not made, because it would
+  // forget all.
   void set_rows(uint64_t rows) {
-    buckets_ = std::max(rows / std::tuple_size_v<Bucket>, uint64_t{1});
-    if (buckets_ * sizeof(Bucket) != memory_.bytes())
-      memory_ = ReservedMemory(buckets_ * sizeof(Bucket));
+    const uint64_t wanted = std::max(rows / std::tuple_size_v<Bucket>, uint64_t{1});
+    if (wanted <= buckets_ + buckets_ / 8 && buckets_ <= wanted + wanted / 8) return;
+    buckets_ = wanted;
+    memory_ = ReservedMemory(buckets_ * sizeof(Bucket));
   }
 
   void put(RowId row, uint8_t count) {
+    if (count == 0) return;
     Bucket& bucket = bucket_of(row);
     size_t place = 0;
     for (size_t i = 0; i < bucket.size(); ++i) {

@@ -27,6 +27,11 @@ class EvictionPolicy {
   virtual void admit(std::span<const SlotIndex> slots) = 0;
   // Slots whose last pin ended, in the order of the plan.
   virtual void park(std::span<const SlotIndex> slots) = 0;
+  // The rows of parked slots stand in others now, with their marks and frequencies.
+  virtual void moved(std::span<const SlotIndex> from, std::span<const SlotIndex> to) {
+    (void)from;
+    park(to);
+  }
   // The next batches that will use the rows of these slots, 0 where none is known; batches have
   // numbers from 1 in the order of their use. For slots of a plan that ends, while they are still
   // pinned; and for parked slots whose row has turned up in a later batch.
@@ -49,7 +54,8 @@ class EvictionPolicy {
   // The arena may now use `limit` slots.
   virtual void set_limit(uint32_t limit) = 0;
 
-  // Upper bound of the memory a policy takes, for the budget.
+  // Upper bound of the memory a policy takes, for the budget; besides, 1 KiB for each batch that is
+  // expected to use a parked row.
   static constexpr uint32_t kBytesPerSlotMax = 28;
 };
 

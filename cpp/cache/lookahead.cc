@@ -20,6 +20,7 @@
 #include <array>
 #include <bit>
 #include <limits>
+#include <utility>
 #include <vector>
 
 #include "base/aligned_buffer.h"
@@ -37,6 +38,9 @@ constexpr size_t kSlotsAhead = 16;  // prefetched
 // In place of a batch: the slot has just become a victim, and other entries of it are stale. What
 // was expected and has not come may leave several.
 constexpr uint32_t kTaken = 0xffffffff;
+// A bit of a slot's frequency while queues are compacted: an entry of it has been kept.
+constexpr uint8_t kIsKept = 0x80;
+static_assert(ReuseProfile::kFrequencyMax < kIsKept);
 constexpr float kNothing = std::numeric_limits<float>::max();  // the worth of an empty queue
 
 class LookaheadPolicy final : public EvictionPolicy {
@@ -71,6 +75,7 @@ class LookaheadPolicy final : public EvictionPolicy {
     for (size_t i = 0; i < slots.size(); ++i) {
       absent_.prefetch(directory_[slots[std::min(i + kSlotsAhead, slots.size() - 1)]].row);
       directory_[slots[i]].frequency = absent_.take(directory_[slots[i]].row);
+      expected_[slots[i].value] = 0;  // of a row that left unnoticed
     }
   }
 
@@ -80,6 +85,14 @@ class LookaheadPolicy final : public EvictionPolicy {
       const SlotIndex s = slots[i];
       absent_.put(directory_[s].row, directory_[s].frequency);
       expected_[s.value] = 0;
+    }
+  }
+
+  void moved(std::span<const SlotIndex> from, std::span<const SlotIndex> to) override {
+    make_room(to.size());
+    for (size_t i = 0; i < to.size(); ++i) {
+      expected_[to[i].value] = std::exchange(expected_[from[i].value], 0);
+      push(to[i]);
     }
   }
 
@@ -204,21 +217,25 @@ class LookaheadPolicy final : public EvictionPolicy {
     if (entries_ + entries <= entries_max_) return;
     entries_ = 0;
     const auto compact = [&](ParkQueue& queue, uint32_t batch) {
-      // Pinned slots have newer marks, and free ones have been victims.
+      // Pinned slots have newer marks, and free ones have been victims. What was expected of a slot
+      // and has not come may have left several entries of it.
       queue.compact(
           [&](ParkedSlot entry) {
             const uint32_t expected = expected_[entry.slot.value];
-            return directory_.mark(entry.slot) == entry.mark &&
-                   (batch == 0 ? expected <= finished_ : expected == batch);
+            const bool stands = directory_.mark(entry.slot) == entry.mark &&
+                                (batch == 0 ? expected <= finished_ : expected == batch);
+            uint8_t& frequency = directory_[entry.slot].frequency;
+            if (!stands || (frequency & kIsKept) != 0) return false;
+            frequency |= kIsKept;
+            return true;
           },
-          [&](SlotIndex s) {
-            directory_.prefetch_mark(s);
-            __builtin_prefetch(&expected_[s.value]);
-          });
+          [&](SlotIndex s) { prefetch(s); });
       entries_ += queue.size();
     };
     for (ParkQueue& queue : levels_) compact(queue, 0);
     for (uint32_t b = finished_ + 1; b <= furthest_; ++b) compact(queue_of(b), b);
+    for (uint32_t i = 0; i < directory_.ever_used(); ++i)
+      directory_[SlotIndex(i)].frequency &= static_cast<uint8_t>(~kIsKept);
   }
 
   // Up to `count` rows of no known use, in the order of their last use: so rows that were used

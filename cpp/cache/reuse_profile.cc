@@ -50,8 +50,8 @@ void ReuseProfile::follow(uint64_t hash, uint32_t mark, size_t level) {
   Followed& row = followed_[place];
   if (row.is_free()) {
     ++count_;
-  } else if (mark == row.last) {
-    return;  // no use: the row was given another slot, or stays after all
+  } else if (mark <= row.last) {
+    return;  // no use: the row stays after all; or one of a plan older than the last to end
   } else {
     uses_seen_[row.level()][bucket(mark - row.last)] += 1;
   }
@@ -81,7 +81,7 @@ void ReuseProfile::thin_out(uint32_t now) {
   const double age_max = edge(kBuckets - 1) * static_cast<double>(unit_);
   for (size_t i = followed_.size(); i-- > 0;) {
     const auto is_unwanted = [&](const Followed& row) {
-      return !row.is_free() && (!is_sampled(row.hash()) || now - row.last > age_max);
+      return !row.is_free() && (!is_sampled(row.hash()) || now > row.last + age_max);
     };
     while (is_unwanted(followed_[i])) remove(i);
   }

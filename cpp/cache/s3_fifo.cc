@@ -21,13 +21,15 @@ namespace te {
 namespace {
 
 // The rows that left last, as many as `set_rows` says, less those few that share a bucket with
-// eight newer ones. Rows are told apart by 16 bits and their bucket.
+// eight newer ones. Rows are told apart by 16 bits and their bucket. Changes of less than an eighth
+// forget none.
 class DepartedRows {
  public:
   void set_rows(uint32_t rows) {
-    if (rows == rows_) return;
     rows_ = rows;
-    buckets_ = rows / kRowsPerBucket + 1;
+    const uint64_t wanted = rows / kRowsPerBucket + 1;
+    if (wanted <= buckets_ + buckets_ / 8 && buckets_ <= wanted + wanted / 8) return;
+    buckets_ = wanted;
     memory_ = ReservedMemory(buckets_ * sizeof(Bucket));
     now_ = 0;
   }

@@ -28,8 +28,10 @@ void BackgroundReclaim::start() { stopped_ = false; }
 void BackgroundReclaim::work() {
   std::unique_lock lock(mutex_);
   while (!stopped_) {
-    failure_ = log_.reclaim(owner_, 1, false);
-    if (!failure_ || !log_.is_reclaiming()) {  // nothing to do, or nothing that can be done
+    Status done = log_.reclaim(owner_, 1, false);
+    const bool failed = !done;
+    if (failed && failure_) failure_ = std::move(done);  // the first is told
+    if (failed || !log_.is_reclaiming()) {  // nothing that can be done, or nothing to do
       wake_.wait(lock, [this] { return stopped_ || is_wanted_; });
       is_wanted_ = false;
       continue;

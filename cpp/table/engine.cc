@@ -165,13 +165,13 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   TE_RETURN_IF_ERROR(check_open());
   auto prefetched = prefetch_.take(inputs, false, false, turn.lock());
   TE_RETURN_IF_ERROR(prefetched.status());
-  const PrefetchQueue::Taken taken = prefetched.value();
-  if (taken.plan == nullptr || taken.plan->state == Plan::State::kRevoked) {
+  PrefetchQueue::Taken taken = prefetched.take();
+  if (taken.plan == nullptr) {
     turn.quiet();
-    if (taken.plan != nullptr) end_plan(*taken.plan);
     Plan& plan = plans_.take();
-    plan.window_batch = taken.window_batch;
+    if (taken.batch != nullptr) plan.window_batch = taken.batch->window_batch;
     Status done = lookup_locked(inputs, features, plan);
+    if (!done) keep_for_retry(plan, std::move(taken.batch));
     end_plan(plan);
     return done;
   }
@@ -184,6 +184,13 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   });
   end_plan(plan);
   return Status::ok();
+}
+
+// A batch that was announced and could not be planned now either may be tried again.
+void Engine::keep_for_retry(Plan& plan, std::unique_ptr<PrefetchQueue::Batch> batch) {
+  if (batch == nullptr) return;
+  plan.window_batch = 0;
+  prefetch_.put_back(std::move(batch));
 }
 
 // Of a plan that was made, or was to be made.
@@ -222,7 +229,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
                            Prefetched prefetched) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
-  uint32_t window_batch = 0;
+  std::unique_ptr<PrefetchQueue::Batch> batch;
   if (prefetched == Prefetched::kMaybe) {
     auto taken = prefetch_.take(features, will_update, will_update, turn.lock());
     if (!taken) return taken.status();
@@ -230,12 +237,13 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
       planner_.count(*taken.value().plan);
       return taken.value().plan;
     }
-    window_batch = taken.value().window_batch;
+    batch = std::move(taken.value().batch);
   }
   turn.quiet();
   Plan& plan = plans_.take();
-  plan.window_batch = window_batch;
+  if (batch != nullptr) plan.window_batch = batch->window_batch;
   if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
+    keep_for_retry(plan, std::move(batch));
     end_plan(plan);
     return planned;
   }
@@ -361,6 +369,7 @@ EngineStats Engine::stats() {
   }
   const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
   stats.index_bytes = tiers_->index().memory_bytes();
+  stats.lookahead_bytes = tiers_->lookahead_bytes();
   stats.dram_bytes =
       dram_bytes_for_slots(tiers_->demands(), limits, tiers_->metadata_bytes(), evicting);
   return stats;

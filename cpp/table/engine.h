@@ -48,6 +48,7 @@ struct EngineStats {
   uint64_t row_bytes_total = 0;  // all rows with their state
   uint64_t dram_bytes = 0;       // rows in slots, directory, policy and index at the slot limit
   uint64_t index_bytes = 0;
+  uint64_t lookahead_bytes = 0;
   uint64_t plan_ns = 0;        // time spent in calls, in total
   uint64_t plan_ahead_ns = 0;  // likewise by the thread that prefetches
   uint64_t move_ns = 0;
@@ -137,6 +138,7 @@ class Engine {
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
   void end_plan(Plan& plan);
+  void keep_for_retry(Plan& plan, std::unique_ptr<PrefetchQueue::Batch> batch);
   // Gives a plan that was revoked its rows back.
   Status reacquire(Plan& plan, Turn& turn);
   Status keep_house(size_t ids);

@@ -204,7 +204,7 @@ void Mover::compact_below(LayoutTier& tier, uint32_t limit) {
     moved.push_back(to);
   }
   for (SlotIndex s : left) directory.release(s);
-  tier.policy->park(moved);
+  tier.policy->moved(left, moved);
 }
 
 Status Mover::set_limit(LayoutId layout, uint32_t limit) {

@@ -362,18 +362,24 @@ void Planner::ready(Plan& plan) {
 void Planner::wait(Plan& plan) {
   std::erase(ready_, &plan);
   plan.state = Plan::State::kWaiting;
+  leave_window(plan);
   waiting_.push_back(&plan);
   if (waiting_.size() > kWaitingPlansMax) revoke_one();
+}
+
+void Planner::leave_window(Plan& plan) {
+  if (plan.window_batch == 0) return;
+  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
+    lookahead_.expect_next(plan);
+  lookahead_.finish(std::exchange(plan.window_batch, 0));
 }
 
 void Planner::release(Plan& plan) {
   if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
   if (plan.state == Plan::State::kReady) std::erase(ready_, &plan);
-  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased) {
-    if (plan.window_batch != 0) lookahead_.expect_next(plan);
+  leave_window(plan);
+  if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
     unpin(plan.acquired);
-  }
-  if (plan.window_batch != 0) lookahead_.finish(std::exchange(plan.window_batch, 0));
   plan.state = Plan::State::kReleased;
 }
 

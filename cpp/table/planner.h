@@ -88,6 +88,8 @@ class Planner {
   // The piggybacked rows of the plan have come.
   void let_go_of_piggybacked(Plan& plan);
   void unpin(Acquisition& acquired);
+  // Its batch is over for the lookahead: at its forward, since its backward may never come.
+  void leave_window(Plan& plan);
   // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
   // ready.
   bool revoke_one();

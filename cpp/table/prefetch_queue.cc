@@ -170,7 +170,12 @@ Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> f
   const auto wants = [&](const std::unique_ptr<Batch>& b) {
     return !b->is_cancelled && share_a_table(features, b->features);
   };
-  const auto found = std::find_if(batches_.begin(), batches_.end(), wants);
+  auto found = std::find_if(batches_.begin(), batches_.end(), wants);
+  while (found != batches_.end() && (*found)->has_failed &&
+         !same_batch(features, (*found)->features)) {
+    drop(static_cast<size_t>(found - batches_.begin()));
+    found = std::find_if(batches_.begin(), batches_.end(), wants);
+  }
   if (found == batches_.end()) return Taken{};
   Batch& batch = **found;
   if (!same_batch(features, batch.features)) {
@@ -187,17 +192,28 @@ Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> f
     changed_.wait(lock, [&] { return batch.state != Batch::State::kPlanned; });
     stats_.stall_ns += static_cast<uint64_t>((std::chrono::steady_clock::now() - start).count());
   }
-  const std::unique_ptr<Batch> taken = remove(batch);
+  std::unique_ptr<Batch> taken = remove(batch);
   if (taken->state == Batch::State::kQueued) {
     ++stats_.batches_missed;
-    return Taken{nullptr, taken->window_batch};
+    return Taken{nullptr, std::move(taken)};
   }
-  bool serves = !will_update || taken->plan->will_update;
+  bool serves = taken->plan->state == Plan::State::kReady;  // else it lost its slots
+  serves &= !will_update || taken->plan->will_update;
   for (size_t f = 0; f < features.size() && will_update; ++f)
     serves &= !features[f].is_weighted || taken->plan->features[f].is_weighted;
-  if (serves) return Taken{taken->plan, 0};
+  if (serves) return Taken{taken->plan, nullptr};
   end(*taken);
-  return Taken{};
+  taken->plan = nullptr;
+  taken->window_batch = 0;
+  return Taken{nullptr, std::move(taken)};
+}
+
+void PrefetchQueue::put_back(std::unique_ptr<Batch> batch) {
+  batch->state = Batch::State::kQueued;
+  batch->has_failed = batch->failed_ahead = true;
+  const auto later = std::find_if(batches_.begin(), batches_.end(),
+                                  [&](const auto& b) { return b->ticket > batch->ticket; });
+  batches_.insert(later, std::move(batch));
 }
 
 // The plan of a batch that is ready and that nobody will take.

@@ -64,6 +64,7 @@ class PrefetchQueue {
     bool is_known = false;      // to the lookahead, unless that had no room
     bool failed_ahead = false;  // its forward has to plan it
     bool is_cancelled = false;
+    bool has_failed = false;  // its forward has: it may be tried again, or passed over
     std::vector<FeatureInput> features;
     size_t lookups = 0;
     Scratch<std::byte> memory;  // that they point to
@@ -82,10 +83,12 @@ class PrefetchQueue {
   // otherwise only if this one comes later in the queue.
   struct Taken {
     Plan* plan = nullptr;
-    uint32_t window_batch = 0;  // of a batch that was pushed and has no plan
+    std::unique_ptr<Batch> batch;  // that was pushed and has no plan
   };
   Result<Taken> take(std::span<const FeatureInput> features, bool will_update, bool must_match,
                      Lock& lock);
+  // The forward of a batch that was taken has failed; the batch after it may come all the same.
+  void put_back(std::unique_ptr<Batch> batch);
   // Drops the batches up to a ticket, and says how many. Rows that are being fetched come into
   // their slots all the same.
   size_t cancel(uint64_t ticket_last);

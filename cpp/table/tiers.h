@@ -78,6 +78,7 @@ class Tiers final : public RowOwner {
     return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_;
   }
   void set_lookahead_bytes(uint64_t bytes) { lookahead_bytes_ = bytes; }
+  uint64_t lookahead_bytes() const { return lookahead_bytes_; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
   uint64_t index_bytes_charged() const {
     const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(config_.dram_bytes);

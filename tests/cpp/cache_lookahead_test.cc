@@ -1,6 +1,9 @@
 // The window of batches to come against a plain list, and victims by what is expected.
+#include <malloc.h>
+
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <numeric>
 #include <set>
 #include <vector>
 
@@ -201,6 +204,56 @@ BOOST_AUTO_TEST_CASE(expectations_come_and_go) {
   cache.policy->finished(6);  // 2 was not used
   BOOST_TEST(cache.evict(1) == Rows{2});
   BOOST_TEST(cache.evict(1) == Rows{5});
+}
+
+// A batch that is given up: its rows leave without having been victims.
+BOOST_AUTO_TEST_CASE(nobody_expects_the_next_row_of_a_slot) {
+  CacheModel cache("lookahead", 2, 100);
+  cache.step({1});
+  const uint32_t batch = 9;
+  cache.policy->expect({&cache.slot_of.at(1), 1}, {&batch, 1});
+  BOOST_TEST(cache.policy->victim_next_use() == 9u);
+  cache.directory.release(cache.slot_of.at(1));
+  cache.slot_of.erase(1);
+  cache.step({2});
+  BOOST_TEST(cache.policy->victim_next_use() == EvictionPolicy::kNoKnownUse);
+}
+
+BOOST_AUTO_TEST_CASE(a_row_that_moves_is_still_expected) {
+  CacheModel cache("lookahead", 3, 100);
+  cache.step({1, 2});
+  const uint32_t batch = 9;
+  const SlotIndex from = cache.slot_of.at(1);
+  cache.policy->expect({&from, 1}, {&batch, 1});
+  const SlotIndex to = cache.directory.take(RowId(1), BlockAddress::none());
+  cache.directory.mark(to) = cache.directory.mark(from);
+  cache.directory[to].frequency = cache.directory[from].frequency;
+  cache.directory.release(from);
+  cache.slot_of.at(1) = to;
+  cache.policy->moved({&from, 1}, {&to, 1});
+  BOOST_TEST(cache.evict(1) == Rows{2});
+  BOOST_TEST(cache.policy->victim_next_use() == 9u);
+  BOOST_TEST(cache.evict(1) == Rows{1});
+  BOOST_TEST(cache.policy->victim_next_use() == 0u);
+}
+
+// Rows that are announced and cancelled again and again: their queues do not grow.
+BOOST_AUTO_TEST_CASE(cancelled_batches_leave_no_entries) {
+  constexpr uint32_t kRows = 5000;
+  CacheModel cache("lookahead", kRows, kRows);
+  Rows rows(kRows);
+  std::iota(rows.begin(), rows.end(), 0);
+  cache.step(rows);
+  std::vector<SlotIndex> slots;
+  for (const auto& [row, slot] : cache.slot_of) slots.push_back(slot);
+  const size_t before = mallinfo2().uordblks;
+  for (uint32_t batch = 1; batch <= 200; ++batch) {
+    const std::vector<uint32_t> batches(slots.size(), batch);
+    cache.policy->expect(slots, batches);
+    cache.policy->finished(batch);
+  }
+  BOOST_TEST(mallinfo2().uordblks - before < kRows * 40u);
+  BOOST_TEST(cache.evict(kRows).size() == kRows);
 }
 
 BOOST_AUTO_TEST_CASE(random_expectations_lose_no_row) {

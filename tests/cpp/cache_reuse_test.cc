@@ -54,6 +54,27 @@ BOOST_AUTO_TEST_CASE(rows_of_many_uses_outlast_the_others) {
   BOOST_TEST(recent > 40u);
 }
 
+// While an index grows, the slots of a tier become fewer, a few at a time.
+BOOST_AUTO_TEST_CASE(a_small_change_of_room_forgets_nothing) {
+  AbsentCounts counts;
+  counts.set_rows(4096);
+  counts.put(RowId(1), 9);
+  for (uint64_t rows = 4096; rows > 3700; rows -= 3) counts.set_rows(rows);
+  counts.set_rows(4500);
+  BOOST_TEST(counts.take(RowId(1)) == 9);
+  counts.put(RowId(1), 9);
+  counts.set_rows(8192);
+  BOOST_TEST(counts.take(RowId(1)) == 0);
+}
+
+BOOST_AUTO_TEST_CASE(rows_without_a_count_take_nobodys_place) {
+  AbsentCounts counts;
+  counts.set_rows(8);
+  for (uint64_t row = 0; row < 8; ++row) counts.put(RowId(row), 3);
+  for (uint64_t row = 8; row < 100; ++row) counts.put(RowId(row), 0);
+  for (uint64_t row = 0; row < 8; ++row) BOOST_TEST(counts.take(RowId(row)) == 3);
+}
+
 BOOST_AUTO_TEST_CASE(few_rows_take_anothers_count) {
   AbsentCounts counts;
   counts.set_rows(8000);

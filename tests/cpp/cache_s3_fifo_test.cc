@@ -142,15 +142,17 @@ BOOST_AUTO_TEST_CASE(rows_may_move_to_other_slots) {
     cache.step({7, 8});
     for (int moves = 0; moves < 1 + round; ++moves) {
       cache.evict(4);
+      std::vector<SlotIndex> left;
       std::vector<SlotIndex> moved;
       for (auto& [row, slot] : cache.slot_of) {
         const SlotIndex to = cache.directory.take(RowId(row), BlockAddress::none());
         cache.directory.mark(to) = cache.directory.mark(slot);
         cache.directory[to].frequency = cache.directory[slot].frequency;
-        cache.directory.release(std::exchange(slot, to));
+        left.push_back(std::exchange(slot, to));
+        cache.directory.release(left.back());
         moved.push_back(to);
       }
-      cache.policy->park(moved);
+      cache.policy->moved(left, moved);
       cache.step({10, 11, 12, 13});
     }
     cache.evict(8);

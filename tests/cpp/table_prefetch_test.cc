@@ -196,8 +196,48 @@ BOOST_AUTO_TEST_CASE(what_fails_ahead_is_reported_by_the_forward) {
     const Status status = bench.engine->plan({&input, 1}, true).status();
     BOOST_TEST(
         (status.code() == StatusCode::kOutOfRange || status.code() == StatusCode::kBudgetExceeded));
+    BOOST_TEST((bench.engine->plan({&input, 1}, true).status().message() == status.message()));
     BOOST_TEST(bench.train(Bench::batch({3}), 0) == 3);
   }
+}
+
+BOOST_AUTO_TEST_CASE(a_forward_that_fails_may_be_tried_again) {
+  for (const bool is_tried_again : {true, false}) {
+    Bench bench;
+    const Feature batch = Bench::batch({5, 6});
+    const FeatureInput input = batch.input();
+    check_ok(bench.engine->announce({&input, 1}, true).status());
+    bench.gate.fail_next();
+    BOOST_TEST((bench.engine->plan({&input, 1}, true).status().code() == StatusCode::kIo));
+    bench.prefetch(Bench::batch({7}));
+    if (is_tried_again) BOOST_TEST(bench.train(batch, 0) == 11);
+    BOOST_TEST(bench.train(Bench::batch({7}), 0) == 7);
+    BOOST_TEST(bench.engine->cancel_prefetch(UINT64_MAX) == 0u);
+  }
+}
+
+// An output without a backward keeps its plan, and nobody from looking ahead.
+BOOST_AUTO_TEST_CASE(a_plan_that_is_kept_does_not_hold_up_the_window) {
+  Bench bench;
+  std::vector<Plan*> kept;
+  for (int64_t i = 0; i < 3000; ++i) {
+    const Feature batch = Bench::batch(std::vector<int64_t>(100, i % 20));
+    bench.prefetch(batch);
+    const FeatureInput input = batch.input();
+    auto planned = bench.engine->plan({&input, 1}, true);
+    check_ok(planned.status());
+    std::vector<float> out(bench.dim());
+    const FeatureForward forward{.out = out.data()};
+    check_ok(bench.engine->forward(*planned.value(), {&forward, 1}));
+    if (i == 0) {
+      kept.push_back(planned.value());
+    } else {
+      bench.engine->release(*planned.value());
+    }
+  }
+  // 300,000 lookups have gone by.
+  BOOST_TEST(bench.engine->stats().lookahead_bytes < 200'000u);
+  for (Plan* plan : kept) bench.engine->release(*plan);
 }
 
 BOOST_AUTO_TEST_CASE(another_batch_than_the_next_is_refused) {
