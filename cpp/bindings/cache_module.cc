@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "bindings/without_gil.h"
 #include "cache/simulation.h"
 
 namespace nb = nanobind;
@@ -16,7 +17,7 @@ nb::dict simulate(const std::string& policy, uint32_t capacity, uint64_t rows, u
                   size_t count, size_t batch, size_t window, uint64_t warm_up) {
   const CacheSetup setup{policy, capacity, rows, batch, window, warm_up};
   Result<CacheCounts> counts = [&] {
-    nb::gil_scoped_release released;
+    const WithoutGil without_gil;
     return simulate_cache(setup, {reinterpret_cast<const int64_t*>(ids), count});
   }();
   if (!counts) {

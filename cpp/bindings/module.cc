@@ -14,9 +14,10 @@
 #include <tuple>
 
 #include "bindings/cache_module.h"
+#include "bindings/owned_engine.h"
+#include "bindings/without_gil.h"
 #include "log/checkpoint_copy.h"
 #include "log/log_store.h"
-#include "table/engine.h"
 #include "table/threads.h"
 
 namespace nb = nanobind;
@@ -61,7 +62,7 @@ template <class F>
 void run(F&& call) {
   Status status;
   {
-    nb::gil_scoped_release released;
+    const WithoutGil without_gil;
     status = call();
   }
   check(status);
@@ -70,7 +71,7 @@ void run(F&& call) {
 // A plan in flight; dropping it ends its pins.
 class PlanHandle {
  public:
-  PlanHandle(nb::object engine_object, Engine& engine, Plan& plan)
+  PlanHandle(nb::object engine_object, const OwnedEngine& engine, Plan& plan)
       : engine_object_(std::move(engine_object)), engine_(engine), plan_(&plan) {}
   ~PlanHandle() { release(); }
   PlanHandle(const PlanHandle&) = delete;
@@ -79,11 +80,12 @@ class PlanHandle {
   void release() {
     if (plan_ == nullptr) return;
     Plan* plan = std::exchange(plan_, nullptr);
-    nb::gil_scoped_release released;
-    engine_.release(*plan);
+    if (!engine_.is_mine()) return;
+    const WithoutGil without_gil;
+    engine_->release(*plan);
   }
   bool is_released() const { return plan_ == nullptr; }
-  const Engine& engine() const { return engine_; }
+  const OwnedEngine& engine() const { return engine_; }
   Plan& plan() {
     if (plan_ == nullptr) raise(PyExc_RuntimeError, "the plan of this batch has ended");
     return *plan_;
@@ -91,7 +93,7 @@ class PlanHandle {
 
  private:
   nb::object engine_object_;  // keeps the engine alive
-  Engine& engine_;
+  const OwnedEngine& engine_;
   Plan* plan_;
 };
 
@@ -152,11 +154,12 @@ TableConfig to_table(const TableTuple& t) {
   return config;
 }
 
-std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
-                                    const std::string& policy, uint64_t dram_bytes,
-                                    const std::string& ssd_path, uint64_t ssd_capacity_bytes,
-                                    double ssd_space_bound_ratio, bool ssd_resume, bool ssd_newest,
-                                    bool ssd_read_only, const std::string& metadata) {
+std::unique_ptr<OwnedEngine> make_engine(const std::vector<TableTuple>& tables, int optimizer,
+                                         const std::string& policy, uint64_t dram_bytes,
+                                         const std::string& ssd_path, uint64_t ssd_capacity_bytes,
+                                         double ssd_space_bound_ratio, bool ssd_resume,
+                                         bool ssd_newest, bool ssd_read_only,
+                                         const std::string& metadata) {
   EngineConfig config;
   for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
   config.optimizer = static_cast<OptimizerKind>(optimizer);
@@ -176,18 +179,18 @@ std::unique_ptr<Engine> make_engine(const std::vector<TableTuple>& tables, int o
     engine = created.take();
     return Status::ok();
   });
-  return engine;
+  return std::make_unique<OwnedEngine>(std::move(engine), ssd_path);
 }
 
 std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple>& features,
                                  bool will_update, bool may_be_prefetched) {
-  auto& engine = nb::cast<Engine&>(self);
+  const auto& engine = nb::cast<const OwnedEngine&>(self);
   const std::vector<FeatureInput> inputs = to_inputs(features);
   Plan* planned = nullptr;
   run([&] {
     auto result =
-        engine.plan(inputs, will_update,
-                    may_be_prefetched ? Engine::Prefetched::kMaybe : Engine::Prefetched::kNo);
+        engine->plan(inputs, will_update,
+                     may_be_prefetched ? Engine::Prefetched::kMaybe : Engine::Prefetched::kNo);
     if (!result) return result.status();
     planned = result.value();
     return Status::ok();
@@ -195,11 +198,12 @@ std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple
   return std::make_unique<PlanHandle>(nb::borrow(self), engine, *planned);
 }
 
-uint64_t announce(Engine& engine, const std::vector<FeatureTuple>& features, bool will_update) {
+uint64_t announce(const OwnedEngine& engine, const std::vector<FeatureTuple>& features,
+                  bool will_update) {
   const std::vector<FeatureInput> inputs = to_inputs(features);
   uint64_t ticket = 0;
   run([&] {
-    auto pushed = engine.announce(inputs, will_update);
+    auto pushed = engine->announce(inputs, will_update);
     if (!pushed) return pushed.status();
     ticket = pushed.value();
     return Status::ok();
@@ -207,19 +211,19 @@ uint64_t announce(Engine& engine, const std::vector<FeatureTuple>& features, boo
   return ticket;
 }
 
-void prefetch(Engine& engine, uint64_t ticket_last) {
-  nb::gil_scoped_release released;
-  engine.prefetch(ticket_last);
+void prefetch(const OwnedEngine& engine, uint64_t ticket_last) {
+  const WithoutGil without_gil;
+  engine->prefetch(ticket_last);
 }
 
-bool is_prefetched(Engine& engine, uint64_t ticket) {
-  nb::gil_scoped_release released;
-  return engine.is_prefetched(ticket);
+bool is_prefetched(const OwnedEngine& engine, uint64_t ticket) {
+  const WithoutGil without_gil;
+  return engine->is_prefetched(ticket);
 }
 
-size_t cancel_prefetch(Engine& engine, uint64_t ticket_last) {
-  nb::gil_scoped_release released;
-  return engine.cancel_prefetch(ticket_last);
+size_t cancel_prefetch(const OwnedEngine& engine, uint64_t ticket_last) {
+  const WithoutGil without_gil;
+  return engine->cancel_prefetch(ticket_last);
 }
 
 std::vector<FeatureForward> to_forwards(const std::vector<ForwardTuple>& features) {
@@ -230,28 +234,30 @@ std::vector<FeatureForward> to_forwards(const std::vector<ForwardTuple>& feature
   return forwards;
 }
 
-void lookup(Engine& engine, const std::vector<FeatureTuple>& features,
+void lookup(const OwnedEngine& engine, const std::vector<FeatureTuple>& features,
             const std::vector<ForwardTuple>& tensors) {
   const std::vector<FeatureInput> inputs = to_inputs(features);
   const std::vector<FeatureForward> forwards = to_forwards(tensors);
-  run([&] { return engine.lookup(inputs, forwards); });
+  run([&] { return engine->lookup(inputs, forwards); });
 }
 
-void forward(Engine& engine, PlanHandle& handle, const std::vector<ForwardTuple>& features) {
+void forward(const OwnedEngine& engine, PlanHandle& handle,
+             const std::vector<ForwardTuple>& features) {
   const std::vector<FeatureForward> forwards = to_forwards(features);
   Plan& plan = handle.plan();
-  run([&] { return engine.forward(plan, forwards); });
+  run([&] { return engine->forward(plan, forwards); });
 }
 
-void backward(Engine& engine, PlanHandle& handle, const std::vector<BackwardTuple>& features,
-              const HyperTuple& hyper, bool check_finite) {
+void backward(const OwnedEngine& engine, PlanHandle& handle,
+              const std::vector<BackwardTuple>& features, const HyperTuple& hyper,
+              bool check_finite) {
   std::vector<FeatureBackward> backwards;
   backwards.reserve(features.size());
   for (const auto& [grad, weights, weights_grad, row_grad, by_count] : features)
     backwards.push_back(
         {at<void>(grad), at<void>(weights), at<void>(weights_grad), at<float>(row_grad), by_count});
   Plan& plan = handle.plan();
-  run([&] { return engine.backward(plan, backwards, to_hyper(hyper), check_finite); });
+  run([&] { return engine->backward(plan, backwards, to_hyper(hyper), check_finite); });
 }
 
 // Number of unique rows of each feature.
@@ -265,7 +271,7 @@ std::vector<size_t> unique_counts(PlanHandle& handle) {
 void unique_rows(PlanHandle& handle, size_t feature_index, uintptr_t out) {
   const Plan& plan = handle.plan();
   const FeaturePlan& feature = plan.features.at(feature_index);
-  const uint64_t first_row = handle.engine().first_row(feature.table).value;
+  const uint64_t first_row = handle.engine()->first_row(feature.table).value;
   auto* to = at<int64_t>(out);
   for (size_t r = feature.range_first; r < feature.range_first + feature.ranges; ++r) {
     const UniqueRange& range = plan.acquired.ranges[r];
@@ -274,11 +280,11 @@ void unique_rows(PlanHandle& handle, size_t feature_index, uintptr_t out) {
   }
 }
 
-nb::dict stats(Engine& engine) {
+nb::dict stats(const OwnedEngine& engine) {
   EngineStats s;
   {
-    nb::gil_scoped_release released;
-    s = engine.stats();
+    const WithoutGil without_gil;
+    s = engine->stats();
   }
   nb::dict d;
   d["steps"] = s.planner.plans;
@@ -335,40 +341,40 @@ nb::dict stats(Engine& engine) {
   return d;
 }
 
-void read_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t weights,
-               uintptr_t state) {
+void read_rows(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
+               uintptr_t weights, uintptr_t state) {
   run([&] {
-    return engine.read_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
-                            at<float>(state));
-  });
-}
-
-void write_rows(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t weights,
-                uintptr_t state) {
-  run([&] {
-    return engine.write_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
+    return engine->read_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
                              at<float>(state));
   });
 }
 
+void write_rows(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
+                uintptr_t weights, uintptr_t state) {
+  run([&] {
+    return engine->write_rows(TableId(table), {at<const int64_t>(ids), count}, at<void>(weights),
+                              at<float>(state));
+  });
+}
+
 // (segment, blocks used, live bytes) of each.
-nb::list segments(Engine& engine) {
+nb::list segments(const OwnedEngine& engine) {
   nb::list list;
-  for (const SegmentInfo& s : engine.segments())
+  for (const SegmentInfo& s : engine->segments())
     list.append(nb::make_tuple(s.segment.value, s.blocks_used, s.live_bytes));
   return list;
 }
 
 // (path, block, blocks, what, [(table, id), ...]) of each fault of a segment.
-nb::list verify(Engine& engine, uint32_t segment) {
+nb::list verify(const OwnedEngine& engine, uint32_t segment) {
   std::vector<SegmentFault> faults;
   std::string path;
-  run([&] { return engine.verify(SegmentId(segment), faults, &path); });
+  run([&] { return engine->verify(SegmentId(segment), faults, &path); });
   nb::list list;
   for (const SegmentFault& fault : faults) {
     nb::list rows;
     for (RowId row : fault.rows) {
-      const auto [table, id] = engine.place_of(row);
+      const auto [table, id] = engine->place_of(row);
       rows.append(nb::make_tuple(table.value, id));
     }
     list.append(nb::make_tuple(path, fault.block, fault.blocks, fault.what, rows));
@@ -376,10 +382,11 @@ nb::list verify(Engine& engine, uint32_t segment) {
   return list;
 }
 
-size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, size_t count) {
+size_t known_rows(const OwnedEngine& engine, uint32_t table, int64_t first, uintptr_t ids,
+                  size_t count) {
   size_t found = 0;
   run([&] {
-    auto known = engine.known_rows(TableId(table), first, {at<int64_t>(ids), count});
+    auto known = engine->known_rows(TableId(table), first, {at<int64_t>(ids), count});
     if (!known) return known.status();
     found = known.value();
     return Status::ok();
@@ -388,17 +395,18 @@ size_t known_rows(Engine& engine, uint32_t table, int64_t first, uintptr_t ids, 
 }
 
 // 0, 1 or 2 (Engine::Tier) of each id, as bytes at `tiers`.
-void locate(Engine& engine, uint32_t table, uintptr_t ids, size_t count, uintptr_t tiers) {
+void locate(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
+            uintptr_t tiers) {
   run([&] {
-    return engine.locate(TableId(table), {at<const int64_t>(ids), count}, at<Engine::Tier>(tiers));
+    return engine->locate(TableId(table), {at<const int64_t>(ids), count}, at<Engine::Tier>(tiers));
   });
 }
 
-void apply_gradients(Engine& engine, uint32_t table, uintptr_t ids, size_t count,
+void apply_gradients(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
                      uintptr_t gradients, const HyperTuple& hyper) {
   run([&] {
-    return engine.apply_gradients(TableId(table), {at<const int64_t>(ids), count},
-                                  at<float>(gradients), to_hyper(hyper));
+    return engine->apply_gradients(TableId(table), {at<const int64_t>(ids), count},
+                                   at<float>(gradients), to_hyper(hyper));
   });
 }
 
@@ -426,7 +434,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("is_released", &PlanHandle::is_released)
       .def("unique_counts", &unique_counts)
       .def("unique_rows", &unique_rows);
-  nb::class_<Engine>(m, "Engine")
+  nb::class_<OwnedEngine>(m, "Engine")
       .def("lookup", &lookup)
       .def("plan", &plan)
       .def("announce", &announce)
@@ -438,27 +446,33 @@ NB_MODULE(_core, m) {
       .def("read_rows", &read_rows)
       .def("write_rows", &write_rows)
       .def("apply_gradients", &apply_gradients)
-      .def("flush", [](Engine& engine) { run([&] { return engine.flush(); }); })
+      .def("flush", [](const OwnedEngine& engine) { run([&] { return engine->flush(); }); })
       .def("begin_save",
-           [](Engine& engine, const std::string& path) {
-             run([&] { return engine.begin_save(path); });
+           [](const OwnedEngine& engine, const std::string& path) {
+             run([&] { return engine->begin_save(path); });
            })
       .def("finish_save",
-           [](Engine& engine, const std::string& path, const std::string& previous) {
-             run([&] { return engine.finish_save(path, previous); });
+           [](const OwnedEngine& engine, const std::string& path, const std::string& previous) {
+             run([&] { return engine->finish_save(path, previous); });
            })
       .def("known_rows", &known_rows)
       .def("locate", &locate)
       .def("segments", &segments)
       .def("verify", &verify)
-      .def("close", [](Engine& engine) { run([&] { return engine.close(); }); })
-      .def("discard", [](Engine& engine) { run([&] { return engine.discard(); }); })
-      .def_prop_ro("is_closed", &Engine::is_closed)
-      .def_prop_ro("looks_ahead", &Engine::looks_ahead)
+      .def("close",
+           [](const OwnedEngine& engine) {
+             if (engine.is_mine()) run([&] { return engine->close(); });
+           })
+      .def("discard", [](const OwnedEngine& engine) { run([&] { return engine->discard(); }); })
+      .def_prop_ro(
+          "is_closed",
+          [](const OwnedEngine& engine) { return !engine.is_usable() || engine->is_closed(); })
+      .def_prop_ro("looks_ahead", [](const OwnedEngine& engine) { return engine->looks_ahead(); })
       .def("stats", &stats)
-      .def("step", [](Engine& engine, uint32_t table) { return engine.step(TableId(table)); })
-      .def("set_step", [](Engine& engine, uint32_t table, uint64_t step) {
-        engine.set_step(TableId(table), step);
+      .def("step",
+           [](const OwnedEngine& engine, uint32_t table) { return engine->step(TableId(table)); })
+      .def("set_step", [](const OwnedEngine& engine, uint32_t table, uint64_t step) {
+        engine->set_step(TableId(table), step);
       });
   m.def("make_engine", &make_engine);
   m.def("store_metadata", &store_metadata);

@@ -70,11 +70,16 @@ Status sync_directory(const std::string& path) {
 }  // namespace
 
 StoreDirectory::~StoreDirectory() {
-  if (lock_fd_ >= 0) ::close(lock_fd_);  // releases the lock
+  if (lock_fd_ < 0) return;
+  // Closing would not do: forked children have the file open, too. Nor may they release it.
+  if (::getpid() == owner_pid_) ::flock(lock_fd_, LOCK_UN);
+  ::close(lock_fd_);
 }
 
 StoreDirectory::StoreDirectory(StoreDirectory&& other) noexcept
-    : path_(std::move(other.path_)), lock_fd_(std::exchange(other.lock_fd_, -1)) {}
+    : path_(std::move(other.path_)),
+      lock_fd_(std::exchange(other.lock_fd_, -1)),
+      owner_pid_(other.owner_pid_) {}
 
 std::string StoreDirectory::index(uint64_t checkpoint) const {
   return file(std::string(kIndexPrefix) + std::to_string(checkpoint));
@@ -97,6 +102,7 @@ Status StoreDirectory::make() {
 
 Status StoreDirectory::lock() {
   const std::string path = file("LOCK");
+  owner_pid_ = ::getpid();
   lock_fd_ = open_retrying(path, O_RDWR | O_CREAT);
   if (lock_fd_ < 0) return io_error(path, "create", errno);
   int error = 0;

@@ -5,6 +5,8 @@
 // own names are ever deleted. Files: LOCK, MANIFEST, MANIFEST.tmp, index-<n>, segment-<id in hex>.
 #pragma once
 
+#include <sys/types.h>
+
 #include <cstdint>
 #include <optional>
 #include <string>
@@ -52,6 +54,7 @@ class StoreDirectory {
  private:
   std::string path_;
   int lock_fd_ = -1;
+  pid_t owner_pid_ = 0;  // that has taken the lock
 };
 
 }  // namespace te

@@ -106,7 +106,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
   turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
-  ++table.step;
+  if (ids.empty()) ++table.step;
   Plan& plan = plans_.take();
   for (size_t first = 0, n = 0; first < ids.size(); first += n) {
     n = std::min(rows_per_batch(table_id), ids.size() - first);
@@ -116,6 +116,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
       plans_.give_back(plan);
       return planned;
     }
+    if (first == 0) ++table.step;  // an update that is refused does not count
     TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
     scattered_.resize(n * table.config.dim);
     for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows

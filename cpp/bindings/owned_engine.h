@@ -1,0 +1,50 @@
+// OwnedEngine: an engine, and the process that made it.
+//
+// A forked child has the engine's memory, but not its threads, and it shares the store's files, the
+// rings of io_uring and the lock with its parent. So where there is a store, every use in a child
+// raises; and a child never destroys an engine: it would wait for threads that it does not have.
+// Thread-safety: as Engine.
+#pragma once
+
+#include <nanobind/nanobind.h>
+#include <unistd.h>
+
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "table/engine.h"
+
+namespace te {
+
+class OwnedEngine {
+ public:
+  OwnedEngine(std::unique_ptr<Engine> engine, std::string ssd_path)
+      : engine_(std::move(engine)), ssd_path_(std::move(ssd_path)) {}
+  ~OwnedEngine() {
+    if (!is_mine()) (void)engine_.release();
+  }
+  OwnedEngine(const OwnedEngine&) = delete;
+  OwnedEngine& operator=(const OwnedEngine&) = delete;
+
+  bool is_mine() const { return getpid() == owner_; }
+  bool is_usable() const { return is_mine() || ssd_path_.empty(); }
+  // Raises ValueError where it is not usable.
+  Engine* operator->() const {
+    if (!is_usable()) {
+      const std::string message =
+          ssd_path_ + ": this table was opened by process " + std::to_string(owner_) +
+          ", of which this one is a fork: close it before the fork, and open it in each process" +
+          " that uses it";
+      throw nanobind::value_error(message.c_str());
+    }
+    return engine_.get();
+  }
+
+ private:
+  std::unique_ptr<Engine> engine_;
+  const std::string ssd_path_;
+  const pid_t owner_ = getpid();
+};
+
+}  // namespace te
