@@ -5,7 +5,8 @@
 A table trains on streams of ids with a cache of a part of its rows in front. Counted are, from the
 second turnover on, bytes written to segments for each byte of evicted rows, over a range of space
 bounds and cache sizes, and blocks read for 1,000 lookups. Beside the latter stands a hashed layout:
-every row at a fixed, random place, as many rows a block, the same misses. A save's pause is the
+every row at a fixed, random place, as many rows a block, the same misses; "lookahead" counts them
+once more where the ids of batches to come are announced. A save's pause is the
 time until `te.save(..., wait=False)` returns. `bench_store.py` measures the speed of the store.
 """
 
@@ -129,12 +130,17 @@ class Hashed:
 
     def __init__(self, rows: int) -> None:
         self.block = np.random.default_rng(9).permutation(rows) // ROWS_PER_BLOCK
-        self.blocks_read = 0
+        self.blocks_read = 0.0
 
     def count(self, bag: te.TieredEmbedding, ids: torch.Tensor) -> None:
         unique = torch.unique(ids)
         missing = unique[bag.tier_of(unique) == ON_SSD].numpy()
         self.blocks_read += len(np.unique(self.block[missing]))
+
+    def expected(self, rows_a_batch: float) -> float:
+        """Blocks that so many rows at random places lie in, on average."""
+        blocks = int(self.block.max()) + 1
+        return float(blocks * (1 - (1 - 1 / blocks) ** rows_a_batch))
 
 
 def bench_amplification(
@@ -145,6 +151,7 @@ def bench_amplification(
     turnovers: float,
     cache_share: float = 0.1,
     space_bound: float = 1.45,
+    ids_ahead: int = 0,
 ) -> Report:
     """A table in steady state: after it has evicted its own size once, `turnovers` times that."""
     slots = int(rows * cache_share)
@@ -156,14 +163,20 @@ def bench_amplification(
             dram += (slots - bag.stats().slots) * (ROW_BYTES + SLOT_BYTES)
     with table(folder, rows, dram, True, space_bound) as bag:
         hashed = Hashed(rows)
+        inputs = ((torch.from_numpy(np.array(b)), torch.arange(len(b))) for b in batches)
+        if ids_ahead > 0:
+            inputs = iter(
+                te.Prefetcher(inputs, bag, lambda b: b, rows_ahead=1, ids_ahead=ids_ahead)
+            )
 
         def run(times: float) -> te.Stats:
             goal = bag.stats().ssd_row_written_bytes + times * rows * ROW_BYTES
             while True:
                 for _ in range(20):
-                    ids = torch.from_numpy(np.ascontiguousarray(next(batches)))
-                    hashed.count(bag, ids)
-                    out = bag(ids, torch.arange(len(ids)))
+                    ids, offsets = next(inputs)
+                    if ids_ahead == 0:
+                        hashed.count(bag, ids)
+                    out = bag(ids, offsets)
                     out.backward(torch.ones(len(ids), DIM))  # type: ignore[no-untyped-call]
                 if bag.stats().ssd_row_written_bytes >= goal:
                     return bag.stats()
@@ -174,35 +187,46 @@ def bench_amplification(
     evicted = after.ssd_row_written_bytes - before.ssd_row_written_bytes
     lookups = after.lookups - before.lookups
     blocks = after.ssd_blocks_read - before.ssd_blocks_read
+    fetched = after.ssd_rows_read - before.ssd_rows_read
+    fetched += after.ssd_rows_from_write_buffer - before.ssd_rows_from_write_buffer
+    if ids_ahead > 0:  # rows come before their batch, so that they are not seen to be missing
+        steps = after.steps - before.steps
+        hashed.blocks_read = steps * hashed.expected(fetched / steps)
     return {
         "stream": name,
         "rows": rows,
         "cache_share": after.slots / rows,
         "space_bound": space_bound,
+        "ids_ahead": ids_ahead,
         "evicted_per_store_size": evicted / (rows * ROW_BYTES),
         "write_amplification": (after.ssd_written_bytes - before.ssd_written_bytes) / evicted,
         "space_amplification": after.space_amplification,
         "hit_ratio": (after.lookup_hits - before.lookup_hits) / lookups,
+        "rows_read_per_1000_lookups": 1000 * fetched / lookups,
         "blocks_read_per_1000_lookups": 1000 * blocks / lookups,
         "hashed_blocks_read_per_1000_lookups": 1000 * hashed.blocks_read / lookups,
     }
+
+
+Case = tuple[str, int, Callable[[], Iterator[np.ndarray]]]
+
+
+def cases(rows: int, real: tuple[int, Callable[[], Iterator[np.ndarray]]] | None) -> list[Case]:
+    """The streams over so many rows, and the real trace."""
+    made = [(name, rows, make) for name, make in streams(rows, min(BATCH, rows // 50)).items()]
+    return made if real is None else [*made, ("orm_busy_trace", *real)]
 
 
 def bench_curves(place: Callable[[], Path], small: bool) -> list[Report]:
     """The streams at the defaults, then over space bounds and over cache sizes."""
     turnovers = 0.5 if small else 5
     real = None if small else trace()
-
-    def cases(rows: int) -> list[tuple[str, int, Callable[[], Iterator[np.ndarray]]]]:
-        made = [(name, rows, make) for name, make in streams(rows, min(BATCH, rows // 50)).items()]
-        return made if real is None else [*made, ("orm_busy_trace", *real)]
-
     few, many = (5_000, 5_000) if small else (300_000, 1_000_000)
     bounds = SPACE_BOUNDS[:2] if small else SPACE_BOUNDS
     shares = CACHE_SHARES[-2:] if small else CACHE_SHARES
-    runs: list[tuple[Any, float, float]] = [(case, 0.1, 1.45) for case in cases(many)]
-    runs += [(case, 0.1, bound) for case in cases(few) for bound in bounds]
-    runs += [(case, share, 1.45) for case in cases(few) for share in shares]
+    runs: list[tuple[Case, float, float]] = [(case, 0.1, 1.45) for case in cases(many, real)]
+    runs += [(case, 0.1, bound) for case in cases(few, real) for bound in bounds]
+    runs += [(case, share, 1.45) for case in cases(few, real) for share in shares]
     rows = []
     for (name, count, make), share, bound in runs:
         batch = len(next(make()))
@@ -212,6 +236,21 @@ def bench_curves(place: Callable[[], Path], small: bool) -> list[Report]:
         rows.append(bench_amplification(folder, name, count, make(), turnovers, share, bound))
         shutil.rmtree(folder)
         print(json.dumps(rows[-1]), flush=True)
+    return rows
+
+
+def bench_lookahead(place: Callable[[], Path], small: bool) -> list[Report]:
+    """The streams, without and with the ids of batches to come."""
+    rows = []
+    for name, count, make in cases(5_000 if small else 300_000, None if small else trace()):
+        for ids_ahead in (0, 64):
+            folder = place()
+            turnovers = 0.5 if small else 3
+            rows.append(
+                bench_amplification(folder, name, count, make(), turnovers, ids_ahead=ids_ahead)
+            )
+            shutil.rmtree(folder)
+            print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
@@ -274,7 +313,7 @@ def bench_saves(folder: Path, rows: int, rounds: int) -> Report:
     }
 
 
-PARTS = ("saves", "opening", "amplification")
+PARTS = ("saves", "opening", "amplification", "lookahead")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -301,6 +340,8 @@ def main(argv: list[str] | None = None) -> int:
             print(json.dumps(report["opening"]), flush=True)
         if "amplification" in args.only:
             report["amplification"] = bench_curves(place, small)
+        if "lookahead" in args.only:
+            report["lookahead"] = bench_lookahead(place, small)
     write_report(args.out, report)
     return 0
 

@@ -59,14 +59,14 @@ class EvictionPolicy {
   static constexpr uint32_t kBytesPerSlotMax = 28;
 };
 
-// `name`: "lookahead", "lfu" (aged LFU), "lru" or "s3fifo"; null for another. `total_rows`: rows
-// that could ever be cached here.
+// `name`: "lookahead", "lfu" (as lookahead, knowing nothing ahead), "lru" or "s3fifo"; null for
+// another. `total_rows`: rows that could ever be cached here.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      SlotDirectory& directory, uint64_t total_rows);
 std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,
                                                       uint64_t total_rows);
 std::unique_ptr<EvictionPolicy> make_lru_policy(SlotDirectory& directory);
 std::unique_ptr<EvictionPolicy> make_s3_fifo_policy(SlotDirectory& directory);
-std::unique_ptr<EvictionPolicy> make_aged_lfu_policy(SlotDirectory& directory, uint64_t total_rows);
+std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows);
 
 }  // namespace te

@@ -326,8 +326,7 @@ std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,
   return std::make_unique<LookaheadPolicy>(directory, total_rows, true);
 }
 
-std::unique_ptr<EvictionPolicy> make_aged_lfu_policy(SlotDirectory& directory,
-                                                     uint64_t total_rows) {
+std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows) {
   return std::make_unique<LookaheadPolicy>(directory, total_rows, false);
 }
 

@@ -5,7 +5,7 @@
 // be noted there. Entries whose use has left the ring stay until the table is built anew; a use is
 // checked against the ring, so they do no harm. Thread-safety: none; the engine's mutex guards it.
 // Cost: one cache miss a lookup that is pushed, prefetched ahead; 12 bytes a lookup in the ring and
-// four to eight in the table, times up to two as both grow by doubling; O(window), whatever the
+// eight in the table, each times up to two as they grow by doubling; O(window), whatever the
 // tables' sizes. Nothing is allocated once they have grown.
 #pragma once
 

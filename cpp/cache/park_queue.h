@@ -2,10 +2,9 @@
 //
 // Parking is an append and a hit costs nothing: a slot that is used again carries a newer mark,
 // which makes its old entry stale, and stale entries are skipped when popped. Entries live in
-// chunks from a ChunkPool that queues of one policy share; whole queues can be joined in O(1) (how
-// LFU ages). When stale entries pile up the policy compacts its queues, at an amortised O(1) a
-// park. Thread-safety: none. Ownership: chunks belong to the pool; queues must be cleared before it
-// goes.
+// chunks from a ParkChunkPool that queues of one policy share; whole queues can be joined in O(1).
+// When stale entries pile up the policy compacts its queues, at an amortised O(1) a park.
+// Thread-safety: none. Ownership: chunks belong to the pool; queues must be cleared before it goes.
 #pragma once
 
 #include <array>

@@ -2,12 +2,12 @@
 // and which rows on ssd will be used that lie in the same blocks.
 //
 // The ids of a batch are pushed long before it is planned; its rows that stand in dram and were not
-// expected by an earlier batch become candidates in another order. When a plan ends, each of its
-// rows is expected by the next batch that has it. Nothing but when rows move depends on what is
-// pushed. Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers.
-// Cost: that of cache/lookahead_window.h, a location word a row that was not expected, and a lookup
-// or two in wanted_blocks.h a row that is fetched; memory within a part of the budget, charged to
-// it.
+// expected by an earlier batch become candidates in another order. When a batch is
+// pooled, each of its rows is expected by the next batch that has it. Nothing but when rows move
+// depends on what is pushed. Thread-safety: none; the engine's mutex guards it. Ownership: borrows
+// the tiers. Cost: that of cache/lookahead_window.h, a location word a row that was not expected,
+// and a lookup or two in wanted_blocks.h a row that is fetched; memory within a part of the budget,
+// charged to it.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-// The contract of every eviction policy, the exact order of LRU, and what aged LFU is for.
+// The contract of every eviction policy, the exact order of LRU, and what counting uses is for.
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <cmath>
