@@ -15,7 +15,6 @@ several checkpoints, use several paths.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -24,13 +23,14 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from tiered_emb import store_metadata
 from tiered_emb.engine import TableEngine
+from tiered_emb.file_lock import FileLock
 
 _FORMAT = 1
 _ROOT = "CHECKPOINT"
@@ -85,11 +85,11 @@ def save(
     root = Path(path).absolute()
     _check_place(root)
     root.mkdir(parents=True, exist_ok=True)
-    turn = _lock(root, fcntl.LOCK_EX)  # another save to this path ends first
+    turn = FileLock(root / _LOCK)  # another save to this path ends first
     try:
         begun = _begin_at(root, model, extra)
     except BaseException:
-        turn.close()
+        turn.release()
         raise
 
     def run() -> None:
@@ -98,7 +98,7 @@ def save(
         except BaseException as error:
             saving._error = error
         finally:
-            turn.close()
+            turn.release()
 
     thread = threading.Thread(target=run, name="tiered_emb.save")
     saving = Saving(thread)
@@ -144,18 +144,6 @@ def _check_place(root: Path) -> None:
             raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
 
 
-def _lock(root: Path, kind: int) -> IO[Any]:
-    """The lock of a checkpoint's directory, held until it is closed."""
-    mode = "ab" if kind == fcntl.LOCK_EX else "rb"
-    file: IO[Any] = open(root / _LOCK, mode)  # noqa: SIM115 - the caller closes it
-    try:
-        fcntl.flock(file, kind)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
 def _make_ready(root: Path) -> tuple[int, list[str]]:
     """Number of the next checkpoint at `root`, and the stores of the one that is there."""
     earlier = read_root(root)
@@ -167,11 +155,15 @@ def _make_ready(root: Path) -> tuple[int, list[str]]:
 
 
 def _begin(engines: list[TableEngine], targets: list[str]) -> None:
-    """Takes the cut of every engine, or of none."""
+    """Takes the cut of every engine, or of none.
+
+    In one order whatever the model, because an engine has one save at a time: two threads whose
+    models share engines would wait for each other.
+    """
     begun: list[int] = []
     try:
-        for i, engine in enumerate(engines):
-            engine.begin_save(targets[i])
+        for i in sorted(range(len(engines)), key=lambda i: id(engines[i])):
+            engines[i].begin_save(targets[i])
             begun.append(i)
     except BaseException:
         for i in begun:  # what was begun must end; the first error is the one to tell
@@ -231,7 +223,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
         raise FileNotFoundError(f"{root}: there is no checkpoint")
     if not (root / _LOCK).exists():  # a copy of somebody's who knew what matters
         return _load_from(root, model)
-    with _lock(root, fcntl.LOCK_SH):
+    with FileLock(root / _LOCK, shared=True):
         return _load_from(root, model)
 
 
