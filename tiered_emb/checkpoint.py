@@ -79,7 +79,7 @@ def save(
 
     Raises:
         FileExistsError: `path` is a directory of something else.
-        ValueError: a table is closed.
+        ValueError: a table is closed, or its store is a part of the checkpoint at `path`.
         OSError: the disk is full, or fails. What was there before stays.
     """
     root = Path(path).absolute()
@@ -114,8 +114,10 @@ def save(
 
 def _begin_at(root: Path, model: nn.Module, extra: Any) -> Callable[[], None]:
     """Takes the cut; what is returned writes it."""
-    number, previous = _make_ready(root)
     engines = _engines(model)
+    earlier = read_root(root)
+    _check_apart(root, [] if earlier is None else earlier["tables"], engines)
+    number, previous = _make_ready(root)
     state = io.BytesIO()
     torch.save(
         {
@@ -208,6 +210,13 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
     ssd store of a table is replaced; it may be one that a killed process left behind
     (`te.SSD(path, resume=True)`). `extra` is unpickled: load only what you trust.
 
+    The checkpoint of every table is first opened and linked into its store's directory (copied, if
+    that is on another disk, with space for both). If anything fails until then, nothing has
+    changed. After a kill each store is the old one or the new one: one that was being replaced is
+    put in place by the next process that opens it for writing, and refused to readers with the
+    paths of both. Tables without an ssd tier are filled anew, after every block of the checkpoint
+    has been checked; if that fails all the same, they are closed.
+
     Args:
         model: with the same tables (names, sizes, dims, dtypes, initial values, optimizers, seeds),
             in the same order, and the same other parameters and buffers.
@@ -215,8 +224,10 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the model is not the one that was saved: names the first difference. Nothing
-            has changed then.
+        ValueError: the model is not the one that was saved: names the first difference; or a
+            table's store is a part of the checkpoint. Nothing has changed then.
+        OSError: a part of the checkpoint is missing or damaged, or the disk is full: nothing has
+            changed. A new store could not be put in place: the tables are closed, and both named.
     """
     root = Path(path)
     if read_root(root) is None:
@@ -236,18 +247,57 @@ def _load_from(root: Path, model: nn.Module) -> Any:
         raise ValueError(
             f"{root}: the checkpoint has {len(names)} sets of tables, the model {len(engines)}"
         )
+    _check_apart(root, names, engines)
     for engine, name in zip(engines, names, strict=True):
         store_metadata.check_store(str(root / name), engine.metadata)
     state = torch.load(root / checkpoint["state"], weights_only=False)
     _check_dense(root, _dense_state(model), state["dense"])
 
-    for engine, name in zip(engines, names, strict=True):
-        engine.load(str(root / name))
+    _load_tables(engines, [str(root / name) for name in names])
     for engine, saved in zip(engines, state["optimizers"], strict=True):
         if engine.optimizer is not None:
             engine.optimizer.param_groups[0].update(saved)
     model.load_state_dict(state["dense"], strict=False)
     return state["extra"]
+
+
+def _load_tables(engines: list[TableEngine], paths: list[str]) -> None:
+    """All engines become the tables of these stores, or none."""
+    prepared = discarded = 0
+    try:
+        for engine, path in zip(engines, paths, strict=True):
+            prepared += 1
+            engine.prepare_load(path)
+        for engine in engines:
+            engine.commit_load()
+        for engine in engines:
+            engine.discard()
+            discarded += 1
+    except BaseException:
+        for engine in engines[discarded:prepared]:
+            engine.cancel_load()
+        raise
+    errors: list[BaseException] = []
+    for engine, path in zip(engines, paths, strict=True):
+        try:
+            engine.finish_load(path)
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _check_apart(root: Path, names: list[str], engines: list[TableEngine]) -> None:
+    """No store that is written may be one that the checkpoint consists of."""
+    parts = [root / name for name in names if (root / name).exists()]
+    for engine in engines:
+        store = None if engine.is_read_only else engine.store_path
+        for part in parts:
+            if store is not None and os.path.exists(store) and os.path.samefile(store, part):
+                raise ValueError(
+                    f"the store of the model's tables, {store}, is a part of the checkpoint "
+                    f"{root}: copy one of them"
+                )
 
 
 def _engines(model: nn.Module) -> list[TableEngine]:
