@@ -210,12 +210,13 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
     ssd store of a table is replaced; it may be one that a killed process left behind
     (`te.SSD(path, resume=True)`). `extra` is unpickled: load only what you trust.
 
-    The checkpoint of every table is first opened and linked into its store's directory (copied, if
-    that is on another disk, with space for both). If anything fails until then, nothing has
-    changed. After a kill each store is the old one or the new one: one that was being replaced is
-    put in place by the next process that opens it for writing, and refused to readers with the
-    paths of both. Tables without an ssd tier are filled anew, after every block of the checkpoint
-    has been checked; if that fails all the same, they are closed.
+    The checkpoint of every table is first opened, with memory for its index beside that in use, and
+    linked into its store's directory (copied, if that is on another disk, with space for both). If
+    anything fails until then, nothing has changed. After a kill each store is the old one or the
+    new one: one that was being replaced is put in place by the next process that opens it for
+    writing, and refused to readers with the paths of both. Tables without an ssd tier are filled
+    anew, after every block of the checkpoint has been checked; if that fails all the same, they are
+    closed.
 
     Args:
         model: with the same tables (names, sizes, dims, dtypes, initial values, optimizers, seeds),
