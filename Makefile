@@ -28,7 +28,7 @@ DEMO_CMD ?= tiered-emb train movielens-100k --dram 10% --peer --compare-dram 100
 
 PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -print) \
   pyproject.toml $(wildcard README.md LICENSE)
-CPP_FILES = $(shell find cpp tests/cpp benchmarks/store -name '*.cc' -o -name '*.h')
+CPP_FILES = $(shell find cpp tests/cpp benchmarks/store benchmarks/kernels -name '*.cc' -o -name '*.h')
 
 .PHONY: help venv build lint types test-cpp test-cpp-asan test-cpp-tsan test-cpp-aarch64 \
   aarch64-tools test-py bench-smoke test demo format clean

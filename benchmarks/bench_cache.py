@@ -36,7 +36,6 @@ WARM_UP = 0.4
 BAR_TURNOVERS = 1.10
 BAR_SHORT = 1.05  # of the misses of the best of PLAIN
 BAR_NS = 40.0
-LABELS = {"8x": "8x capacity", "2t": "2 turnovers", "0.1x": "0.1x", "none": "no window"}
 
 
 @dataclass(frozen=True)

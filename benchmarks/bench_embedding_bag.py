@@ -1,6 +1,7 @@
-"""Lookups and training steps of tiered tables beside `nn.EmbeddingBag` and sparse optimizers.
+r"""Lookups and training steps of tiered tables beside `nn.EmbeddingBag` and sparse optimizers.
 
-    python benchmarks/bench_embedding_bag.py --out benchmarks/results/embedding_bag.json
+    python benchmarks/bench_embedding_bag.py --steps 40 --warm-up 10 \
+        --out benchmarks/results/embedding_bag.json
 
 Contenders take turns on the same batches within one process: a collection with all rows in dram,
 the same with the rest on ssd at smaller budgets, and one `nn.EmbeddingBag(sparse=True)` a table.

@@ -1,6 +1,10 @@
-"""Planner and kernels, all rows in dram, beside FBGEMM, `nn.EmbeddingBag` and the memory's limit.
+r"""Planner and kernels, all rows in dram, beside FBGEMM, `nn.EmbeddingBag` and the memory's limit.
 
-    python benchmarks/bench_kernels.py --out benchmarks/results/kernels.json
+    python benchmarks/bench_kernels.py --only grid --steps 30 --out benchmarks/results/kernels.json
+    python benchmarks/bench_kernels.py --only planner overhead threads rows cliffs --steps 30 \
+        --out benchmarks/results/kernels_parts.json
+    python benchmarks/bench_kernels.py --only optimizers --steps 30 \
+        --out benchmarks/results/kernels_optimizers.json
 
 Contenders take turns on the same batches within one process, on the same threads. The limit is the
 same rows, known in advance, gathered and written with no planning (benchmarks/kernels). Parts:

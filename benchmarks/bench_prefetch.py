@@ -1,4 +1,4 @@
-"""What fetching rows ahead of the model is worth, and how close the step comes to its bounds.
+r"""What fetching rows ahead of the model is worth, and how close the step comes to its bounds.
 
 A DLRM over 26 tables in Criteo's proportions, Zipf ids, rowwise Adagrad, the store warmed up by
 training; its DRAM budget is a tenth of the rows. The same batches go in turn through
@@ -8,7 +8,8 @@ training; its DRAM budget is a tenth of the rows. The same batches go in turn th
     in dram            all rows in DRAM: the compute of the step
     in dram, prefetch  the same with te.Prefetcher, where it can only cost
 
-    python benchmarks/bench_prefetch.py --out benchmarks/results/prefetch.json
+    python benchmarks/bench_prefetch.py --rows 4000000 --mlp 64 32 --dram 0.1 --warm-up 300 \
+        --steps 25 --rounds 7 --out benchmarks/results/prefetch.json
     python benchmarks/bench_prefetch.py --smoke
 
 A step with prefetch can take no less than the largest of: the step in DRAM; the fetches alone (what

@@ -15,20 +15,13 @@ import argparse
 import contextlib
 import io
 import json
-import os
 import sys
 from pathlib import Path
 
+from data_folder import DATA
 from provenance import provenance, write_report
 
 from tiered_emb.cli.main import main as tiered_emb
-
-DATA = Path(
-    os.environ.get(
-        "TIERED_EMB_SHARED_DATA",
-        Path(__file__).resolve().parent.parent.parent / "shared" / "data",
-    )
-)
 
 FLIGHTS = [
     "nycflights.parquet", "--label", "y_late15", "--dense", "sched_dep_minute,distance",

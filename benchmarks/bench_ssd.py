@@ -1,6 +1,9 @@
-"""The ssd tier behind a cache: write amplification, blocks read, saves, opening.
+r"""The ssd tier behind a cache: write amplification, blocks read, saves, opening.
 
-    python benchmarks/bench_ssd.py --dir /nvme/tmp --out benchmarks/results/ssd.json
+    python benchmarks/bench_ssd.py --dir /nvme/tmp --only amplification \
+        --out benchmarks/results/ssd.json
+    python benchmarks/bench_ssd.py --dir /nvme/tmp --only opening saves \
+        --out benchmarks/results/ssd_saves.json
 
 A table trains on streams of ids with a cache of a part of its rows in front. Counted are, from the
 second turnover on, bytes written to segments for each byte of evicted rows, over a range of space
@@ -14,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import shutil
 import sys
 import tempfile
@@ -26,16 +28,11 @@ from typing import Any
 
 import numpy as np
 import torch
+from data_folder import DATA
 from provenance import provenance, write_report
 
 import tiered_emb as te
 
-DATA = Path(
-    os.environ.get(
-        "TIERED_EMB_SHARED_DATA",
-        Path(__file__).resolve().parent.parent.parent / "shared" / "data",
-    )
-)
 DIM = 32
 ROW_BYTES = DIM * 4 + 4  # float32 with rowwise Adagrad
 ROWS_PER_BLOCK = 29

@@ -1,6 +1,9 @@
-"""The store alone beside its peers: reads, writes, write amplification, updates of a mapped file.
+r"""The store alone beside its peers: reads, writes, write amplification, updates of a mapped file.
 
-    python benchmarks/bench_store.py --dir /nvme/tmp --out benchmarks/results/store.json
+    python benchmarks/bench_store.py --dir /nvme/tmp --only get put update --scale 0.5 \
+        --out benchmarks/results/store.json
+    python benchmarks/bench_store.py --dir /nvme/tmp --only churn --scale 0.5 --rounds 3 \
+        --out benchmarks/results/store_churn.json
 
 Ours is LogStore with both I/O engines; peers are the drive itself (`fio`), RocksDB, an in-place
 store of 4 KiB pages and a mapped file under a memory limit (benchmarks/store says how each is set

@@ -4,7 +4,7 @@ The default is 50 M rows x 32 over 26 tables, rowwise Adagrad (6.6 GB), 512 MB o
 Every step draws a batch anew, so the stream never repeats; each table's ids follow Zipf's law and
 are scattered over its rows by a fixed bijection, so that hot rows do not share pages.
 
-    python benchmarks/bench_zipf_train.py --out benchmarks/results/zipf_train.json
+    python benchmarks/bench_zipf_train.py --threads 1 --out benchmarks/results/zipf_train.json
     python benchmarks/bench_zipf_train.py --smoke
 
 Figures: samples/s, step time by percentile and over time, hit ratio, bytes read and written, space

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
-from bench_ssd import BATCH, DATA, streams, trace
+from bench_ssd import BATCH, streams, trace
+from data_folder import DATA
 
 # Of Meta's published embedding traces, 2021 (github.com/facebookresearch/dlrm_datasets, MIT): the
 # shares of rows, and of lookups, whose row was looked up 1, 2, 3-4, 5-8, ... times in one batch of

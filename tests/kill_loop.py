@@ -49,10 +49,15 @@ def tiers(folder: Path, resume: bool = False) -> te.Tiers:
     return te.Tiers(dram=40_000, ssd=te.SSD(str(folder / "store"), resume=resume))
 
 
+def has_store(folder: Path) -> bool:
+    """Whether there is one, or one that a load was about to put there."""
+    return any((folder / "store" / name).exists() for name in ("MANIFEST", "LOADED/MANIFEST"))
+
+
 def train(folder: Path, seed: int) -> None:
     """Trains and saves until it is killed."""
     chance = random.Random(seed)
-    left = (folder / "store" / "MANIFEST").exists()
+    left = has_store(folder)
     model = Model(tiers(folder, resume=left))
     if (folder / "ck" / "CHECKPOINT").exists():
         te.load(model, folder / "ck")
@@ -86,7 +91,7 @@ def check(folder: Path) -> None:
         loaded = Model(None)
         step = te.load(loaded, folder / "ck")
         assert same(loaded, replayed(step)), f"the checkpoint of step {step} has other rows"
-    if (folder / "store" / "MANIFEST").exists():
+    if has_store(folder):
         store = Model(tiers(folder, resume=True))
         flushed = store.bag._engine._core.step(0)
         store.steps.fill_(flushed)

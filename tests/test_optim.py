@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import tiered_emb as te
+from tiered_emb.engine import TableEngine
 
 ROWS, DIM = 60, 8
 STEPS = 25
@@ -222,6 +223,29 @@ def test_step_twice_applies_twice() -> None:
     ours.optimizer.step()
     ours.optimizer.step()
     assert ours.rows([1]).eq(-2).all()
+
+
+def test_a_step_that_failed_can_be_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three tables fails once; each gets one update all the same."""
+    optimizer = te.optim.SGD(lr=1.0, fused=False)
+    tables = [te.Table(name, 10, 4) for name in "abc"]
+    coll = te.TieredEmbeddingCollection(tables, optimizer=optimizer)
+    before = {name: coll.to_dense(name) for name in "abc"}
+    sum(out.sum() for out in coll({name: torch.arange(3) for name in "abc"}).values()).backward()
+    apply = TableEngine.apply_gradients
+
+    def fail(engine: TableEngine, table: int, *args: torch.Tensor) -> None:
+        if table == 1:
+            raise OSError("the disk is full")
+        apply(engine, table, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TableEngine, "apply_gradients", fail)
+        with pytest.raises(OSError, match="full"):
+            optimizer.step()
+    optimizer.step()
+    for name in "abc":
+        torch.testing.assert_close(coll.rows(name, range(3)), before[name][:3] - 1)
 
 
 def test_closure() -> None:

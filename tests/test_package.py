@@ -47,7 +47,7 @@ def test_metadata() -> None:
     package = metadata.metadata("tiered-emb")
     assert package["Version"] == tiered_emb.__version__
     assert package["License-Expression"] == "Apache-2.0"
-    assert set(package.get_all("Provides-Extra")) == {"fbgemm", "triton", "bench", "demo", "dev"}
+    assert set(package.get_all("Provides-Extra")) == {"fbgemm", "bench", "demo", "dev"}
     required = {
         line.split(">")[0] for line in package.get_all("Requires-Dist") if "extra" not in line
     }

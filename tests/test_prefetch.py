@@ -300,6 +300,32 @@ def test_a_loop_that_ends_early_leaves_nothing_behind(tmp_path: Path) -> None:
     bag.close()
 
 
+@pytest.mark.parametrize("last", [3, 5])
+def test_a_batch_that_is_not_looked_up_is_dropped(tmp_path: Path, last: int) -> None:
+    bag = make_bag(tmp_path / "store", SOME)
+    loop = te.Prefetcher(random_batches(6, 1), bag, rows_ahead=2)
+    for i, batch in enumerate(loop):
+        if i == last:
+            break
+        bag(*batch).sum().backward()
+    assert bag.cancel_prefetch() == 0
+    assert loop.report.dropped_batches == 1
+    bag(*batch).sum().backward()  # nothing waits
+    bag.close()
+
+
+def test_a_bad_input_of_one_module_leaves_nothing_announced() -> None:
+    model = nn.ModuleDict(
+        {n: te.TieredEmbedding(100, 4, mode="sum", optimizer=te.optim.SGD(0.1)) for n in "ab"}
+    )
+    good = torch.randint(100, (4, 5))
+    batches = [(good, good), (good, torch.rand(3, 4))]
+    with pytest.raises(TypeError):
+        for _ in te.Prefetcher(batches, model, ids=lambda pair: dict(zip("ab", pair, strict=True))):
+            pass
+    assert [bag.cancel_prefetch() for bag in model.values()] == [0, 0]
+
+
 def test_load_in_the_middle_of_a_loop(tmp_path: Path) -> None:
     bag = make_bag(tmp_path / "store", SOME)
     batches = random_batches(30, 5)

@@ -15,7 +15,6 @@ several checkpoints, use several paths.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import io
 import json
 import os
@@ -24,13 +23,14 @@ import shutil
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from tiered_emb import store_metadata
 from tiered_emb.engine import TableEngine
+from tiered_emb.file_lock import FileLock
 
 _FORMAT = 1
 _ROOT = "CHECKPOINT"
@@ -79,17 +79,17 @@ def save(
 
     Raises:
         FileExistsError: `path` is a directory of something else.
-        ValueError: a table is closed.
+        ValueError: a table is closed, or its store is a part of the checkpoint at `path`.
         OSError: the disk is full, or fails. What was there before stays.
     """
     root = Path(path).absolute()
     _check_place(root)
     root.mkdir(parents=True, exist_ok=True)
-    turn = _lock(root, fcntl.LOCK_EX)  # another save to this path ends first
+    turn = FileLock(root / _LOCK)  # another save to this path ends first
     try:
         begun = _begin_at(root, model, extra)
     except BaseException:
-        turn.close()
+        turn.release()
         raise
 
     def run() -> None:
@@ -98,7 +98,7 @@ def save(
         except BaseException as error:
             saving._error = error
         finally:
-            turn.close()
+            turn.release()
 
     thread = threading.Thread(target=run, name="tiered_emb.save")
     saving = Saving(thread)
@@ -114,8 +114,10 @@ def save(
 
 def _begin_at(root: Path, model: nn.Module, extra: Any) -> Callable[[], None]:
     """Takes the cut; what is returned writes it."""
-    number, previous = _make_ready(root)
     engines = _engines(model)
+    earlier = read_root(root)
+    _check_apart(root, [] if earlier is None else earlier["tables"], engines)
+    number, previous = _make_ready(root)
     state = io.BytesIO()
     torch.save(
         {
@@ -144,18 +146,6 @@ def _check_place(root: Path) -> None:
             raise FileExistsError(f"{root}: holds {foreign[0]!r} and no checkpoint")
 
 
-def _lock(root: Path, kind: int) -> IO[Any]:
-    """The lock of a checkpoint's directory, held until it is closed."""
-    mode = "ab" if kind == fcntl.LOCK_EX else "rb"
-    file: IO[Any] = open(root / _LOCK, mode)  # noqa: SIM115 - the caller closes it
-    try:
-        fcntl.flock(file, kind)
-    except BaseException:
-        file.close()
-        raise
-    return file
-
-
 def _make_ready(root: Path) -> tuple[int, list[str]]:
     """Number of the next checkpoint at `root`, and the stores of the one that is there."""
     earlier = read_root(root)
@@ -167,11 +157,15 @@ def _make_ready(root: Path) -> tuple[int, list[str]]:
 
 
 def _begin(engines: list[TableEngine], targets: list[str]) -> None:
-    """Takes the cut of every engine, or of none."""
+    """Takes the cut of every engine, or of none.
+
+    In one order whatever the model, because an engine has one save at a time: two threads whose
+    models share engines would wait for each other.
+    """
     begun: list[int] = []
     try:
-        for i, engine in enumerate(engines):
-            engine.begin_save(targets[i])
+        for i in sorted(range(len(engines)), key=lambda i: id(engines[i])):
+            engines[i].begin_save(targets[i])
             begun.append(i)
     except BaseException:
         for i in begun:  # what was begun must end; the first error is the one to tell
@@ -216,6 +210,14 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
     ssd store of a table is replaced; it may be one that a killed process left behind
     (`te.SSD(path, resume=True)`). `extra` is unpickled: load only what you trust.
 
+    The checkpoint of every table is first opened, with memory for its index beside that in use, and
+    linked into its store's directory (copied, if that is on another disk, with space for both). If
+    anything fails until then, nothing has changed. After a kill each store is the old one or the
+    new one: one that was being replaced is put in place by the next process that opens it for
+    writing, and refused to readers with the paths of both. Tables without an ssd tier are filled
+    anew, after every block of the checkpoint has been checked; if that fails all the same, they are
+    closed.
+
     Args:
         model: with the same tables (names, sizes, dims, dtypes, initial values, optimizers, seeds),
             in the same order, and the same other parameters and buffers.
@@ -223,15 +225,17 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
 
     Raises:
         FileNotFoundError: there is no checkpoint.
-        ValueError: the model is not the one that was saved: names the first difference. Nothing
-            has changed then.
+        ValueError: the model is not the one that was saved: names the first difference; or a
+            table's store is a part of the checkpoint. Nothing has changed then.
+        OSError: a part of the checkpoint is missing or damaged, or the disk is full: nothing has
+            changed. A new store could not be put in place: the tables are closed, and both named.
     """
     root = Path(path)
     if read_root(root) is None:
         raise FileNotFoundError(f"{root}: there is no checkpoint")
     if not (root / _LOCK).exists():  # a copy of somebody's who knew what matters
         return _load_from(root, model)
-    with _lock(root, fcntl.LOCK_SH):
+    with FileLock(root / _LOCK, shared=True):
         return _load_from(root, model)
 
 
@@ -244,18 +248,57 @@ def _load_from(root: Path, model: nn.Module) -> Any:
         raise ValueError(
             f"{root}: the checkpoint has {len(names)} sets of tables, the model {len(engines)}"
         )
+    _check_apart(root, names, engines)
     for engine, name in zip(engines, names, strict=True):
         store_metadata.check_store(str(root / name), engine.metadata)
     state = torch.load(root / checkpoint["state"], weights_only=False)
     _check_dense(root, _dense_state(model), state["dense"])
 
-    for engine, name in zip(engines, names, strict=True):
-        engine.load(str(root / name))
+    _load_tables(engines, [str(root / name) for name in names])
     for engine, saved in zip(engines, state["optimizers"], strict=True):
         if engine.optimizer is not None:
             engine.optimizer.param_groups[0].update(saved)
     model.load_state_dict(state["dense"], strict=False)
     return state["extra"]
+
+
+def _load_tables(engines: list[TableEngine], paths: list[str]) -> None:
+    """All engines become the tables of these stores, or none."""
+    prepared = discarded = 0
+    try:
+        for engine, path in zip(engines, paths, strict=True):
+            prepared += 1
+            engine.prepare_load(path)
+        for engine in engines:
+            engine.commit_load()
+        for engine in engines:
+            engine.discard()
+            discarded += 1
+    except BaseException:
+        for engine in engines[discarded:prepared]:
+            engine.cancel_load()
+        raise
+    errors: list[BaseException] = []
+    for engine, path in zip(engines, paths, strict=True):
+        try:
+            engine.finish_load(path)
+        except BaseException as error:
+            errors.append(error)
+    if errors:
+        raise errors[0]
+
+
+def _check_apart(root: Path, names: list[str], engines: list[TableEngine]) -> None:
+    """No store that is written may be one that the checkpoint consists of."""
+    parts = [root / name for name in names if (root / name).exists()]
+    for engine in engines:
+        store = None if engine.is_read_only else engine.store_path
+        for part in parts:
+            if store is not None and os.path.exists(store) and os.path.samefile(store, part):
+                raise ValueError(
+                    f"the store of the model's tables, {store}, is a part of the checkpoint "
+                    f"{root}: copy one of them"
+                )
 
 
 def _engines(model: nn.Module) -> list[TableEngine]:

@@ -7,6 +7,7 @@ Thread-safe as the core is.
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -15,12 +16,13 @@ from typing import Any
 
 import torch
 
-from tiered_emb import _core, store_metadata
+from tiered_emb import _core, store_metadata, store_swap
 from tiered_emb.autograd import Pooling
 from tiered_emb.batch import Feature
 from tiered_emb.errors import IdOutOfRangeError
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
+from tiered_emb.store_swap import StoreSwap
 from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import SSD, Tiers, format_bytes
 
@@ -50,11 +52,17 @@ class TableEngine:
         self._state_value = 0.0 if optimizer is None else optimizer.initial_state()
         self._seed = seed
         self.metadata = store_metadata.describe(tables, self._kind, self._state_value, seed)
-        ssd = tiers.ssd if isinstance(tiers.ssd, SSD) else None
+        self._ssd = ssd = tiers.ssd if isinstance(tiers.ssd, SSD) else None
         self.resumed = ssd is not None and bool(ssd.resume)
         self._loaded = False
-        if ssd is not None and ssd.resume:
-            store_metadata.check_store(ssd.path, self.metadata)
+        self.store_path = None if ssd is None else os.path.abspath(ssd.path)
+        self.is_read_only = ssd is not None and ssd.read_only
+        self._swap: StoreSwap | None = None
+        if self.store_path is not None and not self.is_read_only:
+            store_swap.recover(self.store_path)
+            self._swap = StoreSwap(self.store_path)
+        if self.store_path is not None and self.resumed:
+            store_metadata.check_store(self.store_path, self.metadata)
         self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
         self._grad_parameters = [
@@ -65,16 +73,16 @@ class TableEngine:
 
     def _make_core(self, resume: bool, source: str | None = None) -> _core.Engine:
         """The core; of the store at `source`, read only and with little dram, if that is given."""
-        ssd = self.tiers.ssd if isinstance(self.tiers.ssd, SSD) else None
+        ssd, path = self._ssd, self.store_path
         if source is not None:
-            ssd = SSD(source, resume=True, read_only=True)
+            ssd, path = SSD(source, resume=True, read_only=True), source
         dram = _READER_DRAM_BYTES if source is not None else self.tiers.dram
         return _core.make_engine(
             [table.core(self._state_value, self._seed) for table in self.tables],
             self._kind,
             self.tiers.policy,
             0 if dram is None else int(dram),
-            "" if ssd is None else os.path.abspath(ssd.path),
+            path or "",
             0 if ssd is None or ssd.capacity is None else int(ssd.capacity),
             SSD.space_bound if ssd is None else ssd.space_bound,
             resume,
@@ -91,27 +99,57 @@ class TableEngine:
         """Writes the cut of `begin_save` to `path`; files that `previous` has too are shared."""
         self._core.finish_save(path, previous)
 
-    def load(self, path: str) -> None:
-        """Becomes the tables of the store at `path`, which stays as it is.
+    def prepare_load(self, path: str) -> None:
+        """First of a load's steps: looks at the store at `path`, and copies it beside this one's.
 
-        Raises `ValueError`, before anything changes, if that is a store of other tables.
+        Raises `ValueError` if that is a store of other tables, `OSError` if it is damaged, as far
+        as its indexes tell, or all its blocks where there is no ssd tier. `cancel_load` undoes it.
         """
         store_metadata.check_store(path, self.metadata)
-        ssd = self.tiers.ssd
-        if isinstance(ssd, SSD) and ssd.read_only:
-            raise ValueError(f"{ssd.path}: the store is open for reading only")
+        if self.store_path is not None and self.is_read_only:
+            raise ValueError(f"{self.store_path}: the store is open for reading only")
+        reader = self._make_core(resume=True, source=path)
+        try:
+            if self._swap is None:
+                _check_rows(reader)
+        finally:
+            reader.close()
+        if self._swap is not None:
+            self._swap.stage(path, is_open=not self.is_closed)
+
+    def commit_load(self) -> None:
+        """The copy is the store from now on; the tables go on with the old one until `discard`."""
+        if self._swap is not None:
+            self._swap.commit()
+
+    def cancel_load(self) -> None:
+        """These tables and their store stay."""
+        if self._swap is not None:
+            self._swap.cancel()
+
+    def discard(self) -> None:
+        """Closes without a flush."""
         self._core.discard()
-        if isinstance(ssd, SSD):
-            _core.remove_store(ssd.path)
-            _core.copy_checkpoint(path, ssd.path, "")
+
+    def finish_load(self, path: str) -> None:
+        """After `discard`: becomes the tables of the store at `path`, which stays as it is.
+
+        Closed if it fails.
+        """
+        if self._swap is not None:
+            self._swap.finish()
         self._loaded = True
-        self._core = self._make_core(resume=isinstance(ssd, SSD))
+        self._core = self._make_core(resume=self._swap is not None)
         self._pooling = Pooling(self._core, self.optimizer, self._grad_parameters)
         self._last_stats = None
         if self.optimizer is not None:
             self.optimizer.zero_grad()
-        if not isinstance(ssd, SSD):
-            self._copy_rows(path)
+        if self._swap is None:
+            try:
+                self._copy_rows(path)
+            except BaseException:
+                self._core.discard()  # some rows of both are nobody's tables
+                raise
 
     def _copy_rows(self, path: str) -> None:
         """Writes all rows that the store at `path` has into these tables."""
@@ -326,6 +364,14 @@ def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
             return
         yield ids[:count]
         first = int(ids[count - 1]) + 1
+
+
+def _check_rows(reader: _core.Engine) -> None:
+    """Raises `OSError` naming the first place where a row is lost; reads every block."""
+    for segment, _, _ in reader.segments():
+        for file, block, _, what, rows in reader.verify(segment):
+            if rows:
+                raise OSError(errno.EIO, f"{file}: block {block}: {what}")
 
 
 def _available_bytes() -> int:

@@ -93,7 +93,7 @@ class Prefetcher(Generic[Batch]):
             room for the rows of so many batches, fewer are.
         ids_ahead: batches that are taken from the loader before their turn, so that their ids steer
             which rows stay in dram (`Tiers(policy="lookahead")`). They are kept until then; what
-            is known of their ids takes about 20 bytes each of the dram budget, an eighth of it at
+            is known of their ids takes 20 to 40 bytes each of the dram budget, an eighth of it at
             most. Where every row has room in dram, `rows_ahead` of them are taken.
 
     Raises:
@@ -161,9 +161,11 @@ class Prefetcher(Generic[Batch]):
                     announced.prefetch()
                 current = ahead.popleft()
                 self._report.batches += 1
-                yield current.batch
-                # It is taken by now, unless the model did not look the batch up.
-                self._report.dropped_batches += current.cancel()
+                try:
+                    yield current.batch
+                finally:
+                    # It is taken by now, unless the model did not look the batch up.
+                    self._report.dropped_batches += current.cancel()
         finally:
             for announced in ahead:
                 announced.cancel()
@@ -200,10 +202,14 @@ class Prefetcher(Generic[Batch]):
         began = time.perf_counter()
         announced.tickets.clear()
         announced.is_prefetched = False
-        for module, arguments in self._inputs(announced.batch):
-            ticket = module._announce(*arguments)
-            if ticket is not None:
-                announced.tickets[module._engine] = ticket
+        try:
+            for module, arguments in self._inputs(announced.batch):
+                ticket = module._announce(*arguments)
+                if ticket is not None:
+                    announced.tickets[module._engine] = ticket
+        except BaseException:
+            announced.cancel()
+            raise
         self._report.announce_s += time.perf_counter() - began
 
     def _inputs(self, batch: Batch) -> Iterator[tuple[_Tables, tuple[Any, ...]]]:

@@ -9,7 +9,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from tiered_emb import _core
+from tiered_emb import _core, store_swap
 from tiered_emb.table_spec import TableSpec
 
 _FORMAT = 1
@@ -32,6 +32,7 @@ def describe(
 
 def read(path: str) -> Metadata:
     """What the store at `path` says of its tables; `ValueError` if it says nothing."""
+    store_swap.check_readable(path)
     try:
         stored: Metadata = json.loads(_core.store_metadata(path))
         assert isinstance(stored["tables"], list)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from tiered_emb import _core, optim, store_metadata
+from tiered_emb import _core, optim, store_metadata, store_swap
 from tiered_emb.checkpoint import read_root
 from tiered_emb.engine import TableEngine
 from tiered_emb.init import Initializer
@@ -34,12 +34,13 @@ class _StoredInit(Initializer):
 def stores_of(path: str | os.PathLike[str]) -> list[Path]:
     """The stores at `path`: itself, or those of a checkpoint of `te.save`.
 
-    Raises `FileNotFoundError` if there is neither.
+    Raises `FileNotFoundError` if there is neither, `ValueError` where a load has not ended.
     """
     root = Path(path)
     checkpoint = read_root(root)
     if checkpoint is not None:
         return [root / name for name in checkpoint["tables"]]
+    store_swap.check_readable(str(root))
     if not _core.store_exists(str(root)):
         raise FileNotFoundError(f"{root}: neither a store nor a checkpoint")
     return [root]

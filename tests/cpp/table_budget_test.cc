@@ -3,6 +3,7 @@
 #include <vector>
 
 #include "cache/eviction_policy.h"
+#include "cache/slot_directory.h"
 #include "kernels_fixture.h"
 #include "table/budget.h"
 
@@ -39,7 +40,8 @@ BOOST_AUTO_TEST_CASE(overhead_beyond_the_free_part_is_charged) {
   const std::vector<LayoutDemand> layouts = {{1'000'000, 64}};
   const std::vector<uint32_t> slots = {1'000'000};
   const uint64_t rows_bytes = 64'000'000;
-  const uint64_t overhead = 1'000'000 * (20 + EvictionPolicy::kBytesPerSlotMax) + 5'000'000;
+  const uint64_t overhead =
+      1'000'000 * (SlotDirectory::kBytesPerSlot + EvictionPolicy::kBytesPerSlotMax) + 5'000'000;
   BOOST_TEST(dram_bytes_for_slots(layouts, slots, 5'000'000, true) ==
              rows_bytes + overhead - kFreeOverheadBytes);
   BOOST_TEST(dram_bytes_for_all_rows(layouts) == rows_bytes + 24'125'000 - kFreeOverheadBytes);
@@ -62,7 +64,8 @@ BOOST_AUTO_TEST_CASE(slots_stay_within_the_budget_and_use_it) {
         BOOST_TEST_REQUIRE(slots[l] >= 1u);
         BOOST_TEST_REQUIRE(slots[l] <= std::max<uint64_t>(layouts[l].rows, 1));
         everything &= slots[l] >= layouts[l].rows;
-        one_more += layouts[l].stride_bytes + 24 + EvictionPolicy::kBytesPerSlotMax;
+        one_more += layouts[l].stride_bytes + SlotDirectory::kBytesPerSlot +
+                    EvictionPolicy::kBytesPerSlotMax;
       }
       BOOST_TEST_REQUIRE((everything || bytes + one_more > budget));
     }

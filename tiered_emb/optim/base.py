@@ -103,13 +103,24 @@ class RowOptimizer(torch.optim.Optimizer):
         super().zero_grad(set_to_none=True)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Applies waiting gradients (`fused=False`); fused updates happened in `backward`."""
+        """Applies waiting gradients (`fused=False`); fused updates happened in `backward`.
+
+        If a table fails (a full disk), gradients that were applied are forgotten and the others
+        wait on, so that `step()` may be tried again.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for parameter, touched in self._touched.items():
-            engine = touched.engine()
-            if parameter.grad is not None and engine is not None:
-                engine.apply_gradients(touched.table, touched.rows, parameter.grad)
+        applied: list[torch.nn.Parameter] = []
+        try:
+            for parameter, touched in self._touched.items():
+                engine = touched.engine()
+                if parameter.grad is not None and engine is not None:
+                    engine.apply_gradients(touched.table, touched.rows, parameter.grad)
+                    applied.append(parameter)
+        except BaseException:
+            for parameter in applied:
+                parameter.grad = None
+            raise
         return loss
