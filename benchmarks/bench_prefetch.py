@@ -9,7 +9,7 @@ training; its DRAM budget is a tenth of the rows. The same batches go in turn th
     in dram, prefetch  the same with te.Prefetcher, where it can only cost
 
     python benchmarks/bench_prefetch.py --rows 4000000 --mlp 64 32 --dram 0.1 --warm-up 300 \
-        --steps 25 --rounds 7 --out benchmarks/results/prefetch.json
+        --steps 50 --rounds 7 --out benchmarks/results/prefetch.json
     python benchmarks/bench_prefetch.py --smoke
 
 A step with prefetch can take no less than the largest of: the step in DRAM; the fetches alone (what
