@@ -116,7 +116,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
       plans_.give_back(plan);
       return planned;
     }
-    if (first == 0) ++table.step;  // an update that is refused does not count
+    if (first == 0) ++table.step;          // an update that is refused does not count
     TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
     scattered_.resize(n * table.config.dim);
     for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows
