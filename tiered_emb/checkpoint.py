@@ -30,7 +30,7 @@ from torch import nn
 
 from tiered_emb import store_metadata
 from tiered_emb.engine import TableEngine
-from tiered_emb.file_lock import FileLock
+from tiered_emb.files import FileLock, sync_directory
 
 _FORMAT = 1
 _ROOT = "CHECKPOINT"
@@ -196,10 +196,10 @@ def _publish(root: Path, number: int, names: list[str], state: Any) -> None:
     }
     _write(root / f"state-{number}.pt", state)
     _write(root / f"{_ROOT}.tmp", json.dumps(manifest).encode())
-    _sync_directory(root)
+    sync_directory(root)
     os.replace(root / f"{_ROOT}.tmp", root / _ROOT)
-    _sync_directory(root)
-    _sync_directory(root.resolve().parent)
+    sync_directory(root)
+    sync_directory(root.resolve().parent)
     _remove_parts(root, keep=(f"state-{number}.pt", *names))
 
 
@@ -370,11 +370,3 @@ def _write(path: Path, data: Any) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
-
-
-def _sync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,7 +22,7 @@ import shutil
 from pathlib import Path
 
 from tiered_emb import _core
-from tiered_emb.file_lock import FileLock
+from tiered_emb.files import FileLock, sync_directory
 
 _MANIFEST = "MANIFEST"
 _LOADING = "LOADING"
@@ -51,7 +51,7 @@ class StoreSwap:
     def commit(self) -> None:
         """The copy is the store from now on."""
         os.rename(self._store / _LOADING, self._store / _LOADED)
-        _sync(self._store)
+        sync_directory(self._store)
 
     def cancel(self) -> None:
         """The old store stays. Not after it was closed, when `commit` has returned."""
@@ -84,7 +84,7 @@ class StoreSwap:
         if loaded.exists():  # by one rename: a part of it must never count
             _remove_tree(loading)
             os.rename(loaded, loading)
-            _sync(self._store)
+            sync_directory(self._store)
         _remove_tree(loading)
 
     def _unlock(self) -> None:
@@ -131,26 +131,18 @@ def _settle(store: Path) -> None:
             for file in list(store.iterdir()):
                 if _OTHER_FILES.fullmatch(file.name):
                     file.unlink()
-            _sync(store)
+            sync_directory(store)
             (store / _MANIFEST).unlink()
-            _sync(store)
+            sync_directory(store)
         for file in list(loaded.iterdir()):
             if file.name != _MANIFEST:
                 os.rename(file, store / file.name)
-        _sync(store)
+        sync_directory(store)
         os.rename(loaded / _MANIFEST, store / _MANIFEST)
-        _sync(store)
+        sync_directory(store)
     _remove_tree(loaded)
 
 
 def _remove_tree(folder: Path) -> None:
     if folder.exists():
         shutil.rmtree(folder)
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -129,7 +129,9 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
     return kept;
   }
   Timer timer(plan_ahead_ns_);
-  return planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
+  Status planned = planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
+  if (planned.code() == StatusCode::kCorruption) house_failure_ = planned;  // is met once only
+  return planned;
 }
 
 Result<uint64_t> Engine::announce(std::span<const FeatureInput> features, bool will_update) {

@@ -130,16 +130,19 @@ Status Planner::spill(LayoutId layout) {
 // As many as are used before the rows that would leave for them. So no row is read that would not
 // be read otherwise (Cao, Felten, Karlin, Li, "A Study of Integrated Prefetching and Caching
 // Strategies", SIGMETRICS 1995: do no harm), and theirs are read for nothing.
-void Planner::piggyback(Plan& plan) {
+Status Planner::piggyback(Plan& plan) {
   const std::span<const Lookahead::Companion> all = lookahead_.companions(plan);
   for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
     const LayoutId layout = all[begin].layout;
     while (end < all.size() && all[end].layout == layout) ++end;
-    piggyback(layout, all.subspan(begin, end - begin), plan);
+    Status done = piggyback(layout, all.subspan(begin, end - begin), plan);
+    if (done.code() == StatusCode::kNoSpace) break;  // a later batch says so, if it needs space
+    TE_RETURN_IF_ERROR(std::move(done));
   }
+  return Status::ok();
 }
 
-void Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan) {
+Status Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan) {
   LayoutTier& tier = tiers_.layout(layout);
   const uint32_t mark = take_marks(rows.size());
   size_t count = std::min<size_t>(tier.directory.free_slots(), rows.size());
@@ -148,7 +151,7 @@ void Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion> r
     tier.policy->pop_victims(1, slots_);
     ++count;
   }
-  if (!spill(layout)) return;  // a later batch meets what is wrong, if it needs the space
+  TE_RETURN_IF_ERROR(spill(layout));
   for (size_t i = 0; i < count; ++i) {
     Fill fill;
     fill.row = rows[i].row;
@@ -165,6 +168,7 @@ void Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion> r
     plan.piggybacked_for.push_back(rows[i].batch);
   }
   stats_.piggybacked_rows += count;
+  return Status::ok();
 }
 
 void Planner::let_go_of_piggybacked(Plan& plan) {
@@ -241,7 +245,10 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   finder_.finish(plan, threads);
   if (plan.window_batch != 0) {
     lookahead_.note_first_uses(plan);
-    piggyback(plan);
+    if (Status done = piggyback(plan); !done) {
+      abandon(plan);
+      return done;
+    }
   }
   return Status::ok();
 }

@@ -83,8 +83,8 @@ class Planner {
   Status take_victims(LayoutId layout, size_t missing);
   // Empties the slots in slots_. On error they keep their rows, and are candidates again.
   Status spill(LayoutId layout);
-  void piggyback(Plan& plan);
-  void piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan);
+  Status piggyback(Plan& plan);
+  Status piggyback(LayoutId layout, std::span<const Lookahead::Companion> rows, Plan& plan);
   // The piggybacked rows of the plan have come.
   void let_go_of_piggybacked(Plan& plan);
   void unpin(Acquisition& acquired);

@@ -1,8 +1,4 @@
-"""`FileLock`: flock on a file, which children forked meanwhile do not keep.
-
-A forked child has the same open file, so closing it in one process alone would leave the lock in
-place until the other ends: `release` unlocks first, in the process that locked. Thread-safe.
-"""
+"""What checkpoints and stores need of a file system beside files: locks, and renames that last."""
 
 from __future__ import annotations
 
@@ -12,7 +8,11 @@ from pathlib import Path
 
 
 class FileLock:
-    """A lock that is held from construction to `release`, or to the end of a `with`."""
+    """A flock that is held from construction to `release`, or to the end of a `with`.
+
+    A forked child has the same open file, so closing it in one process alone would leave the lock
+    in place until the other ends: `release` unlocks first, in the process that locked.
+    """
 
     def __init__(self, path: Path, *, shared: bool = False, wait: bool = True) -> None:
         """Makes the file if an exclusive lock is wanted. `BlockingIOError`: held, and no `wait`."""
@@ -38,3 +38,12 @@ class FileLock:
 
     def __exit__(self, *_: object) -> None:
         self.release()
+
+
+def sync_directory(path: Path) -> None:
+    """What was renamed, made or deleted in a directory is so after a loss of power, too."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
