@@ -102,6 +102,37 @@ def test_a_child_may_use_a_table_without_a_store() -> None:
     assert torch.equal(bag.to_dense(), expected)
 
 
+def test_a_child_gives_its_plans_back() -> None:
+    bag = opened(None)
+    ids = torch.randint(ROWS, (100_000, 2))
+
+    def use() -> None:
+        def resident_bytes() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+        for _ in range(5):
+            bag(ids).sum().backward()
+        before = resident_bytes()
+        for _ in range(30):
+            bag(ids).sum().backward()
+        assert resident_bytes() - before < 30 << 20  # a plan takes 3 MB
+
+    assert in_a_child(use) == 0
+
+
+def test_a_child_may_not_use_a_table_that_prefetches() -> None:
+    bag = opened(None)
+    ids = torch.arange(8).view(4, 2)
+    bag.prefetch(ids)
+
+    def use() -> None:
+        with pytest.raises(ValueError, match="fork"):
+            bag(ids)
+
+    assert in_a_child(use) == 0
+    bag(ids)
+
+
 class Batches(Dataset[torch.Tensor]):
     def __len__(self) -> int:
         return 40

@@ -93,7 +93,7 @@ class Prefetcher(Generic[Batch]):
             room for the rows of so many batches, fewer are.
         ids_ahead: batches that are taken from the loader before their turn, so that their ids steer
             which rows stay in dram (`Tiers(policy="lookahead")`). They are kept until then; what
-            is known of their ids takes 20 to 40 bytes each of the dram budget, an eighth of it at
+            is known of their ids takes 20 to 46 bytes each of the dram budget, an eighth of it at
             most. Where every row has room in dram, `rows_ahead` of them are taken.
 
     Raises:

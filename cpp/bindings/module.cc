@@ -80,7 +80,7 @@ class PlanHandle {
   void release() {
     if (plan_ == nullptr) return;
     Plan* plan = std::exchange(plan_, nullptr);
-    if (!engine_.is_mine()) return;
+    if (!engine_.is_usable()) return;
     const WithoutGil without_gil;
     engine_->release(*plan);
   }
@@ -179,7 +179,7 @@ std::unique_ptr<OwnedEngine> make_engine(const std::vector<TableTuple>& tables, 
     engine = created.take();
     return Status::ok();
   });
-  return std::make_unique<OwnedEngine>(std::move(engine), ssd_path);
+  return std::make_unique<OwnedEngine>(std::move(engine));
 }
 
 std::unique_ptr<PlanHandle> plan(nb::handle self, const std::vector<FeatureTuple>& features,

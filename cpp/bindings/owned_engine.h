@@ -1,8 +1,9 @@
 // OwnedEngine: an engine, and the process that made it.
 //
 // A forked child has the engine's memory, but not its threads, and it shares the store's files, the
-// rings of io_uring and the lock with its parent. So where there is a store, every use in a child
-// raises; and a child never destroys an engine: it would wait for threads that it does not have.
+// rings of io_uring and the lock with its parent. So where there are such, every use in a child
+// raises; tables in dram alone work there, as a copy, unless batches have been prefetched. A child
+// never destroys an engine of its parent: it would wait for threads that it does not have.
 // Thread-safety: as Engine.
 #pragma once
 
@@ -19,8 +20,7 @@ namespace te {
 
 class OwnedEngine {
  public:
-  OwnedEngine(std::unique_ptr<Engine> engine, std::string ssd_path)
-      : engine_(std::move(engine)), ssd_path_(std::move(ssd_path)) {}
+  explicit OwnedEngine(std::unique_ptr<Engine> engine) : engine_(std::move(engine)) {}
   ~OwnedEngine() {
     if (!is_mine()) (void)engine_.release();
   }
@@ -28,14 +28,14 @@ class OwnedEngine {
   OwnedEngine& operator=(const OwnedEngine&) = delete;
 
   bool is_mine() const { return getpid() == owner_; }
-  bool is_usable() const { return is_mine() || ssd_path_.empty(); }
+  bool is_usable() const { return is_mine() || !engine_->has_threads_or_files(); }
   // Raises ValueError where it is not usable.
   Engine* operator->() const {
     if (!is_usable()) {
       const std::string message =
-          ssd_path_ + ": this table was opened by process " + std::to_string(owner_) +
-          ", of which this one is a fork: close it before the fork, and open it in each process" +
-          " that uses it";
+          "this table was opened by process " + std::to_string(owner_) +
+          ", of which this one is a fork that has neither its threads nor its store: close it" +
+          " before the fork, and open it in each process that uses it";
       throw nanobind::value_error(message.c_str());
     }
     return engine_.get();
@@ -43,7 +43,6 @@ class OwnedEngine {
 
  private:
   std::unique_ptr<Engine> engine_;
-  const std::string ssd_path_;
   const pid_t owner_ = getpid();
 };
 

@@ -217,15 +217,11 @@ class LookaheadPolicy final : public EvictionPolicy {
     if (entries_ + entries <= entries_max_) return;
     entries_ = 0;
     const auto compact = [&](ParkQueue& queue, uint32_t batch) {
-      // Pinned slots have newer marks, and free ones have been victims. What was expected of a slot
-      // and has not come may have left several entries of it.
+      // What was expected of a slot and has not come may have left several entries of it.
       queue.compact(
           [&](ParkedSlot entry) {
-            const uint32_t expected = expected_[entry.slot.value];
-            const bool stands = directory_.mark(entry.slot) == entry.mark &&
-                                (batch == 0 ? expected <= finished_ : expected == batch);
             uint8_t& frequency = directory_[entry.slot].frequency;
-            if (!stands || (frequency & kIsKept) != 0) return false;
+            if (!is_current(entry, batch) || (frequency & kIsKept) != 0) return false;
             frequency |= kIsKept;
             return true;
           },

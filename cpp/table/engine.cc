@@ -173,8 +173,8 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
     Plan& plan = plans_.take();
     if (taken.batch != nullptr) plan.window_batch = taken.batch->window_batch;
     Status done = lookup_locked(inputs, features, plan);
-    if (!done) keep_for_retry(plan, std::move(taken.batch));
     end_plan(plan);
+    if (!done && taken.batch != nullptr) prefetch_.note_failed(std::move(taken.batch));
     return done;
   }
   Plan& plan = *taken.plan;
@@ -186,13 +186,6 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   });
   end_plan(plan);
   return Status::ok();
-}
-
-// A batch that was announced and could not be planned now either may be tried again.
-void Engine::keep_for_retry(Plan& plan, std::unique_ptr<PrefetchQueue::Batch> batch) {
-  if (batch == nullptr) return;
-  plan.window_batch = 0;
-  prefetch_.put_back(std::move(batch));
 }
 
 // Of a plan that was made, or was to be made.
@@ -245,8 +238,8 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
   Plan& plan = plans_.take();
   if (batch != nullptr) plan.window_batch = batch->window_batch;
   if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
-    keep_for_retry(plan, std::move(batch));
     end_plan(plan);
+    if (batch != nullptr) prefetch_.note_failed(std::move(batch));
     return planned;
   }
   planner_.count(plan);
@@ -320,12 +313,8 @@ Status Engine::verify(SegmentId segment, std::vector<SegmentFault>& faults, std:
 }
 
 std::pair<TableId, uint64_t> Engine::place_of(RowId row) const {
-  const Tiers& tiers = *tiers_;
-  const Table& table = tiers.table_of(row);
-  for (uint32_t t = 0; t < tiers.tables_count(); ++t) {
-    if (&tiers.table(TableId(t)) == &table) return {TableId(t), row.value - table.first_row.value};
-  }
-  TE_CHECK(false);
+  const TableId table = tiers_->table_id_of(row);
+  return {table, row.value - tiers_->table(table).first_row.value};
 }
 
 uint64_t Engine::step(TableId table) const {

@@ -121,6 +121,8 @@ class Engine {
   Status close();    // flush, then give everything back; closing twice is fine
   Status discard();  // the same without the flush: the store stays at its last one
   bool is_closed() const;
+  // Whether there is more of it than memory: a store, or threads that fetch. Needs no lock.
+  bool has_threads_or_files() const { return tiers_->log() != nullptr || prefetch_.is_running(); }
   EngineStats stats();
   // Updates of a table so far (the optimizer's step).
   uint64_t step(TableId table) const;
@@ -138,7 +140,6 @@ class Engine {
                        std::span<const FeatureForward> features, Plan& plan);
   Status bring(Plan& plan, bool overwrite);
   void end_plan(Plan& plan);
-  void keep_for_retry(Plan& plan, std::unique_ptr<PrefetchQueue::Batch> batch);
   // Gives a plan that was revoked its rows back.
   Status reacquire(Plan& plan, Turn& turn);
   Status keep_house(size_t ids);

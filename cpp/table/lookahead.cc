@@ -93,21 +93,27 @@ void Lookahead::left(std::span<const RowId> rows) {
 
 std::span<const Lookahead::Companion> Lookahead::companions(const Plan& plan) {
   companions_.clear();
-  const std::vector<Fill>& fills = plan.acquired.fills;
-  for (size_t i = 0; i < fills.size() && !wanted_.is_empty(); ++i) {
-    wanted_.prefetch(fills[std::min(i + kRowAhead, fills.size() - 1)].from);
-    const Fill& fill = fills[i];
-    if (fill.from.is_none()) continue;
-    wanted_.visit(fill.from, [&](LookaheadWindow::Use use) {
+  if (wanted_.is_empty()) return companions_;
+  blocks_.clear();
+  for (const Fill& fill : plan.acquired.fills) {
+    if (!fill.from.is_none()) blocks_.push_back({fill.from, fill.layout});
+  }
+  std::sort(blocks_.begin(), blocks_.end());
+  blocks_.erase(std::unique(blocks_.begin(), blocks_.end()), blocks_.end());
+  for (size_t i = 0; i < blocks_.size(); ++i) {
+    wanted_.prefetch(blocks_[std::min(i + kRowAhead, blocks_.size() - 1)].first);
+    const BlockAddress block = blocks_[i].first;
+    const LayoutId layout = blocks_[i].second;
+    wanted_.visit(block, [&](LookaheadWindow::Use use) {
       const uint32_t batch = window_.batch_of(use);
       if (batch > plan.window_batch)
-        companions_.push_back({window_.row_of(use), fill.from, fill.layout, batch});
+        companions_.push_back({window_.row_of(use), block, layout, batch});
     });
   }
   std::erase_if(companions_, [&](const Companion& c) {
     return tiers_.index().get(c.row) != LocationWord::block(c.block);
   });
-  // Several rows of a block are fetched, and a row may have been noted twice.
+  // A row may have been noted twice: when it was announced, and when it left.
   std::sort(companions_.begin(), companions_.end(), [](const Companion& a, const Companion& b) {
     return std::tie(a.row, a.batch) < std::tie(b.row, b.batch);
   });

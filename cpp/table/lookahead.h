@@ -12,6 +12,7 @@
 
 #include <cstdint>
 #include <span>
+#include <utility>
 #include <vector>
 
 #include "cache/lookahead_window.h"
@@ -64,6 +65,7 @@ class Lookahead {
   std::vector<LookaheadWindow::Use> first_uses_;
   std::vector<SlotIndex> slots_;
   std::vector<uint32_t> batches_;
+  std::vector<std::pair<BlockAddress, LayoutId>> blocks_;
   std::vector<Companion> companions_;
 };
 

@@ -147,26 +147,33 @@ Status Planner::piggyback(LayoutId layout, std::span<const Lookahead::Companion>
   const uint32_t mark = take_marks(rows.size());
   size_t count = std::min<size_t>(tier.directory.free_slots(), rows.size());
   slots_.clear();
-  while (count < rows.size() && rows[count].batch < tier.policy->victim_next_use()) {
+  size_t unexpected = 0;  // victims of no known use, which come first
+  for (; count < rows.size(); ++count) {
+    const uint32_t next_use = tier.policy->victim_next_use();
+    if (rows[count].batch >= next_use) break;
     tier.policy->pop_victims(1, slots_);
-    ++count;
+    unexpected += next_use == EvictionPolicy::kNoKnownUse;
   }
+  std::sort(
+      slots_.begin(), slots_.begin() + static_cast<ptrdiff_t>(unexpected),
+      [&](SlotIndex a, SlotIndex b) { return tier.directory.mark(a) < tier.directory.mark(b); });
   TE_RETURN_IF_ERROR(spill(layout));
+  slots_.clear();
   for (size_t i = 0; i < count; ++i) {
     Fill fill;
     fill.row = rows[i].row;
     // The reclaimer may have made room for the victims, and moved the row.
     fill.from = tiers_.index().get(fill.row).block_address();
     fill.layout = layout;
-    fill.table =
-        TableId(static_cast<uint32_t>(&tiers_.table_of(fill.row) - tiers_.tables().data()));
+    fill.table = tiers_.table_id_of(fill.row);
     fill.slot = tiers_.take_slot(fill.table, fill.row, fill.from);
     tier.directory.mark(fill.slot) = mark + static_cast<uint32_t>(i);
     tier.directory.pin(tier.directory[fill.slot]);
-    tier.policy->admit({&fill.slot, 1});
+    slots_.push_back(fill.slot);
     plan.piggybacked.push_back(fill);
     plan.piggybacked_for.push_back(rows[i].batch);
   }
+  tier.policy->admit(slots_);
   stats_.piggybacked_rows += count;
   return Status::ok();
 }

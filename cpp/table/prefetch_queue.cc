@@ -170,15 +170,11 @@ Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> f
   const auto wants = [&](const std::unique_ptr<Batch>& b) {
     return !b->is_cancelled && share_a_table(features, b->features);
   };
-  auto found = std::find_if(batches_.begin(), batches_.end(), wants);
-  while (found != batches_.end() && (*found)->has_failed &&
-         !same_batch(features, (*found)->features)) {
-    drop(static_cast<size_t>(found - batches_.begin()));
-    found = std::find_if(batches_.begin(), batches_.end(), wants);
-  }
+  const auto found = std::find_if(batches_.begin(), batches_.end(), wants);
   if (found == batches_.end()) return Taken{};
   Batch& batch = **found;
   if (!same_batch(features, batch.features)) {
+    if (failed_ != nullptr && same_batch(features, failed_->features)) return Taken{};
     const bool comes_later = std::any_of(found + 1, batches_.end(), [&](const auto& b) {
       return wants(b) && same_batch(features, b->features);
     });
@@ -206,14 +202,6 @@ Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> f
   taken->plan = nullptr;
   taken->window_batch = 0;
   return Taken{nullptr, std::move(taken)};
-}
-
-void PrefetchQueue::put_back(std::unique_ptr<Batch> batch) {
-  batch->state = Batch::State::kQueued;
-  batch->has_failed = batch->failed_ahead = true;
-  const auto later = std::find_if(batches_.begin(), batches_.end(),
-                                  [&](const auto& b) { return b->ticket > batch->ticket; });
-  batches_.insert(later, std::move(batch));
 }
 
 // The plan of a batch that is ready and that nobody will take.
@@ -359,7 +347,7 @@ void PrefetchQueue::collect_fetch() {
   size_t rows = 0;
   for (const auto& batch : batches_) {
     if (batch->state != Batch::State::kPlanned) continue;
-    rows += batch->plan->acquired.fills.size();
+    rows += batch->plan->acquired.fills.size() + batch->plan->piggybacked.size();
     if (!fetch_.empty() && rows > kFetchRows) return;
     fetch_.push_back(batch.get());
     fetch_plans_.push_back(batch->plan);

@@ -24,6 +24,7 @@
 #include <span>
 #include <string>
 #include <thread>
+#include <utility>
 #include <vector>
 
 #include "base/scratch.h"
@@ -64,7 +65,6 @@ class PrefetchQueue {
     bool is_known = false;      // to the lookahead, unless that had no room
     bool failed_ahead = false;  // its forward has to plan it
     bool is_cancelled = false;
-    bool has_failed = false;  // its forward has: it may be tried again, or passed over
     std::vector<FeatureInput> features;
     size_t lookups = 0;
     Scratch<std::byte> memory;  // that they point to
@@ -87,8 +87,8 @@ class PrefetchQueue {
   };
   Result<Taken> take(std::span<const FeatureInput> features, bool will_update, bool must_match,
                      Lock& lock);
-  // The forward of a batch that was taken has failed; the batch after it may come all the same.
-  void put_back(std::unique_ptr<Batch> batch);
+  // The forward of a batch that was taken has failed: it may be tried again before the next one.
+  void note_failed(std::unique_ptr<Batch> batch) { failed_ = std::move(batch); }
   // Drops the batches up to a ticket, and says how many. Rows that are being fetched come into
   // their slots all the same.
   size_t cancel(uint64_t ticket_last);
@@ -102,6 +102,8 @@ class PrefetchQueue {
   // Ends the threads and drops all batches; `push` starts them again.
   void stop();
 
+  // Whether there are threads.
+  bool is_running() const { return plan_thread_.joinable(); }
   const PrefetchStats& stats() const { return stats_; }
 
  private:
@@ -134,7 +136,8 @@ class PrefetchQueue {
   std::thread plan_thread_;
   std::thread fetch_thread_;
   std::deque<std::unique_ptr<Batch>> batches_;
-  size_t planned_ = 0;  // batches whose rows are yet to be fetched
+  size_t planned_ = 0;             // batches whose rows are yet to be fetched
+  std::unique_ptr<Batch> failed_;  // the last one whose forward has failed
   size_t pauses_ = 0;
   bool is_short_ = false;  // of slots, for the next batch
   bool stopped_ = false;

@@ -108,6 +108,9 @@ class Tiers final : public RowOwner {
 
   // The table that a row belongs to.
   const Table& table_of(RowId row) const;
+  TableId table_id_of(RowId row) const {
+    return TableId(static_cast<uint32_t>(&table_of(row) - tables_.data()));
+  }
   Table& table_of(RowId row) { return const_cast<Table&>(std::as_const(*this).table_of(row)); }
   // Writes the initial value of a row.
   void initialise(const Table& table, RowId row, std::byte* destination) const;

@@ -22,7 +22,9 @@ void WantedBlocks::add(BlockAddress block, Use use) {
 
 void WantedBlocks::insert(Entry entry) {
   size_t at = place_of(BlockAddress(entry.block - 1));
-  while (table_[at].block != 0) at = next(at);
+  for (; table_[at].block != 0; at = next(at)) {
+    if (table_[at] == entry) return;  // a clean row has left for the block it came from
+  }
   table_[at] = entry;
   ++entries_;
 }

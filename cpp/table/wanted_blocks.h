@@ -3,9 +3,9 @@
 // So that a block that is read for one batch serves others too. A hash table of blocks and uses;
 // nothing is removed when a row comes or goes or is moved by the reclaimer: whoever asks checks the
 // row's location word. Entries whose use has left the window go when the table is built anew.
-// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the window. Cost: one cache
-// miss an `add` or `visit`; at most 6 bytes a lookup of the window, which is room for one of eight;
-// what has no room is forgotten.
+// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the window. Cost: a cache
+// miss and the entries of the block, an `add` or `visit`; at most 6 bytes a lookup of the window,
+// which is room for one of eight; what has no room is forgotten.
 #pragma once
 
 #include <cstddef>
@@ -45,6 +45,7 @@ class WantedBlocks {
   struct Entry {
     uint32_t block = 0;  // its address + 1; 0: free
     Use use = 0;
+    bool operator==(const Entry&) const = default;
   };
 
   bool make_room();

@@ -6,7 +6,6 @@
 #include <map>
 #include <memory>
 #include <numeric>
-#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
@@ -32,7 +31,6 @@ struct InFlight {
 struct Ahead {
   std::vector<Feature> features;
   bool will_update = false;
-  bool has_failed = false;  // its forward has
 };
 
 bool same_batch(const std::vector<Feature>& a, const std::vector<Feature>& b) {
@@ -131,7 +129,7 @@ class Lab {
   }
 
   // Whether the engine must refuse the batch for another that was prefetched. If it need not, and
-  // it is the next one, that is taken, until keep_for_retry.
+  // it is the next one, that is taken.
   bool is_out_of_turn(const std::vector<Feature>& features, bool will_update) {
     const auto shares_a_table = [&](const Ahead& ahead) {
       for (const Feature& a : ahead.features)
@@ -139,28 +137,23 @@ class Lab {
           if (a.table == b.table) return true;
       return false;
     };
-    taken_.reset();
-    auto next = std::find_if(ahead_.begin(), ahead_.end(), shares_a_table);
-    while (next != ahead_.end() && next->has_failed && !same_batch(next->features, features)) {
-      ahead_.erase(next);
-      next = std::find_if(ahead_.begin(), ahead_.end(), shares_a_table);
-    }
+    taken_.clear();
+    const auto next = std::find_if(ahead_.begin(), ahead_.end(), shares_a_table);
     if (next == ahead_.end()) return false;
     if (same_batch(next->features, features)) {
-      taken_ = *next;
-      taken_at_ = next - ahead_.begin();
+      taken_ = features;
       ahead_.erase(next);
       return false;
     }
+    if (same_batch(failed_, features)) return false;
     return will_update || std::any_of(next, ahead_.end(), [&](const Ahead& ahead) {
              return same_batch(ahead.features, features);
            });
   }
 
-  void keep_for_retry() {
-    if (!taken_) return;
-    taken_->has_failed = true;
-    ahead_.insert(ahead_.begin() + taken_at_, std::move(*taken_));
+  // It may be tried again.
+  void note_failed() {
+    if (!taken_.empty()) failed_ = taken_;
   }
 
   void plan() {
@@ -178,7 +171,7 @@ class Lab {
     if (!planned) {
       BOOST_TEST_REQUIRE((planned.status().code() == StatusCode::kBudgetExceeded),
                          planned.status().message());
-      keep_for_retry();
+      note_failed();
       return;
     }
     flight.plan = planned.value();
@@ -231,7 +224,7 @@ class Lab {
     }
     if (!done) {
       BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded), done.message());
-      keep_for_retry();
+      note_failed();
       return;
     }
     for (size_t f = 0; f < out.size(); ++f)
@@ -356,8 +349,8 @@ class Lab {
   TempDirectory directory_;
   std::unique_ptr<Engine> engine_;
   std::deque<Ahead> ahead_;
-  std::optional<Ahead> taken_;  // by the call at hand
-  ptrdiff_t taken_at_ = 0;
+  std::vector<Feature> taken_;   // by the call at hand, of those ahead
+  std::vector<Feature> failed_;  // the last of them whose call failed
   std::map<std::pair<size_t, uint64_t>, Values> model_;
   std::vector<InFlight> flights_;
 };

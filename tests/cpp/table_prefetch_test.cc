@@ -202,17 +202,39 @@ BOOST_AUTO_TEST_CASE(what_fails_ahead_is_reported_by_the_forward) {
 }
 
 BOOST_AUTO_TEST_CASE(a_forward_that_fails_may_be_tried_again) {
-  for (const bool is_tried_again : {true, false}) {
+  for (const std::string then : {"retry", "others, retry", "next"}) {
     Bench bench;
     const Feature batch = Bench::batch({5, 6});
     const FeatureInput input = batch.input();
     check_ok(bench.engine->announce({&input, 1}, true).status());
+    bench.prefetch(Bench::batch({7}));
     bench.gate.fail_next();
     BOOST_TEST((bench.engine->plan({&input, 1}, true).status().code() == StatusCode::kIo));
-    bench.prefetch(Bench::batch({7}));
-    if (is_tried_again) BOOST_TEST(bench.train(batch, 0) == 11);
+    if (then == "others, retry") {
+      BOOST_TEST(bench.look_up(Bench::batch({1, 4})) == 5);
+      const Feature others = Bench::batch({9});
+      const FeatureInput unannounced = others.input();
+      BOOST_TEST((bench.engine->plan({&unannounced, 1}, true).status().code() ==
+                  StatusCode::kInvalidArgument));
+    }
+    if (then != "next") BOOST_TEST(bench.train(batch, 0) == 11);
     BOOST_TEST(bench.train(Bench::batch({7}), 0) == 7);
     BOOST_TEST(bench.engine->cancel_prefetch(UINT64_MAX) == 0u);
+    BOOST_TEST(bench.stats().batches == 2u);
+  }
+}
+
+BOOST_AUTO_TEST_CASE(equal_batches_may_fail_and_be_passed_over) {
+  for (const int times : {1, 2}) {  // the first of them fails; the caller looks up one, or both
+    Bench bench;
+    const Feature batch = Bench::batch({5, 6});
+    const FeatureInput input = batch.input();
+    for (int i = 0; i < 2; ++i) check_ok(bench.engine->announce({&input, 1}, true).status());
+    bench.prefetch(Bench::batch({7}));
+    bench.gate.fail_next();
+    BOOST_TEST((bench.engine->plan({&input, 1}, true).status().code() == StatusCode::kIo));
+    for (int i = 0; i < times; ++i) BOOST_TEST(bench.train(batch, 0) == 11);
+    BOOST_TEST(bench.train(Bench::batch({7}), 0) == 7);
   }
 }
 
