@@ -104,18 +104,19 @@ def test_a_child_may_use_a_table_without_a_store() -> None:
 
 def test_a_child_gives_its_plans_back() -> None:
     bag = opened(None)
-    ids = torch.randint(ROWS, (100_000, 2))
+    ids = torch.randint(ROWS, (2000, 2))
 
     def use() -> None:
         def resident_bytes() -> int:
             return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
-        for _ in range(5):
+        torch.set_num_threads(1)  # torch's own threads do not survive a fork
+        for _ in range(50):
             bag(ids).sum().backward()
         before = resident_bytes()
-        for _ in range(30):
+        for _ in range(500):
             bag(ids).sum().backward()
-        assert resident_bytes() - before < 30 << 20  # a plan takes 3 MB
+        assert resident_bytes() - before < 10 << 20  # a plan takes 50 KB or more
 
     assert in_a_child(use) == 0
 

@@ -78,7 +78,7 @@ def test_all_engines_are_loaded_or_none(tmp_path: Path, monkeypatch: Any, step: 
         shutil.rmtree(tmp_path / "ck" / "tables-1-1")
         (tmp_path / "ck" / "tables-1-1").mkdir()
     else:
-        sync = store_swap._sync
+        sync = store_swap.sync_directory
 
         def fail(folder: Path) -> None:
             sync(folder)
@@ -86,7 +86,7 @@ def test_all_engines_are_loaded_or_none(tmp_path: Path, monkeypatch: Any, step: 
                 monkeypatch.undo()
                 raise OSError("the disk fails")
 
-        monkeypatch.setattr(store_swap, "_sync", fail)
+        monkeypatch.setattr(store_swap, "sync_directory", fail)
     with pytest.raises((OSError, ValueError)):
         te.load(bags, tmp_path / "ck")
     for bag in bags:
@@ -97,21 +97,60 @@ def test_all_engines_are_loaded_or_none(tmp_path: Path, monkeypatch: Any, step: 
     assert folder_names(tmp_path / "a") | folder_names(tmp_path / "b") == set()
 
 
-def test_a_store_that_is_part_of_the_checkpoint(tmp_path: Path) -> None:
-    """Neither loads nor saves over itself, by whatever name."""
+def test_a_store_that_is_part_of_a_checkpoint(tmp_path: Path) -> None:
+    """Is not opened for writing, by whatever name, nor are checkpoints made around an open one."""
     model = Model(on_ssd(tmp_path, "store")).train_on(1)
     te.save(model, tmp_path / "ck")
     want = state_of(model)
     (tmp_path / "link").symlink_to(tmp_path / "ck" / "tables-1-0")
-    for name in ("ck/tables-1-0", "link"):
-        inside = Model(on_ssd(tmp_path, name, resume=True))
-        for attempt in (te.load, te.save):
-            with pytest.raises(ValueError, match=r"is a part of the checkpoint .*ck"):
-                attempt(inside, tmp_path / "ck")
-        assert_same_state(inside, {**want, **dense(model)})
-        inside.emb.close()
+    for name in ("ck/tables-1-0", "link", "ck"):
+        with pytest.raises(ValueError, match=r"ck is a checkpoint"):
+            Model(on_ssd(tmp_path, name, resume=name != "ck"))
+    reader = te.SSD(tmp_path / "ck" / "tables-1-0", resume=True, read_only=True)
+    assert_same_state(Model(te.Tiers(dram="64KiB", ssd=reader)), {**want, **dense(model)})
     te.load(model, tmp_path / "ck")
     assert_same_state(model, want)
+
+    inside = Model(on_ssd(tmp_path, "later/tables-1-0")).train_on(1)
+    with pytest.raises(ValueError, match=r"is a part of the checkpoint .*later"):
+        te.save(inside, tmp_path / "later")
+    with pytest.raises(OSError):
+        te.save(model, tmp_path / "later")  # its tables would take that place
+    inside.train_on(2).emb.flush()
+
+
+def test_a_load_that_cannot_be_undone_closes_the_tables(tmp_path: Path, monkeypatch: Any) -> None:
+    """Else they would go on with a store that the next open replaces."""
+    bags = two_engines(tmp_path)
+    te.save(bags, tmp_path / "ck")
+
+    def fail(*_: Any) -> None:
+        raise OSError("the disk fails")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bags[1]._engine, "commit_load", fail)
+        patch.setattr(store_swap.StoreSwap, "cancel", fail)
+        with pytest.raises(OSError, match="the disk fails"):
+            te.load(bags, tmp_path / "ck")
+    for bag in bags:
+        with pytest.raises(ValueError, match="closed"):
+            bag.write_rows(range(500), torch.ones(500, 8))
+    for bag in two_engines(tmp_path, resume=True):
+        bag.close()
+
+
+def test_folders_of_others_stay(tmp_path: Path) -> None:
+    model = Model(on_ssd(tmp_path, "store")).train_on(1)
+    te.save(model, tmp_path / "ck")
+    for name in ("LOADING", "LOADED"):
+        (tmp_path / "store" / name).mkdir()
+        (tmp_path / "store" / name / "notes.txt").write_text("mine")
+        with pytest.raises(OSError):
+            te.load(model, tmp_path / "ck")
+        assert (tmp_path / "store" / name / "notes.txt").read_text() == "mine"
+        (tmp_path / "store" / name / "notes.txt").unlink()
+        (tmp_path / "store" / name).rmdir()
+    te.load(model, tmp_path / "ck")
 
 
 def test_leftovers_of_a_killed_load(tmp_path: Path) -> None:

@@ -84,6 +84,7 @@ def save(
     """
     root = Path(path).absolute()
     _check_place(root)
+    _check_apart(root, _engines(model))
     root.mkdir(parents=True, exist_ok=True)
     turn = FileLock(root / _LOCK)  # another save to this path ends first
     try:
@@ -115,8 +116,6 @@ def save(
 def _begin_at(root: Path, model: nn.Module, extra: Any) -> Callable[[], None]:
     """Takes the cut; what is returned writes it."""
     engines = _engines(model)
-    earlier = read_root(root)
-    _check_apart(root, [] if earlier is None else earlier["tables"], engines)
     number, previous = _make_ready(root)
     state = io.BytesIO()
     torch.save(
@@ -233,6 +232,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Any:
     root = Path(path)
     if read_root(root) is None:
         raise FileNotFoundError(f"{root}: there is no checkpoint")
+    _check_apart(root, _engines(model))
     if not (root / _LOCK).exists():  # a copy of somebody's who knew what matters
         return _load_from(root, model)
     with FileLock(root / _LOCK, shared=True):
@@ -248,7 +248,6 @@ def _load_from(root: Path, model: nn.Module) -> Any:
         raise ValueError(
             f"{root}: the checkpoint has {len(names)} sets of tables, the model {len(engines)}"
         )
-    _check_apart(root, names, engines)
     for engine, name in zip(engines, names, strict=True):
         store_metadata.check_store(str(root / name), engine.metadata)
     state = torch.load(root / checkpoint["state"], weights_only=False)
@@ -264,41 +263,38 @@ def _load_from(root: Path, model: nn.Module) -> Any:
 
 def _load_tables(engines: list[TableEngine], paths: list[str]) -> None:
     """All engines become the tables of these stores, or none."""
-    prepared = discarded = 0
+    prepared: list[TableEngine] = []
     try:
         for engine, path in zip(engines, paths, strict=True):
-            prepared += 1
+            prepared.append(engine)
             engine.prepare_load(path)
         for engine in engines:
             engine.commit_load()
-        for engine in engines:
-            engine.discard()
-            discarded += 1
     except BaseException:
-        for engine in engines[discarded:prepared]:
-            engine.cancel_load()
+        for engine in prepared:
+            try:
+                engine.cancel_load()
+            except BaseException:  # the next open may find the new store: this one has ended
+                engine.discard()
         raise
     errors: list[BaseException] = []
     for engine, path in zip(engines, paths, strict=True):
-        try:
-            engine.finish_load(path)
-        except BaseException as error:
-            errors.append(error)
+        for step in (engine.discard, lambda e=engine, p=path: e.finish_load(p)):
+            try:
+                step()
+            except BaseException as error:  # the others are loaded all the same
+                errors.append(error)
     if errors:
         raise errors[0]
 
 
-def _check_apart(root: Path, names: list[str], engines: list[TableEngine]) -> None:
+def _check_apart(root: Path, engines: list[TableEngine]) -> None:
     """No store that is written may be one that the checkpoint consists of."""
-    parts = [root / name for name in names if (root / name).exists()]
     for engine in engines:
-        store = None if engine.is_read_only else engine.store_path
-        for part in parts:
-            if store is not None and os.path.exists(store) and os.path.samefile(store, part):
-                raise ValueError(
-                    f"the store of the model's tables, {store}, is a part of the checkpoint "
-                    f"{root}: copy one of them"
-                )
+        if engine.store_path is not None and not engine.is_read_only:
+            store = Path(engine.store_path).resolve()
+            if root.resolve() in (store, store.parent):
+                raise ValueError(f"the tables' store, {store}, is a part of the checkpoint {root}")
 
 
 def _engines(model: nn.Module) -> list[TableEngine]:
@@ -359,10 +355,19 @@ def _remove_parts(root: Path, keep: tuple[str, ...]) -> None:
     for part in list(root.iterdir()):
         if not _PARTS.fullmatch(part.name) or part.name in keep:
             continue
-        if part.is_dir():
-            shutil.rmtree(part)
-        else:
+        if not part.is_dir():
             part.unlink()
+        elif not _is_open(part):
+            shutil.rmtree(part)
+
+
+def _is_open(store: Path) -> bool:
+    """Whether somebody has opened a store for writing."""
+    try:
+        FileLock(store / "LOCK", wait=False).release()
+    except BlockingIOError:
+        return True
+    return False
 
 
 def _write(path: Path, data: Any) -> None:

@@ -12,6 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -59,6 +60,7 @@ class TableEngine:
         self.is_read_only = ssd is not None and ssd.read_only
         self._swap: StoreSwap | None = None
         if self.store_path is not None and not self.is_read_only:
+            _check_not_in_checkpoint(Path(self.store_path))
             store_swap.recover(self.store_path)
             self._swap = StoreSwap(self.store_path)
         if self.store_path is not None and self.resumed:
@@ -302,13 +304,31 @@ class TableEngine:
             part = weight[first : first + _DENSE_CHUNK_ROWS]
             self.write_rows(table, torch.arange(first, first + len(part)), part, None)
 
-    def apply_gradients(self, table: int, rows: torch.Tensor, grads: torch.Tensor) -> None:
-        """One update of distinct `rows` with summed gradients [n, dim]."""
+    def apply_gradients(
+        self,
+        table: int,
+        rows: torch.Tensor,
+        grads: torch.Tensor,
+        continues: bool,
+        applied: torch.Tensor,
+    ) -> None:
+        """One update of distinct `rows` with summed gradients [n, dim].
+
+        `applied` [1], int64, becomes the number of leading rows that have moved, also where this
+        raises; the others may be given again as an update that `continues` the same step.
+        """
         assert self.optimizer is not None
         index = rows.contiguous()
         values = grads.detach().to(torch.float32).contiguous()
+        applied.zero_()
         self._core.apply_gradients(
-            table, index.data_ptr(), len(index), values.data_ptr(), self.optimizer.hyper()
+            table,
+            index.data_ptr(),
+            len(index),
+            values.data_ptr(),
+            self.optimizer.hyper(),
+            continues,
+            applied.data_ptr(),
         )
 
     def stats(self) -> Stats:
@@ -364,6 +384,16 @@ def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
             return
         yield ids[:count]
         first = int(ids[count - 1]) + 1
+
+
+def _check_not_in_checkpoint(store: Path) -> None:
+    """Raises `ValueError` if the store is, or would be, a part of a checkpoint of `te.save`."""
+    for folder in (store, store.resolve().parent):
+        if (folder / "CHECKPOINT").exists():
+            raise ValueError(
+                f"{store}: {folder} is a checkpoint, which stays as it is: use te.load, a copy, or "
+                "te.SSD(..., resume=True, read_only=True) of one of its tables"
+            )
 
 
 def _check_rows(reader: _core.Engine) -> None:

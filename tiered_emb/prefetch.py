@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 from torch import nn
 
@@ -20,6 +20,7 @@ from tiered_emb.embedding import TieredEmbedding
 from tiered_emb.engine import TableEngine
 
 Batch = TypeVar("Batch")
+Counts = tuple[int, ...]
 _Tables = TieredEmbedding | TieredEmbeddingCollection
 
 
@@ -51,6 +52,25 @@ class PrefetchReport:
         line = f"{self.batches:,} batches in {self.total_s:.2f} s; stalled on {waits}; "
         line += f"{ready:.1%} of the lookups ready in time"
         return line + (f"; {self.dropped_batches:,} dropped" if self.dropped_batches else "")
+
+
+class _Source(Generic[Batch]):
+    """A loader's batches, and what ended them: it may be asked for more for ever."""
+
+    def __init__(self, loader: Iterable[Batch]) -> None:
+        self._batches = iter(loader)
+        self.end: Exception | None = None
+
+    def has_ended(self) -> bool:
+        return self.end is not None
+
+    def take(self) -> Batch | None:
+        """None at the end."""
+        try:
+            return next(self._batches)
+        except Exception as error:
+            self.end = error
+            return None
 
 
 class _Announced(Generic[Batch]):
@@ -95,6 +115,10 @@ class Prefetcher(Generic[Batch]):
             which rows stay in dram (`Tiers(policy="lookahead")`). They are kept until then; what
             is known of their ids takes 20 to 46 bytes each of the dram budget, an eighth of it at
             most. Where every row has room in dram, `rows_ahead` of them are taken.
+
+    A loop over the same tables within another one (a validation) drops the batches that the outer
+    one has announced; that announces them anew. What the loader or `ids` raises is raised when its
+    batch would have come.
 
     Raises:
         TypeError, ValueError: a model without tiered tables; `ids` that returns something else.
@@ -145,14 +169,19 @@ class Prefetcher(Generic[Batch]):
         return self._report
 
     def __iter__(self) -> Iterator[Batch]:
+        for engine in self._engines:
+            engine.cancel_prefetch()  # an outer loop announces its batches anew
         self._begin()
-        source = iter(self._loader)
+        source = _Source(self._loader)
         ahead: deque[_Announced[Batch]] = deque()
         try:
             while True:
                 self._take(source, ahead)
                 if not ahead:
-                    return
+                    if isinstance(source.end, StopIteration):
+                        return
+                    assert source.end is not None
+                    raise source.end
                 if not ahead[0].is_waiting():  # a `load`, or cancel_prefetch()
                     for announced in ahead:
                         announced.cancel()
@@ -178,8 +207,8 @@ class Prefetcher(Generic[Batch]):
         self._ended_s = None
         self._waits_before = [_waits(engine) for engine in self._engines]
 
-    def _take(self, source: Iterator[Batch], ahead: deque[_Announced[Batch]]) -> None:
-        """Takes batches from the loader and announces them.
+    def _take(self, source: _Source[Batch], ahead: deque[_Announced[Batch]]) -> None:
+        """Takes batches from the loader and announces them, up to the first that fails.
 
         The first step waits for those whose rows are to be fetched; then there are two a step until
         there are enough.
@@ -187,15 +216,19 @@ class Prefetcher(Generic[Batch]):
         looks_ahead = any(engine.looks_ahead for engine in self._engines)
         wanted = max(self._ids_ahead, self._rows_ahead) if looks_ahead else self._rows_ahead
         for _ in range(max(self._rows_ahead + 1 - len(ahead), 2)):
-            if len(ahead) > wanted:
+            if len(ahead) > wanted or source.has_ended():
                 return
             began = time.perf_counter()
-            try:
-                announced = _Announced(next(source))
-            except StopIteration:
-                return
+            batch = source.take()
             self._report.loader_s += time.perf_counter() - began
-            self._announce(announced)
+            if source.has_ended():
+                return
+            announced = _Announced(cast(Batch, batch))
+            try:
+                self._announce(announced)
+            except Exception as error:  # its turn comes after those before it
+                source.end = error
+                return
             ahead.append(announced)
 
     def _announce(self, announced: _Announced[Batch]) -> None:
@@ -242,8 +275,7 @@ class Prefetcher(Generic[Batch]):
         report = self._report
         report.total_s = now_s - self._start
         waits = [
-            # A `load` begins to count anew.
-            [n - b if n >= b else n for n, b in zip(_waits(engine), before, strict=True)]
+            _since(before, _waits(engine))
             for engine, before in zip(self._engines, self._waits_before, strict=True)
         ]
         planning_ns, rows_ns, taken, ready = (sum(column) for column in zip(*waits, strict=True))
@@ -253,7 +285,12 @@ class Prefetcher(Generic[Batch]):
         report.ready_batches = ready
 
 
-def _waits(engine: TableEngine) -> tuple[int, int, int, int]:
+def _since(before: Counts, now: Counts) -> Counts:
+    differences = [n - b for n, b in zip(now, before, strict=True)]
+    return now if min(differences) < 0 else tuple(differences)  # a `load` begins to count anew
+
+
+def _waits(engine: TableEngine) -> Counts:
     """Nanoseconds a model waited for planning and for rows, batches taken, batches ready."""
     stats = engine.stats()
     rows_ns = stats.move_ns + stats.prefetch_stall_ns

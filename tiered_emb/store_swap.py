@@ -18,7 +18,6 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shutil
 from pathlib import Path
 
 from tiered_emb import _core
@@ -28,6 +27,7 @@ _MANIFEST = "MANIFEST"
 _LOADING = "LOADING"
 _LOADED = "LOADED"
 _OTHER_FILES = re.compile(r"MANIFEST\.tmp|index-\d+|segment-[0-9a-f]{8}")
+_FILES = re.compile(rf"{_OTHER_FILES.pattern}|MANIFEST|LOCK")
 
 
 class StoreSwap:
@@ -44,8 +44,8 @@ class StoreSwap:
             self._store.mkdir(parents=True, exist_ok=True)
             self._lock = _lock(self._store)
             _settle(self._store)
-        self._is_staged = True
         self._remove_copy()
+        self._is_staged = True
         _core.copy_checkpoint(source, str(self._store / _LOADING), "")
 
     def commit(self) -> None:
@@ -81,11 +81,12 @@ class StoreSwap:
 
     def _remove_copy(self) -> None:
         loading, loaded = self._store / _LOADING, self._store / _LOADED
-        if loaded.exists():  # by one rename: a part of it must never count
-            _remove_tree(loading)
+        _remove_files(loading)
+        if (loaded / _MANIFEST).exists():  # by one rename: a part of it must never count
             os.rename(loaded, loading)
             sync_directory(self._store)
-        _remove_tree(loading)
+            _remove_files(loading)
+        _remove_files(loaded)
 
     def _unlock(self) -> None:
         if self._lock is not None:
@@ -102,7 +103,7 @@ def recover(path: str) -> None:
     if (store / _LOADING).exists() or (store / _LOADED).exists():
         with _lock(store):
             _settle(store)
-            _remove_tree(store / _LOADING)
+            _remove_files(store / _LOADING)
 
 
 def check_readable(path: str) -> None:
@@ -135,14 +136,18 @@ def _settle(store: Path) -> None:
             (store / _MANIFEST).unlink()
             sync_directory(store)
         for file in list(loaded.iterdir()):
-            if file.name != _MANIFEST:
+            if _OTHER_FILES.fullmatch(file.name):
                 os.rename(file, store / file.name)
         sync_directory(store)
         os.rename(loaded / _MANIFEST, store / _MANIFEST)
         sync_directory(store)
-    _remove_tree(loaded)
+    _remove_files(loaded)
 
 
-def _remove_tree(folder: Path) -> None:
+def _remove_files(folder: Path) -> None:
+    """Raises `OSError` (ENOTEMPTY) where there is something of somebody else's."""
     if folder.exists():
-        shutil.rmtree(folder)
+        for file in list(folder.iterdir()):
+            if _FILES.fullmatch(file.name):
+                file.unlink()
+        folder.rmdir()

@@ -402,11 +402,16 @@ void locate(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t cou
   });
 }
 
+// `applied`: an int64 that is told how many of the ids have been, also if it raises.
 void apply_gradients(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
-                     uintptr_t gradients, const HyperTuple& hyper) {
+                     uintptr_t gradients, const HyperTuple& hyper, bool continues,
+                     uintptr_t applied) {
   run([&] {
-    return engine->apply_gradients(TableId(table), {at<const int64_t>(ids), count},
-                                   at<float>(gradients), to_hyper(hyper));
+    size_t rows = 0;
+    Status done = engine->apply_gradients(TableId(table), {at<const int64_t>(ids), count},
+                                          at<float>(gradients), to_hyper(hyper), continues, &rows);
+    *at<int64_t>(applied) = static_cast<int64_t>(rows);
+    return done;
   });
 }
 
@@ -480,7 +485,6 @@ NB_MODULE(_core, m) {
         [](const std::string& from, const std::string& to, const std::string& previous) {
           run([&] { return copy_checkpoint(from, to, previous); });
         });
-  m.def("remove_store", [](const std::string& path) { run([&] { return remove_store(path); }); });
   m.def("store_exists", [](const std::string& path) { return LogStore::exists(path); });
   m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
   m.def("get_num_threads", [] { return num_threads(); });

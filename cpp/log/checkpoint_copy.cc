@@ -132,16 +132,4 @@ Status copy_checkpoint(const std::string& from, const std::string& to,
   return target.sync();
 }
 
-Status remove_store(const std::string& path) {
-  StoreDirectory directory(path);
-  if (!StoreDirectory::file_bytes(path).is_ok()) return Status::ok();
-  TE_RETURN_IF_ERROR(directory.lock());
-  TE_RETURN_IF_ERROR(directory.remove(directory.manifest()));
-  TE_RETURN_IF_ERROR(directory.sync());
-  auto entries = directory.list();
-  if (!entries) return entries.status();
-  for (const auto& entry : entries.value()) TE_RETURN_IF_ERROR(directory.remove(entry.path));
-  return directory.sync();
-}
-
 }  // namespace te

@@ -17,7 +17,4 @@ namespace te {
 // directory on the disk of `to` that may hold some of the same files, or empty.
 Status copy_checkpoint(const std::string& from, const std::string& to, const std::string& previous);
 
-// Deletes the files of a store, its MANIFEST first. kBusy if it is open elsewhere; absent is fine.
-Status remove_store(const std::string& path);
-
 }  // namespace te

@@ -139,7 +139,10 @@ Result<std::vector<StoreDirectory::Entry>> StoreDirectory::list() const {
     const SegmentId segment = parse_segment_name(name);
     if (segment.is_none() && !is_index_name(name) && name != "MANIFEST.tmp") continue;
     struct stat info;
-    if (::stat(file(name).c_str(), &info) != 0) return io_error(file(name), "stat", errno);
+    if (::stat(file(name).c_str(), &info) != 0) {
+      if (errno == ENOENT) continue;  // deleted meanwhile, by the writer whose store this reads
+      return io_error(file(name), "stat", errno);
+    }
     entries.push_back({file(name), segment, static_cast<uint64_t>(info.st_size), info.st_nlink});
   }
   if (error) return io_error(path_, "list", error.value());

@@ -96,8 +96,11 @@ class Engine {
   Status write_rows(TableId table, std::span<const int64_t> ids, const void* weights,
                     const float* state);
   // One update of a table with summed gradients [n, dim] of distinct ids.
+  // An update that fails may be repeated with the ids from `applied` on, of which the others have
+  // moved, as one that `continues`: it counts as the same step.
   Status apply_gradients(TableId table, std::span<const int64_t> ids, const float* gradients,
-                         const Hyperparameters& hyper);
+                         const Hyperparameters& hyper, bool continues = false,
+                         size_t* applied = nullptr);
   // Up to `ids.size()` rows of a table at or after `first` that have been written or looked up,
   // ascending. Rows that are not among them have their initial values.
   Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;

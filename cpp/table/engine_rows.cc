@@ -99,14 +99,15 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
 }
 
 Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
-                               const float* gradients, const Hyperparameters& hyper) {
+                               const float* gradients, const Hyperparameters& hyper, bool continues,
+                               size_t* applied) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
   turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
-  if (ids.empty()) ++table.step;
+  if (ids.empty() && !continues) ++table.step;
   Plan& plan = plans_.take();
   for (size_t first = 0, n = 0; first < ids.size(); first += n) {
     n = std::min(rows_per_batch(table_id), ids.size() - first);
@@ -116,7 +117,8 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
       plans_.give_back(plan);
       return planned;
     }
-    if (first == 0) ++table.step;          // an update that is refused does not count
+    // An update that is refused does not count.
+    if (first == 0 && !continues) ++table.step;
     TE_CHECK(plan.acquired.uniques == n);  // ids are distinct
     scattered_.resize(n * table.config.dim);
     for (size_t i = 0; i < n; ++i)  // from input order to the order of unique rows
@@ -126,6 +128,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
       executor_.apply(plan.acquired, range, scattered_.data() + range.first * table.config.dim,
                       hyper, thread_pool());
     planner_.release(plan);
+    if (applied != nullptr) *applied = first + n;
   }
   plans_.give_back(plan);
   return Status::ok();

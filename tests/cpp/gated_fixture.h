@@ -29,9 +29,10 @@ class Gate {
     }
     changed_.notify_all();
   }
-  void fail_next() {
+  // The next read, or one that comes so many later.
+  void fail_next(int later = 0) {
     std::lock_guard lock(mutex_);
-    fails_ = true;
+    fails_in_ = later + 1;
   }
   // Until somebody stands before the closed gate.
   void wait_for_reader() {
@@ -45,14 +46,14 @@ class Gate {
     changed_.notify_all();
     changed_.wait(lock, [this] { return !is_closed_; });
     --readers_;
-    return !std::exchange(fails_, false);
+    return fails_in_ == 0 || --fails_in_ > 0;
   }
 
  private:
   std::mutex mutex_;
   std::condition_variable changed_;
   bool is_closed_ = false;
-  bool fails_ = false;
+  int fails_in_ = 0;  // reads; 0: none fails
   int readers_ = 0;
 };
 
@@ -98,12 +99,14 @@ struct GatedStore : Store {
     feature.ids = std::move(ids);
     return feature;
   }
-  void prefetch(const Feature& feature) {
+  uint64_t announce(const Feature& feature) {
     const FeatureInput input = feature.input();
     auto ticket = engine->announce({&input, 1}, true);
     check_ok(ticket.status());
-    engine->prefetch(ticket.value());
+    return ticket.value();
   }
+  // Its rows, and those of all that were announced before, are read as soon as they can.
+  void prefetch(const Feature& feature) { engine->prefetch(announce(feature)); }
   // Rows lose `by`, each time they occur; the sum of the first column before that.
   float train(const Feature& feature, float by) {
     const FeatureInput input = feature.input();

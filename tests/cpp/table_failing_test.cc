@@ -182,6 +182,26 @@ BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
   BOOST_TEST(failures > 100u);
 }
 
+// More rows than fit in dram: an update in parts, of which one fails.
+BOOST_AUTO_TEST_CASE(an_update_goes_on_where_it_failed) {
+  GatedStore store;
+  const auto ids = all_ids(GatedStore::kRows);
+  const std::vector<float> ones(ids.size() * store.dim(), 1);
+  size_t applied = 0;
+  store.gate.fail_next(2);
+  const Status failed =
+      store.engine->apply_gradients(TableId(0), ids, ones.data(), kPlainSgd, false, &applied);
+  BOOST_TEST((failed.code() == StatusCode::kIo));
+  BOOST_TEST_REQUIRE(applied > 0u);
+  BOOST_TEST_REQUIRE(applied < ids.size());
+  const size_t moved = applied;
+  check_ok(store.engine->apply_gradients(TableId(0), std::span(ids).subspan(moved), ones.data(),
+                                         kPlainSgd, true, &applied));
+  BOOST_TEST(moved + applied == ids.size());
+  BOOST_TEST(store.engine->step(TableId(0)) == 1u);
+  for (int64_t id : ids) BOOST_TEST(store.read(id)[0] == static_cast<float>(id) - 1);
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te

@@ -86,13 +86,14 @@ BOOST_AUTO_TEST_CASE(what_fails_ahead_is_reported_by_the_forward) {
   }
 }
 
+// Batches that are only announced: no thread but that of the forward reads, and meets the failure.
 BOOST_AUTO_TEST_CASE(a_forward_that_fails_may_be_tried_again) {
   for (const std::string then : {"retry", "others, retry", "next"}) {
     Bench bench;
     const Feature batch = Bench::batch({5, 6});
     const FeatureInput input = batch.input();
-    check_ok(bench.engine->announce({&input, 1}, true).status());
-    bench.prefetch(Bench::batch({7}));
+    bench.announce(batch);
+    bench.announce(Bench::batch({7}));
     bench.gate.fail_next();
     BOOST_TEST((bench.engine->plan({&input, 1}, true).status().code() == StatusCode::kIo));
     if (then == "others, retry") {
@@ -114,8 +115,8 @@ BOOST_AUTO_TEST_CASE(equal_batches_may_fail_and_be_passed_over) {
     Bench bench;
     const Feature batch = Bench::batch({5, 6});
     const FeatureInput input = batch.input();
-    for (int i = 0; i < 2; ++i) check_ok(bench.engine->announce({&input, 1}, true).status());
-    bench.prefetch(Bench::batch({7}));
+    for (int i = 0; i < 2; ++i) bench.announce(batch);
+    bench.announce(Bench::batch({7}));
     bench.gate.fail_next();
     BOOST_TEST((bench.engine->plan({&input, 1}, true).status().code() == StatusCode::kIo));
     for (int i = 0; i < times; ++i) BOOST_TEST(bench.train(batch, 0) == 11);

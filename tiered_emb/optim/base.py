@@ -32,6 +32,8 @@ class _Touched:
     engine: weakref.ref[TableEngine]
     table: int
     rows: torch.Tensor
+    is_begun: bool = False
+    """A `step()` failed after it had moved some rows; these are the others."""
 
 
 def require(condition: bool, what: str) -> None:
@@ -92,11 +94,15 @@ class RowOptimizer(torch.optim.Optimizer):
         # Ascending order, so that a norm over the gradients is summed alike whatever the tiers are.
         unique, inverse = torch.unique(rows, return_inverse=True)
         summed = torch.zeros(len(unique), grads.shape[1]).index_add_(0, inverse, grads)
-        touched.rows = unique
+        touched.is_begun = touched.is_begun and parameter.grad is not None
+        self._hold(parameter, unique, summed)
+
+    def _hold(self, parameter: torch.nn.Parameter, rows: torch.Tensor, grads: torch.Tensor) -> None:
+        self._touched[parameter].rows = rows
         parameter.grad = None
         # The parameter stands for rows that live in the engine: it has their shape, and no memory.
-        parameter.data = torch.zeros(1).expand(summed.shape)
-        parameter.grad = summed
+        parameter.data = torch.zeros(1).expand(grads.shape)
+        parameter.grad = grads
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets waiting gradients. Not by zeros: a row whose gradient is 0 would still move."""
@@ -105,22 +111,36 @@ class RowOptimizer(torch.optim.Optimizer):
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Applies waiting gradients (`fused=False`); fused updates happened in `backward`.
 
-        If a table fails (a full disk), gradients that were applied are forgotten and the others
-        wait on, so that `step()` may be tried again.
+        If that fails midway (a full disk), the gradients of rows that have moved are forgotten and
+        the others wait on, so that `step()` may be tried again.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        applied: list[torch.nn.Parameter] = []
+        done: list[torch.nn.Parameter] = []
         try:
             for parameter, touched in self._touched.items():
                 engine = touched.engine()
                 if parameter.grad is not None and engine is not None:
-                    engine.apply_gradients(touched.table, touched.rows, parameter.grad)
-                    applied.append(parameter)
+                    self._apply(engine, parameter, touched)
+                    done.append(parameter)
         except BaseException:
-            for parameter in applied:
+            for parameter in done:
                 parameter.grad = None
             raise
         return loss
+
+    def _apply(self, engine: TableEngine, parameter: torch.nn.Parameter, touched: _Touched) -> None:
+        grad = parameter.grad
+        assert grad is not None
+        applied = torch.zeros(1, dtype=torch.int64)
+        try:
+            engine.apply_gradients(touched.table, touched.rows, grad, touched.is_begun, applied)
+        except BaseException:
+            moved = int(applied)
+            if moved > 0:
+                touched.is_begun = True
+                self._hold(parameter, touched.rows[moved:], grad[moved:])
+            raise
+        touched.is_begun = False
