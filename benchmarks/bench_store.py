@@ -16,7 +16,7 @@ What is not installed is left out, with a word.
 get     uniformly random rows, batches of distinct ones
 put     rows gathered from random places of an arena into a new store
 churn   a training job behind a cache of 10% of the rows: missing rows are read, their copies
-        retired, evicted rows put; until every background job is done
+        retired, evicted rows put; until every background job is done. Beside the drive's reads
 update  the same with uniform ids, beside read-change-write of a mapped file
 """
 
@@ -122,6 +122,14 @@ class Bench:
             Contender(self.program, folder, peer, rows, row_bytes, **options)
         )
 
+    def drive_reads(self, folder: Path, size: int) -> dict[str, Callable[[], Report | None]]:
+        """Turns of the drive alone: random reads at every depth."""
+        seconds = self.sizes.get_seconds / 2
+        return {
+            f"fio, depth {depth}": partial(fio_reads, folder, size, seconds, depth)
+            for depth in self.sizes.depths
+        }
+
     def start_mapped(self, rows: int, row_bytes: int, limit_bytes: int) -> tuple[Contender, str]:
         """A filled mapped file under a memory limit, and what limits it."""
         drop = 0 if self.cgroup else limit_bytes
@@ -171,9 +179,8 @@ def bench_get(bench: Bench, row_bytes: int, rows: int) -> Report:
         for name, contender in contenders.items()
     }
     turns["mmap, a thread a core"] = turn(mapped, os.cpu_count() or 1)
-    drive = {f"fio, depth {depth}": depth for depth in sizes.depths}
-    for name, depth in drive.items():
-        turns[name] = partial(fio_reads, folder, rows * row_bytes, sizes.get_seconds / 2, depth)
+    drive = bench.drive_reads(folder, rows * row_bytes)
+    turns |= drive
     settings = {name: dict(contender.options) for name, contender in contenders.items()}
     result = take_turns(sizes.rounds, turns)
     for contender in (*contenders.values(), *rocks):
@@ -312,6 +319,8 @@ def bench_churn(bench: Bench, stream: str) -> Report:
         contenders |= chosen
     churn.run(contenders["ours"], sizes.churn_round)  # until it reclaims as it always will
     churn.run(page, sizes.page_round)
+    folder = bench.top / "fio"
+    folder.mkdir()
 
     def turn(contender: Contender, share: float) -> Callable[[], Report]:
         return lambda: churn.run(contender, share)
@@ -322,7 +331,9 @@ def bench_churn(bench: Bench, stream: str) -> Report:
             continue  # one setting is both
         turns[name] = turn(contender, sizes.churn_round)
     turns["page"] = turn(page, sizes.page_round)
-    result = take_turns(sizes.rounds, turns)
+    drive = bench.drive_reads(folder, sizes.churn_rows * row_bytes)
+    result = take_turns(sizes.rounds, turns | drive)
+    shutil.rmtree(folder)
     settings = {name: c.options for name, c in contenders.items() if c.peer == "rocksdb"}
     flushes = {n: c.ask("flush")["written_bytes"] for n, c in contenders.items() if n in turns}
     for contender in {*contenders.values(), page}:
@@ -330,11 +341,13 @@ def bench_churn(bench: Bench, stream: str) -> Report:
     written, rate = "written_per_evicted_byte", "rows_per_s"
     rocks = [name for name in turns if name.startswith("rocksdb")] or ["rocksdb"]
     sparing, fastest = result.least(rocks, written), result.most(rocks, rate)
+    limit = result.most(drive, "blocks_per_s")
     report = {
         "stream": stream,
         "row_bytes": row_bytes,
         "rows": sizes.churn_rows,
         "batch": sizes.churn_batch,
+        "drive": limit,
         "evicted_of_store": sizes.churn_round * sizes.rounds,
         "evicted_of_store_page": sizes.page_round * sizes.rounds,
         "flush_written_bytes": flushes,
@@ -342,6 +355,7 @@ def bench_churn(bench: Bench, stream: str) -> Report:
         "figures": result.report(),
         "sweep": {"rocksdb": sweep},
         "ratios": {
+            "blocks/s, ours / fio": result.ratio(("ours", "blocks_per_s"), (limit, "blocks_per_s")),
             "bytes written, rocksdb / ours": result.ratio((sparing, written), ("ours", written)),
             "bytes written, in place / ours": result.ratio(("page", written), ("ours", written)),
             "rows/s, ours / rocksdb": result.ratio(("ours", rate), (fastest, rate)),

@@ -142,11 +142,13 @@ def churn_lines(part: dict[str, Any]) -> list[Line]:
     theirs = [figures[name][key]["p50"] for name in figures if name.startswith("rocksdb")]
     sparing = f"{min(theirs) / written:.2f}" if theirs else "-"
     in_place = ratio_text(ratios, "bytes written, in place / ours")
+    drive = ratio_text(ratios, "blocks/s, ours / fio")
     fastest = ratio_text(ratios, "rows/s, ours / rocksdb")
     rate = f"{figures['ours']['rows_per_s']['p50']:,.0f} rows/s"
     a_byte = f"{written:.2f} bytes written a byte evicted"
     return [
         (f"reads and evictions, {part['stream']}", rate, "RocksDB at its fastest", fastest),
+        ("", "", "blocks read/s: the drive alone, fio, 4 KiB", drive),
         ("", a_byte, "bytes written: RocksDB at its most sparing / ours", sparing),
         ("", "", "bytes written: pages in place / ours", in_place),
     ]

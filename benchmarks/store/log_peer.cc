@@ -52,14 +52,14 @@ class LogPeer final : public RowStore {
       : log_(std::move(log)), locations_(rows), reclaim_(mutex_, *log_, locations_) {}
 
   Status get_many(std::span<const RowId> rows, std::span<std::byte* const> out) override {
-    std::lock_guard lock(mutex_);
+    std::unique_lock lock(mutex_);
     reads_.clear();
     for (size_t i = 0; i < rows.size(); ++i) {
       if (i + kWordsAhead < rows.size()) locations_.prefetch(rows[i + kWordsAhead]);
       TE_CHECK(locations_[rows[i]].is_block());
       reads_.push_back({rows[i], locations_[rows[i]].block_address(), out[i]});
     }
-    return log_->get_many(kLayout, reads_);
+    return log_->get_many(kLayout, reads_, &lock);  // as the engine does: the reclaimer goes on
   }
 
   Status put_many(std::span<const RowId> rows, std::span<const std::byte* const> data) override {
