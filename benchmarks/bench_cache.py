@@ -148,10 +148,10 @@ def print_row(row: Report) -> None:
 
 
 def bench_cost(sizes: Sizes) -> Report:
-    """Nanoseconds a lookup in policy and window, cache of a tenth of the rows.
+    """Nanoseconds a lookup, cache of a tenth of the rows, while as many enter the window as leave.
 
-    While as many lookups enter the window as leave it. Of all rounds the fastest: others share the
-    machine.
+    What the policy takes, for which there is a bar, and what the window of announced ids takes,
+    which is off the step. Of all rounds the fastest: others share the machine.
     """
     stream = next(zipf_streams(sizes.cost_rows, sizes.cost_lookups))
     capacity = sizes.cost_rows // 10
@@ -161,24 +161,28 @@ def bench_cost(sizes: Sizes) -> Report:
     runs = {policy: (policy, 0) for policy in (*PLAIN, "lookahead")}
     for label, window in (("0.1x", capacity // 10), ("8x", 8 * capacity)):
         runs[f"lookahead {label}"] = ("lookahead", window)
-    taken: dict[str, list[float]] = {label: [] for label in runs}
+    taken: dict[str, list[tuple[float, float]]] = {label: [] for label in runs}
     for _ in range(sizes.cost_rounds):
         for label, (policy, window) in runs.items():
             counts = simulate(policy, stream, capacity, min(capacity // 20, 1024), window, warm_up)
-            taken[label].append(counts["evictor_ns"] / counts["evictor_lookups"])
+            lookups = counts["timed_lookups"]
+            taken[label].append((counts["policy_ns"] / lookups, counts["window_ns"] / lookups))
             if window:
                 report[f"window_bytes_per_lookup {label}"] = counts["window_bytes"] / window
-    for label, values in taken.items():
-        best = min(values)
+    for label, rounds in taken.items():
+        policy_ns, window_ns = np.array(rounds).T
         report["policies"][label] = {
-            "ns_per_lookup": best,
-            "median_ns_per_lookup": float(np.median(values)),
-            "pass": best <= BAR_NS,
+            "ns_per_lookup": float(policy_ns.min()),
+            "median_ns_per_lookup": float(np.median(policy_ns)),
+            "window_ns_per_lookup": float(window_ns.min()),
+            "median_window_ns_per_lookup": float(np.median(window_ns)),
+            "pass": bool(policy_ns.min() <= BAR_NS),
         }
-        verdict = "pass" if best <= BAR_NS else "SHORT"
+        verdict = "pass" if policy_ns.min() <= BAR_NS else "SHORT"
         print(
-            f"cost {label:16} {best:5.1f} ns a lookup (median {np.median(values):5.1f}), {verdict} "
-            f"(at most {BAR_NS:.0f})",
+            f"cost {label:16} policy {policy_ns.min():5.1f} ns a lookup "
+            f"(median {np.median(policy_ns):5.1f}), {verdict} (at most {BAR_NS:.0f}); "
+            f"window {window_ns.min():5.1f} (median {np.median(window_ns):5.1f})",
             flush=True,
         )
     return report

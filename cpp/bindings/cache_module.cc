@@ -30,8 +30,9 @@ nb::dict simulate(const std::string& policy, uint32_t capacity, uint64_t rows, u
   result["unique_rows"] = counts.value().unique_rows;
   result["misses"] = counts.value().misses;
   result["first_touches"] = counts.value().first_touches;
-  result["evictor_ns"] = counts.value().evictor_ns;
-  result["evictor_lookups"] = counts.value().evictor_lookups;
+  result["policy_ns"] = counts.value().policy_ns;
+  result["window_ns"] = counts.value().window_ns;
+  result["timed_lookups"] = counts.value().timed_lookups;
   result["window_bytes"] = counts.value().window_bytes;
   return result;
 }

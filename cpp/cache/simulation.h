@@ -29,10 +29,11 @@ struct CacheCounts {
   uint64_t unique_rows = 0;    // of each batch, summed
   uint64_t misses = 0;         // of these, neither resident nor new: each costs a read
   uint64_t first_touches = 0;  // of these, never used before: they cost no read
-  // In policy and window, and for finding the slots to tell it of; over the batches at whose start
-  // the window could still be filled, which have so many lookups.
-  uint64_t evictor_ns = 0;
-  uint64_t evictor_lookups = 0;
+  // Time in the policy; and in the window, with finding the slots to tell the policy of. Over the
+  // batches at whose start the window could still be filled, which have so many lookups.
+  uint64_t policy_ns = 0;
+  uint64_t window_ns = 0;
+  uint64_t timed_lookups = 0;
   uint64_t window_bytes = 0;  // the most that the window took
 };
 
