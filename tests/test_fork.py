@@ -102,6 +102,19 @@ def test_a_child_may_use_a_table_without_a_store() -> None:
     assert torch.equal(bag.to_dense(), expected)
 
 
+def test_a_child_may_prefetch_by_itself() -> None:
+    bag = opened(None)
+    batches = [torch.tensor([[i, i + 1]]) for i in range(8)]
+
+    def use() -> None:
+        torch.set_num_threads(1)
+        for ids in te.Prefetcher(batches, bag, rows_ahead=2):
+            bag(ids).sum().backward()
+        assert bag.stats().prefetched_batches == len(batches)
+
+    assert in_a_child(use) == 0
+
+
 def test_a_child_gives_its_plans_back() -> None:
     bag = opened(None)
     ids = torch.randint(ROWS, (2000, 2))

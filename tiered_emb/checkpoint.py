@@ -275,7 +275,8 @@ def _load_tables(engines: list[TableEngine], paths: list[str]) -> None:
             try:
                 engine.cancel_load()
             except BaseException:  # the next open may find the new store: this one has ended
-                engine.discard()
+                with contextlib.suppress(Exception):  # the others are cancelled all the same
+                    engine.discard()
         raise
     errors: list[BaseException] = []
     for engine, path in zip(engines, paths, strict=True):
@@ -289,7 +290,7 @@ def _load_tables(engines: list[TableEngine], paths: list[str]) -> None:
 
 
 def _check_apart(root: Path, engines: list[TableEngine]) -> None:
-    """No store that is written may be one that the checkpoint consists of."""
+    """No store that is written may lie in the checkpoint's folder, or be it."""
     for engine in engines:
         if engine.store_path is not None and not engine.is_read_only:
             store = Path(engine.store_path).resolve()

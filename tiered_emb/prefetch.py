@@ -55,7 +55,7 @@ class PrefetchReport:
 
 
 class _Source(Generic[Batch]):
-    """A loader's batches, and what ended them: it may be asked for more for ever."""
+    """A loader's batches, and what ended them."""
 
     def __init__(self, loader: Iterable[Batch]) -> None:
         self._batches = iter(loader)
@@ -68,9 +68,11 @@ class _Source(Generic[Batch]):
         """None at the end."""
         try:
             return next(self._batches)
+        except StopIteration:
+            self.end = StopIteration()  # the one that was raised would keep the loader alive
         except Exception as error:
             self.end = error
-            return None
+        return None
 
 
 class _Announced(Generic[Batch]):

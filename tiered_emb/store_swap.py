@@ -55,10 +55,12 @@ class StoreSwap:
 
     def cancel(self) -> None:
         """The old store stays. Not after it was closed, when `commit` has returned."""
-        if self._is_staged:
-            self._remove_copy()
-            self._is_staged = False
-        self._unlock()
+        try:
+            if self._is_staged:
+                self._remove_copy()
+                self._is_staged = False
+        finally:
+            self._unlock()
 
     def finish(self) -> None:
         """Puts the copy in the place of the old store, which must be closed.

@@ -2,8 +2,8 @@
 //
 // A forked child has the engine's memory, but not its threads, and it shares the store's files, the
 // rings of io_uring and the lock with its parent. So where there are such, every use in a child
-// raises; tables in dram alone work there, as a copy, unless batches have been prefetched. A child
-// never destroys an engine of its parent: it would wait for threads that it does not have.
+// raises; tables in dram alone work there, as a copy, unless the parent has prefetched batches. A
+// child never destroys an engine of its parent: it would wait for threads that it does not have.
 // Thread-safety: as Engine.
 #pragma once
 
@@ -28,7 +28,7 @@ class OwnedEngine {
   OwnedEngine& operator=(const OwnedEngine&) = delete;
 
   bool is_mine() const { return getpid() == owner_; }
-  bool is_usable() const { return is_mine() || !engine_->has_threads_or_files(); }
+  bool is_usable() const { return is_mine() || !engine_->is_lost_in_a_fork(); }
   // Raises ValueError where it is not usable.
   Engine* operator->() const {
     if (!is_usable()) {

@@ -124,8 +124,10 @@ class Engine {
   Status close();    // flush, then give everything back; closing twice is fine
   Status discard();  // the same without the flush: the store stays at its last one
   bool is_closed() const;
-  // Whether there is more of it than memory: a store, or threads that fetch. Needs no lock.
-  bool has_threads_or_files() const { return tiers_->log() != nullptr || prefetch_.is_running(); }
+  // Whether a forked child lacks a part of it: a store, or threads. Needs no lock.
+  bool is_lost_in_a_fork() const {
+    return tiers_->log() != nullptr || prefetch_.has_lost_threads();
+  }
   EngineStats stats();
   // Updates of a table so far (the optimizer's step).
   uint64_t step(TableId table) const;

@@ -112,6 +112,7 @@ uint64_t PrefetchQueue::push(std::unique_ptr<Batch> batch) {
   batch->ticket = ticket;
   batches_.push_back(std::move(batch));
   if (!plan_thread_.joinable()) {
+    owner_ = getpid();
     plan_thread_ = std::thread([this] { plan_batches(); });
     fetch_thread_ = std::thread([this] { fetch_batches(); });
   }
@@ -181,6 +182,7 @@ Result<PrefetchQueue::Taken> PrefetchQueue::take(std::span<const FeatureInput> f
     if (must_match || comes_later) return mismatch(features, batch);
     return Taken{};
   }
+  if (failed_ != nullptr && !same_batch(features, failed_->features)) failed_.reset();
   ++stats_.batches;
   if (batch.state == Batch::State::kReady) ++stats_.batches_ready;
   if (batch.state == Batch::State::kPlanned) {

@@ -15,6 +15,8 @@
 // threads, from the first push on.
 #pragma once
 
+#include <unistd.h>
+
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -102,8 +104,8 @@ class PrefetchQueue {
   // Ends the threads and drops all batches; `push` starts them again.
   void stop();
 
-  // Whether there are threads.
-  bool is_running() const { return plan_thread_.joinable(); }
+  // Whether its threads are another process's, of which this one is a fork.
+  bool has_lost_threads() const { return plan_thread_.joinable() && owner_ != getpid(); }
   const PrefetchStats& stats() const { return stats_; }
 
  private:
@@ -135,6 +137,7 @@ class PrefetchQueue {
   // Guarded by mutex_:
   std::thread plan_thread_;
   std::thread fetch_thread_;
+  pid_t owner_ = 0;  // of the threads
   std::deque<std::unique_ptr<Batch>> batches_;
   size_t planned_ = 0;             // batches whose rows are yet to be fetched
   std::unique_ptr<Batch> failed_;  // the last one whose forward has failed
