@@ -1,9 +1,9 @@
-// ChangeList: the copies that were put since the last checkpoint, which is what its index has to
-// tell.
+// ChangeList: the copies that were put since an index told where rows are, which is what the next
+// has to tell.
 //
-// Thread-safety: none. Cost: 12 bytes a change; where it is not too long for that, sorted when it
-// is full. Where a row stands twice, the later copy counts. A list that more rows have changed than
-// it holds says so, and the next index is a whole one.
+// Thread-safety: none. Cost: 12 bytes a change, and half as much to sort those that are taken.
+// Where a row stands twice, the later copy counts. A list that more rows have changed than it
+// holds, with those that are taken, says so, and the next index is a whole one.
 #pragma once
 
 #include <algorithm>
@@ -36,17 +36,18 @@ class ChangeList {
   };
   static_assert(sizeof(Change) == 12);
   static constexpr uint64_t kRowsMax = uint64_t{1} << 48;
-  // More are not sorted in the middle of a step, for it would take a tenth of a second.
-  static constexpr size_t kSortedMax = size_t{1} << 20;
+  // How many changes a memory of so many bytes holds, and what `changes` of them take.
+  static constexpr uint64_t changes_in(uint64_t bytes) { return bytes * 2 / 3 / sizeof(Change); }
+  static constexpr uint64_t bytes_of(uint64_t changes) { return changes * sizeof(Change) * 3 / 2; }
 
   explicit ChangeList(size_t changes_max) : changes_max_(changes_max) {}
 
   void add(LayoutId layout, RowId row, BlockAddress block) {
     if (is_incomplete_) return;
+    if (size() >= changes_max_) return give_up();
     // Address space for all of it: growing a list of millions would copy it in the middle of a
     // step.
     if (changes_.capacity() == 0) changes_.reserve(changes_max_);
-    if (changes_.size() >= changes_max_ && !shorten()) return give_up();
     changes_.emplace_back(layout, row, block);
   }
   void give_up() {
@@ -54,18 +55,21 @@ class ChangeList {
     changes_ = {};
   }
   bool is_incomplete() const { return is_incomplete_; }
-  size_t size() const { return changes_.size(); }
-  // The changes so far, not sorted; it starts anew.
+  size_t size() const { return changes_.size() + taken_; }
+  size_t changes_max() const { return changes_max_; }
+  // The changes so far, not sorted; it starts anew, and counts these until an index has told them.
   std::vector<Change> take() {
     is_incomplete_ = false;
+    taken_ = changes_.size();
     return std::exchange(changes_, {});
   }
+  void are_told() { taken_ = 0; }
   // The opposite of take, where no index has told of `older`.
   void put_back(std::vector<Change> older) {
+    taken_ = 0;
     if (is_incomplete_) return;
     older.insert(older.end(), changes_.begin(), changes_.end());
     changes_ = std::move(older);
-    if (changes_.size() >= changes_max_ && !shorten()) give_up();
   }
   // By row, each once.
   static void sort(std::vector<Change>& changes) {
@@ -81,15 +85,9 @@ class ChangeList {
   }
 
  private:
-  // Whether half of the list is free then.
-  bool shorten() {
-    if (changes_.size() > 2 * kSortedMax) return false;
-    sort(changes_);
-    return changes_.size() <= changes_max_ / 2;
-  }
-
   const size_t changes_max_;
   std::vector<Change> changes_;
+  size_t taken_ = 0;
   bool is_incomplete_ = false;
 };
 

@@ -29,19 +29,24 @@ Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, Seg
       outside_(outside),
       survivors_(survivors) {}
 
-Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, bool seal) {
+// What every index of it needs to know.
+void Checkpointer::start_next() {
   at_hand_ = {};
+  at_hand_.manifest.store_id = context_.store_id;
+  at_hand_.manifest.checkpoint = ++checkpoint_last_;
+  at_hand_.manifest.total_rows = context_.options.total_rows;
+  at_hand_.manifest.indexes = chain_;
+}
+
+Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, bool seal) {
   TE_RETURN_IF_ERROR(write_blocks(seal));
+  start_next();
   Manifest& manifest = at_hand_.manifest;
-  manifest.store_id = context_.store_id;
-  manifest.checkpoint = ++checkpoint_last_;
   manifest.sequence_next = context_.sequence_next;
-  manifest.total_rows = context_.options.total_rows;
   manifest.block_bytes = context_.options.block_bytes;
   manifest.segment_bytes = context_.options.segment_bytes;
   manifest.layout_row_bytes = context_.options.layout_row_bytes;
   manifest.segments = table_.records();
-  manifest.indexes = indexes_;
   manifest.metadata = metadata;
   const bool whole = !knows_changes();
   if (!whole) at_hand_.merge_from = merge_from();
@@ -50,7 +55,8 @@ Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, b
   Status status = whole ? write_whole_index(owner) : Status::ok();
   if (!status) {
     context_.changes.give_up();
-    drop_index();
+    context_.changes.are_told();
+    drop_index(manifest.checkpoint);
     return status;
   }
   at_hand_.has_index = whole;
@@ -68,16 +74,56 @@ Status Checkpointer::write_blocks(bool seal) {
 }
 
 bool Checkpointer::knows_changes() const {
-  return !indexes_.empty() && !context_.changes.is_incomplete();
+  return !chain_.empty() && !context_.changes.is_incomplete();
+}
+
+LogStore::Need Checkpointer::changes_need() const {
+  using enum LogStore::Need;
+  if (context_.options.read_only || !knows_changes() || is_changes_failed_) return kNone;
+  const size_t most = context_.changes.changes_max();
+  const size_t changes = context_.changes.size();
+  return changes < (most + 3) / 4 ? kNone : changes < most - most / 4 ? kSome : kUrgent;
+}
+
+void Checkpointer::begin_changes() {
+  start_next();
+  // The first index stays, for the last checkpoint needs it in any case.
+  const size_t indexes = chain_.size();
+  at_hand_.merge_from = indexes >= context_.options.indexes_max ? 1 : indexes;
+  at_hand_.changes = context_.changes.take();
+}
+
+Status Checkpointer::write_changes() { return write_index(); }
+
+void Checkpointer::end_changes(Status written) {
+  const std::vector<IndexRecord>& next = at_hand_.manifest.indexes;
+  if (!written) {
+    is_changes_failed_ = true;
+    context_.changes.put_back(std::move(at_hand_.changes));
+    return;
+  }
+  context_.changes.are_told();
+  context_.stats.checkpoint_written_bytes += next.back().bytes;
+  for (const IndexRecord& index : chain_) {
+    const auto is_it = [&](const IndexRecord& other) {
+      return other.checkpoint == index.checkpoint;
+    };
+    if (std::none_of(next.begin(), next.end(), is_it) &&
+        std::none_of(indexes_.begin(), indexes_.end(), is_it)) {
+      drop_index(index.checkpoint);
+    }
+  }
+  chain_ = next;
+  at_hand_ = {};
 }
 
 // The first index that is merged with those after it; their number: none is.
 size_t Checkpointer::merge_from() const {
   uint64_t changed = context_.changes.size();
-  for (size_t i = 1; i < indexes_.size(); ++i) changed += indexes_[i].rows;
-  if (changed > indexes_[0].rows / 2 + context_.options.changes_free) return 0;
+  for (size_t i = 1; i < chain_.size(); ++i) changed += chain_[i].rows;
+  if (changed > chain_[0].rows / 2 + context_.options.changes_free) return 0;
   // Many, but small ones: the first need not be written again.
-  return indexes_.size() >= context_.options.indexes_max ? 1 : indexes_.size();
+  return chain_.size() >= context_.options.indexes_max ? 1 : chain_.size();
 }
 
 // By descriptors of its own, a few at a time: there may be more segments than files can be open.
@@ -175,31 +221,29 @@ Status Checkpointer::write_index_of_changes() {
 
 Status Checkpointer::write() {
   TE_RETURN_IF_ERROR(sync_segments());
-  if (!at_hand_.has_index) {
-    ChangeList::sort(at_hand_.changes);
-    if (Status written = write_index(); !written) {
-      drop_index();
-      return written;
-    }
-  }
+  if (!at_hand_.has_index) TE_RETURN_IF_ERROR(write_index());
   TE_RETURN_IF_ERROR(write_manifest());
   at_hand_.changes = {};
   return Status::ok();
 }
 
 Status Checkpointer::write_index() {
+  ChangeList::sort(at_hand_.changes);
   const size_t indexes = at_hand_.manifest.indexes.size();
-  if (at_hand_.merge_from == indexes) return write_index_of_changes();
-  Status merged = merge_indexes();
+  const bool merges = at_hand_.merge_from != indexes;
+  Status written = merges ? merge_indexes() : write_index_of_changes();
+  if (!written) drop_index(at_hand_.manifest.checkpoint);
   // On a full disk the chain becomes longer instead.
-  if (merged.code() != StatusCode::kNoSpace || indexes >= kManifestIndexesMax) return merged;
-  drop_index();
-  return write_index_of_changes();
+  if (!merges || written.code() != StatusCode::kNoSpace || indexes >= kManifestIndexesMax)
+    return written;
+  written = write_index_of_changes();
+  if (!written) drop_index(at_hand_.manifest.checkpoint);
+  return written;
 }
 
 // A part of an index would take the space that the next one needs.
-void Checkpointer::drop_index() {
-  if (!directory_.remove(index_path())) stale_.push_back(at_hand_.manifest.checkpoint);
+void Checkpointer::drop_index(uint64_t checkpoint) {
+  if (!directory_.remove(directory_.index(checkpoint))) stale_.push_back(checkpoint);
 }
 
 Status Checkpointer::write_manifest() {
@@ -232,6 +276,7 @@ Status Checkpointer::end(Status written) {
     }
     if (at_hand_.has_index) {
       context_.changes.give_up();
+      context_.changes.are_told();
     } else {
       context_.changes.put_back(std::move(at_hand_.changes));
     }
@@ -250,11 +295,14 @@ Status Checkpointer::end(Status written) {
                        [=](const IndexRecord& index) { return index.checkpoint == number; });
   };
   for (const IndexRecord& index : indexes_) stale_.push_back(index.checkpoint);
+  for (const IndexRecord& index : chain_) stale_.push_back(index.checkpoint);
   for (uint64_t number : stale_) {
     if (!is_used(number)) (void)directory_.remove(directory_.index(number));
   }
   stale_.clear();
-  indexes_ = manifest.indexes;
+  indexes_ = chain_ = manifest.indexes;
+  context_.changes.are_told();
+  is_changes_failed_ = false;
   (void)table_.settle(manifest.segments);
   return Status::ok();
 }
@@ -268,7 +316,7 @@ Status Checkpointer::restore(const Manifest& manifest, LogStore::RowRestorer on_
   TE_RETURN_IF_ERROR(restore_rows(manifest, on_row));
   // All is known to be good: only now is anything changed.
   checkpoint_last_ = manifest.checkpoint;
-  indexes_ = manifest.indexes;
+  indexes_ = chain_ = manifest.indexes;
   return context_.options.read_only ? Status::ok()
                                     : discard_unreferenced(manifest, entries.value());
 }

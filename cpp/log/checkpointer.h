@@ -5,10 +5,12 @@
 // the new one; files of neither are deleted only once the rename is durable. An index tells what
 // has changed since the one before; when the changes since a whole one come to half of it, the
 // chain is merged into another whole one, and where there are many small ones, these into one.
-// Where the changes are not known, the owner is asked for all. Thread-safety: none, but `write`,
-// which touches only the checkpoint at hand and the engine. Invariant: after an error the store
-// goes on, with the old checkpoint, except after a failed sync: the system may have dropped what it
-// could not write, so no later checkpoint is trusted.
+// Between checkpoints, changes go to indexes of their own, which count once a manifest names them,
+// so that however many there are, the list of them stays short. Where the changes are not known,
+// the owner is asked for all. Thread-safety: none, but `write` and `write_changes`, which touch
+// only what is at hand and the engine. Invariant: after an error the store goes on, with the old
+// checkpoint, except after a failed sync: the system may have dropped what it could not write, so
+// no later checkpoint is trusted.
 #pragma once
 
 #include <cstdint>
@@ -35,6 +37,11 @@ class Checkpointer {
   Status begin(const RowOwner& owner, const std::string& metadata, bool seal);
   Status write();
   Status end(Status written);
+  // See LogStore::changes_need, and the three after it.
+  LogStore::Need changes_need() const;
+  void begin_changes();
+  Status write_changes();
+  void end_changes(Status written);
   // Rebuilds the segment table from a manifest and its indexes, then deletes what neither names.
   Status restore(const Manifest& manifest, LogStore::RowRestorer on_row);
   // The next checkpoint follows this one, whose indexes it does not use.
@@ -43,7 +50,7 @@ class Checkpointer {
   Status clear_directory();
 
  private:
-  // The checkpoint between begin and end.
+  // The checkpoint between begin and end, or only its index.
   struct AtHand {
     Manifest manifest;
     std::vector<ChangeList::Change> changes;  // of the last index, unless it is written already
@@ -56,6 +63,7 @@ class Checkpointer {
     bool is_sync_failed = false;
   };
 
+  void start_next();
   Status write_blocks(bool seal);
   Status sync_segments();
   bool knows_changes() const;
@@ -66,7 +74,7 @@ class Checkpointer {
   Status write_whole_index(const RowOwner& owner);
   Status write_index();
   Status merge_indexes();
-  void drop_index();
+  void drop_index(uint64_t checkpoint);
   // Of the changes, after the indexes.
   Status write_index_of_changes();
   Status write_manifest();
@@ -84,6 +92,8 @@ class Checkpointer {
   SegmentWriter& survivors_;
   uint64_t checkpoint_last_ = 0;      // number of the last attempt
   std::vector<IndexRecord> indexes_;  // of the last checkpoint
+  std::vector<IndexRecord> chain_;    // they, or what has replaced some, and the changes since
+  bool is_changes_failed_ = false;    // since the last checkpoint
   std::vector<uint64_t> stale_;       // numbers of index files that no checkpoint needs
   AtHand at_hand_;
   Status sync_failure_;

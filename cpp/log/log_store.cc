@@ -183,7 +183,7 @@ uint64_t LogStore::rows_bytes(const RowOwner& owner) const {
   return impl_->reclaimer.rows_bytes(owner);
 }
 
-LogStore::ReclaimNeed LogStore::reclaim_need(const RowOwner& owner) const {
+LogStore::Need LogStore::reclaim_need(const RowOwner& owner) const {
   return impl_->reclaimer.need(owner);
 }
 
@@ -193,10 +193,8 @@ Status LogStore::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
   return impl_->reclaimer.reclaim(owner, chunks_max, wait);
 }
 
-Status LogStore::keep_bound(RowOwner& owner) {
-  if (impl_->context.options.read_only) return refuse(options());
-  TE_RETURN_IF_ERROR(impl_->behind.settle());
-  return impl_->reclaimer.keep_bound(owner);
+uint32_t LogStore::take_chunks_owed(const RowOwner& owner) {
+  return impl_->reclaimer.take_chunks_owed(owner);
 }
 
 bool LogStore::is_reclaiming() const { return impl_->reclaimer.is_at_work(); }
@@ -220,6 +218,14 @@ Status LogStore::end_checkpoint(Status written) {
   impl_->reclaimer.abandon();  // its victim may go
   return impl_->checkpointer.end(std::move(written));
 }
+
+LogStore::Need LogStore::changes_need() const { return impl_->checkpointer.changes_need(); }
+
+void LogStore::begin_changes() { impl_->checkpointer.begin_changes(); }
+
+Status LogStore::write_changes() { return impl_->checkpointer.write_changes(); }
+
+void LogStore::end_changes(Status written) { impl_->checkpointer.end_changes(std::move(written)); }
 
 void LogStore::trim() {
   impl_->outside.return_spares();

@@ -33,10 +33,10 @@ struct LogOptions {
   uint32_t block_bytes = 4096;             // power of two, >= 4096
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
-  uint32_t changes_max = 1 << 20;  // rows that an index of changes tells; beyond, all are told
+  uint32_t changes_max = 1 << 20;  // rows put that no index tells; beyond, the next tells all
   // Indexes are merged where there are so many, or where they tell of more changed rows than half
   // of the first one's and this.
-  uint32_t indexes_max = 32;
+  uint32_t indexes_max = 16;
   uint64_t changes_free = 4096;
   bool read_only = false;  // open: takes no lock and changes no file; only get_many may be called
   // open: not the last checkpoint, but the newest copy of every row that is on the disk; the caller
@@ -141,10 +141,11 @@ class LogStore {
                   std::unique_lock<std::mutex>* owner_lock = nullptr);
   // The copy of one row in this block no longer counts.
   void retire(LayoutId layout, BlockAddress block);
+  // How much something should be done soon.
+  enum class Need : uint8_t { kNone, kSome, kUrgent };
   // Whether segments should be reclaimed: no; used space is close to its bound; over it, or a put
   // found no space.
-  enum class ReclaimNeed : uint8_t { kNone, kSome, kUrgent };
-  ReclaimNeed reclaim_need(const RowOwner& owner) const;
+  Need reclaim_need(const RowOwner& owner) const;
   // What all rows take that were ever written, packed into blocks, whether they have a copy that
   // counts or not: what the space bound is relative to.
   uint64_t rows_bytes(const RowOwner& owner) const;
@@ -152,9 +153,10 @@ class LogStore {
   // Chunks are read in the background; without `wait` the call returns when the next has not
   // arrived. Survivors that find no space end it early without an error: the next put reports that.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait = true);
-  // For whoever puts rows, once in a while: where the need is urgent, reclaims up to eight times
-  // what was put since the last call, so that space stays bounded however much is put.
-  Status keep_bound(RowOwner& owner);
+  // For whoever puts rows, once in a while: how many chunks it should reclaim. Where the need is
+  // urgent, up to eight times what was put since the last call, so that space stays bounded however
+  // much is put.
+  uint32_t take_chunks_owed(const RowOwner& owner);
   // Whether a segment is half reclaimed: there is something to go on with.
   bool is_reclaiming() const;
   // Until the chunk that is being read has arrived. While it waits, other threads may use the
@@ -171,6 +173,15 @@ class LogStore {
   Status begin_checkpoint(const RowOwner& owner, const std::string& metadata, bool seal);
   Status write_checkpoint();  // by any thread, while others use the store
   Status end_checkpoint(Status written);
+
+  // Whether so much was put since the last checkpoint that it should be written down which rows:
+  // the list of them is a quarter full; almost full, and beyond that the next checkpoint has to ask
+  // the owner for all rows. Then, and not while a checkpoint is under way, in three steps as above.
+  // What opens stays the last checkpoint. After an error there is no need until the next.
+  Need changes_need() const;
+  void begin_changes();
+  Status write_changes();  // by any thread, while others use the store
+  void end_changes(Status written);
 
   // Gives reserved space back: for a store that nobody will write to.
   void trim();

@@ -122,11 +122,11 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
   return Status::ok();
 }
 
-Status Reclaimer::keep_bound(RowOwner& owner) {
+uint32_t Reclaimer::take_chunks_owed(const RowOwner& owner) {
   const uint64_t put_bytes = std::exchange(context_.put_bytes, 0);
-  if (put_bytes == 0 || need(owner) != Need::kUrgent) return Status::ok();
+  if (put_bytes == 0 || need(owner) != Need::kUrgent) return 0;
   const uint64_t owed_bytes = std::min(kOwedPerPutByte * put_bytes, kOwedBytesMax);
-  return reclaim(owner, static_cast<uint32_t>(owed_bytes / chunk_bytes(context_) + 1), true);
+  return static_cast<uint32_t>(owed_bytes / chunk_bytes(context_) + 1);
 }
 
 Result<bool> Reclaimer::begin() {

@@ -28,7 +28,7 @@ class Reclaimer {
             SegmentWriter& survivors);
   ~Reclaimer();
   // How urgent: nothing to do; used space is close to its bound; over it, or puts wait for space.
-  using Need = LogStore::ReclaimNeed;
+  using Need = LogStore::Need;
   Need need(const RowOwner& owner) const;
   // See LogStore::rows_bytes.
   uint64_t rows_bytes(const RowOwner& owner) const;
@@ -38,8 +38,8 @@ class Reclaimer {
   // error here: the next put reports it. A victim that cannot be read is an error once, and then
   // left alone.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait);
-  // See LogStore::keep_bound.
-  Status keep_bound(RowOwner& owner);
+  // See LogStore::take_chunks_owed.
+  uint32_t take_chunks_owed(const RowOwner& owner);
   // Until the chunk that is being read has arrived. Any thread may wait while others use the store.
   void wait_for_chunk();
   // Forgets the victim at hand; its rows that have not moved stay where they are.

@@ -17,13 +17,7 @@ struct RowIndex::Map {
 
   explicit Map(uint32_t capacity) : entries(new Entry[capacity]()), mask(capacity - 1) {}
 
-  // Not by one multiplication, by which the planner cuts a batch into shares: rows that come share
-  // by share would crowd one part of the map after another, and each probe would pass hundreds.
-  uint32_t home(uint16_t key) const {
-    uint32_t hash = key * 0x9E3779B1u;
-    hash = (hash ^ hash >> 15) * 0x85EBCA6Bu;
-    return hash >> (32 - std::countr_one(mask));
-  }
+  uint32_t home(uint16_t key) const { return key * 0x9E3779B1u >> (32 - std::countr_one(mask)); }
   uint32_t find(uint16_t key) const {  // the entry of key, or the empty one where it would go
     uint32_t i = home(key);
     while (entries[i].word != 0 && entries[i].key != key) i = (i + 1) & mask;

@@ -29,7 +29,7 @@ struct StoreContext {
 
   uint64_t store_id = 0;       // random; told apart from every other store ever
   uint64_t sequence_next = 1;  // of the next block closed or segment begun
-  uint64_t put_bytes = 0;      // of blocks, by put_many since the last keep_bound
+  uint64_t put_bytes = 0;      // of blocks, by put_many since chunks owed were last taken
   ChangeList changes;
   LogStats stats;
 

@@ -48,7 +48,8 @@ Engine::Engine(std::unique_ptr<Tiers> tiers)
                        ThreadPool& threads) {
                   return plan_ahead(features, will_update, plan, threads);
                 }) {
-  if (has_store()) reclaim_ = std::make_unique<BackgroundReclaim>(mutex_, *tiers_->log(), *tiers_);
+  if (has_store())
+    upkeep_ = std::make_unique<BackgroundUpkeep>(mutex_, checkpoint_turn_, *tiers_->log(), *tiers_);
   index_bytes_charged_ = tiers_->index_bytes_charged();
 }
 
@@ -75,10 +76,10 @@ bool Engine::is_closed() const {
 // budget.
 Status Engine::keep_house(size_t ids) {
   if (!house_failure_) return std::exchange(house_failure_, Status::ok());
-  if (reclaim_ == nullptr) return Status::ok();
+  if (upkeep_ == nullptr) return Status::ok();
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
-  if (Status s = reclaim_->poll(); matters(s)) return s;
+  if (Status s = upkeep_->poll(); matters(s)) return s;
   if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
   const uint64_t index_bytes = tiers_->metadata_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;

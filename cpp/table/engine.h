@@ -22,7 +22,8 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
-#include "log/background_reclaim.h"
+#include "log/background_upkeep.h"
+#include "log/checkpoint_turn.h"
 #include "table/executor.h"
 #include "table/mover.h"
 #include "table/plan_pool.h"
@@ -164,8 +165,8 @@ class Engine {
   // Before mutex_, where both are taken.
   std::mutex turn_;
   mutable std::mutex mutex_;
-  std::condition_variable checkpoint_ended_;
   // All guarded by mutex_:
+  CheckpointTurn checkpoint_turn_;  // of a flush or save, from its begin to its end
   std::unique_ptr<Tiers> tiers_;
   Mover mover_;
   Planner planner_;
@@ -181,10 +182,9 @@ class Engine {
   std::atomic<uint64_t> backward_ns_{0};
   Scratch<float> scattered_;  // of one apply_gradients
   bool closed_ = false;
-  bool checkpointing_ = false;  // a flush or save is between its begin and its end
   // With a store that is written. Those with threads come last, so that these end before what they
   // use.
-  std::unique_ptr<BackgroundReclaim> reclaim_;
+  std::unique_ptr<BackgroundUpkeep> upkeep_;
   PrefetchQueue prefetch_;
 };
 

@@ -10,8 +10,7 @@ bool Engine::has_store() const {
 
 void Engine::begin_checkpoint_turn() {
   std::unique_lock lock(mutex_);
-  checkpoint_ended_.wait(lock, [this] { return !checkpointing_; });
-  checkpointing_ = true;
+  checkpoint_turn_.take(lock);
 }
 
 // State at the call: rows and metadata are taken under the mutex, what is slow comes without it.
@@ -37,11 +36,8 @@ Status Engine::write_checkpoint() {
 }
 
 void Engine::end_checkpoint_turn() {
-  {
-    std::lock_guard lock(mutex_);
-    checkpointing_ = false;
-  }
-  checkpoint_ended_.notify_all();
+  std::lock_guard lock(mutex_);
+  checkpoint_turn_.give_back();
 }
 
 Status Engine::flush() {
@@ -96,7 +92,7 @@ Status Engine::close_with(bool flush) {
 Status Engine::close_in_turn(bool flush) {
   std::lock_guard turn(turn_);
   prefetch_.stop();
-  if (reclaim_ != nullptr) reclaim_->stop();
+  if (upkeep_ != nullptr) upkeep_->stop();
   std::lock_guard lock(mutex_);
   if (closed_) return Status::ok();
   Status status;
@@ -106,13 +102,13 @@ Status Engine::close_in_turn(bool flush) {
     if (status) tiers_->log()->trim();
   }
   if (!status) {
-    if (reclaim_ != nullptr) reclaim_->start();
+    if (upkeep_ != nullptr) upkeep_->start();
     return status;
   }
   closed_ = true;
   tiers_->close();
   // All is written and closed; damage that nobody has been told of is not passed over.
-  return flush && reclaim_ != nullptr ? reclaim_->take_failure() : Status::ok();
+  return flush && upkeep_ != nullptr ? upkeep_->take_failure() : Status::ok();
 }
 
 Status Engine::close() { return close_with(true); }

@@ -20,10 +20,6 @@ constexpr size_t kTaskIds = 4096;
 constexpr size_t kPartIds = 16384;
 constexpr size_t kPartsOfBatch = 16;
 
-size_t share_of(uint64_t id, int share_bits) {
-  return static_cast<uint32_t>(id * 0x9E3779B1u) >> (32 - share_bits);
-}
-
 // Where the rows of a batch are, by their location words.
 class FoundSlots {
  public:

@@ -23,6 +23,13 @@
 
 namespace te {
 
+// Which of 2^share_bits shares of a batch an id falls into. By the square root of 2, because hash
+// tables of rows go by the golden ratio: rows that come share by share would crowd one part of them
+// after another, and each probe would pass hundreds.
+inline size_t share_of(uint64_t id, int share_bits) {
+  return static_cast<uint32_t>(id * 0x6A09E667u) >> (32 - share_bits);
+}
+
 class RowFinder {
  public:
   // Fills keep the n-th row without a slot as slot number kProvisionalSlot + n.

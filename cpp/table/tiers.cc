@@ -16,8 +16,7 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
-// The list of rows changed since the last checkpoint takes at most this part of the budget, with
-// the one that is being written and what sorting it takes: two and a half times itself.
+// The list of rows that changed takes at most this part of the budget, with what sorting it takes.
 constexpr uint64_t kBudgetPartOfChanges = 32;
 
 // Block addresses have 31 bits, so a store beyond 8 TiB takes larger blocks.
@@ -171,9 +170,9 @@ Status Tiers::open_log() {
   options.newest = config_.ssd_newest;
   const uint64_t budget =
       config_.dram_bytes != 0 ? config_.dram_bytes : dram_bytes_for_all_rows(demands_);
-  const uint64_t changes = budget / kBudgetPartOfChanges * 2 / 5 / sizeof(ChangeList::Change);
+  const uint64_t changes = ChangeList::changes_in(budget / kBudgetPartOfChanges);
   options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
-  changes_bytes_ = options.changes_max * sizeof(ChangeList::Change) * 5 / 2;
+  changes_bytes_ = ChangeList::bytes_of(options.changes_max);
   auto io = config_.make_io();
   if (!io) return io.status();
   if (!config_.ssd_resume) {

@@ -113,8 +113,9 @@ class FaultEngine final : public IoEngine {
 class History {
  public:
   // With background I/O a schedule is not the same twice, what must hold is.
-  History(const std::string& path, std::shared_ptr<FaultPlan> plan, bool background_io = false)
-      : plan_(std::move(plan)), model_(options_of(path, background_io, plan_->random() % 2 == 0)) {}
+  History(const std::string& path, std::shared_ptr<FaultPlan> plan, bool background_io,
+          bool merge_often)
+      : plan_(std::move(plan)), model_(options_of(path, background_io, merge_often)) {}
 
   // Runs until an error or the end. `saved` are the rows of the checkpoints that may be found.
   bool run(uint64_t seed = 9, int steps = 60) {
@@ -167,6 +168,7 @@ class History {
     options.segment_bytes = 32 << 10;
     options.space_bound_ratio = 1.1;
     options.background_io = background_io;
+    options.changes_max = merge_often ? 300 : 1 << 20;
     options.indexes_max = merge_often ? 2 : 32;
     options.changes_free = merge_often ? 0 : 4096;
     return options;
@@ -177,6 +179,12 @@ class History {
     for (uint64_t id = random() % 7; id < 700; id += 1 + random() % 5) ids.push_back(id);
     if (!model_.put(ids)) return false;
     if (!model_.store->reclaim(model_, 3, random() % 2 == 0)) return false;
+    if (model_.store->changes_need() != LogStore::Need::kNone) {
+      model_.store->begin_changes();
+      Status written = model_.store->write_changes();
+      model_.store->end_changes(written);
+      if (!written) return false;
+    }
     if (random() % 4 != 0) return true;
     saved_.push_back(model_.rows);  // may be found from the moment it is tried
     if (!model_.store->begin_checkpoint(model_, "cut", random() % 2 == 0)) return false;
@@ -195,28 +203,30 @@ class History {
 BOOST_AUTO_TEST_SUITE(log_crash)
 
 BOOST_AUTO_TEST_CASE(power_loss_at_any_operation_leaves_the_last_checkpoint) {
-  uint64_t operations = 0;
-  {
-    TempDirectory directory;
-    auto plan = std::make_shared<FaultPlan>();
-    History history(directory / "s", plan);
-    BOOST_TEST(history.run());
-    operations = plan->operations;
-    history.crash();
-    history.check_reopened();
-  }
-  BOOST_TEST(operations > 100u);
-  // The first four operations are those of create(): index and manifest, written and synced.
-  for (uint64_t at = 4; at < operations; at += 1 + operations / 60) {
-    BOOST_TEST_CONTEXT("operation " << at << " of " << operations) {
+  for (const bool merge_often : {false, true}) {
+    uint64_t operations = 0;
+    {
       TempDirectory directory;
       auto plan = std::make_shared<FaultPlan>();
-      plan->fail_at = at;
-      plan->random.seed(at);
-      History history(directory / "s", plan);
-      BOOST_TEST(!history.run());
+      History history(directory / "s", plan, false, merge_often);
+      BOOST_TEST(history.run());
+      operations = plan->operations;
       history.crash();
       history.check_reopened();
+    }
+    BOOST_TEST(operations > 100u);
+    // The first four operations are those of create(): index and manifest, written and synced.
+    for (uint64_t at = 4; at < operations; at += 1 + operations / 30) {
+      BOOST_TEST_CONTEXT("operation " << at << " of " << operations) {
+        TempDirectory directory;
+        auto plan = std::make_shared<FaultPlan>();
+        plan->fail_at = at;
+        plan->random.seed(at);
+        History history(directory / "s", plan, false, merge_often);
+        BOOST_TEST(!history.run());
+        history.crash();
+        history.check_reopened();
+      }
     }
   }
 }
@@ -238,7 +248,8 @@ BOOST_AUTO_TEST_CASE(random_schedules_of_faults) {
       plan->random.seed(seed);
       plan->fail_at = 4 + random() % 140;
       plan->fail_ever_after = random() % 2 == 0;
-      History history(directory / "s", plan, random() % 4 == 0);
+      const bool background_io = random() % 4 == 0;
+      History history(directory / "s", plan, background_io, random() % 2 == 0);
       const bool survived = history.run(random(), 16);
       if (survived || !plan->fail_ever_after) {
         check_ok(history.model().get_all());  // nothing that was accepted is lost meanwhile
@@ -256,7 +267,7 @@ BOOST_AUTO_TEST_CASE(power_loss_while_writes_are_under_way) {
       auto plan = std::make_shared<FaultPlan>();
       plan->fail_at = at;
       plan->random.seed(at);
-      History history(directory / "s", plan, true);
+      History history(directory / "s", plan, true, at % 2 == 0);
       (void)history.run();
       history.crash();
       history.check_reopened();
@@ -271,7 +282,7 @@ BOOST_AUTO_TEST_CASE(a_failed_operation_loses_nothing) {
       auto plan = std::make_shared<FaultPlan>();
       plan->fail_at = at;
       plan->fail_ever_after = false;
-      History history(directory / "s", plan, at % 2 == 0);
+      History history(directory / "s", plan, at % 2 == 0, at % 4 < 2);
       (void)history.run();
       ModelStore& model = history.model();
       check_ok(model.get_all());
@@ -346,7 +357,7 @@ BOOST_AUTO_TEST_CASE(the_newest_copies_are_found_by_scanning) {
 BOOST_AUTO_TEST_CASE(a_copy_of_the_directory_opens_as_the_last_checkpoint) {
   TempDirectory directory;
   auto plan = std::make_shared<FaultPlan>();
-  History history(directory / "s", plan);
+  History history(directory / "s", plan, false, true);
   BOOST_TEST(history.run());
   fs::copy(directory / "s", directory / "copy", fs::copy_options::recursive);
   history.crash();

@@ -1,4 +1,5 @@
 // Random sequences of put, get, forget, reclaim, checkpoint and reopening against a std::map.
+#include <array>
 #include <random>
 #include <thread>
 
@@ -25,7 +26,7 @@ class ModelRun {
     model_.create();
     checkpoint();
     for (int step = 0; step < steps; ++step) {
-      switch (random_() % 16) {
+      switch (random_() % 17) {
         case 0:
         case 1:
         case 2:
@@ -41,6 +42,7 @@ class ModelRun {
         case 12:
         case 13: reclaim(); break;
         case 14: checkpoint(); break;
+        case 15: write_changes(); break;
         default: reopen(); break;
       }
       check_accounts();
@@ -58,7 +60,7 @@ class ModelRun {
     options.segment_bytes = c.segment_bytes;
     options.total_rows = c.total_rows;
     options.capacity_bytes = c.capacity_bytes;
-    options.changes_max = random_() % 2 == 0 ? 500 : 1 << 20;
+    options.changes_max = std::array{60u, 500u, 1u << 20}[random_() % 3];
     options.indexes_max = random_() % 2 == 0 ? 3 : 32;
     options.changes_free = random_() % 2 == 0 ? 0 : 4096;
     return options;
@@ -99,8 +101,9 @@ class ModelRun {
   }
 
   void reclaim() {
-    if (random_() % 2 == 0) return check_ok(model_.store->keep_bound(model_));
-    check_ok(model_.store->reclaim(model_, 1 + random_() % 8));
+    const uint32_t chunks = random_() % 2 == 0 ? model_.store->take_chunks_owed(model_)
+                                               : static_cast<uint32_t>(1 + random_() % 8);
+    check_ok(model_.store->reclaim(model_, chunks));
   }
 
   void forget() {
@@ -110,6 +113,21 @@ class ModelRun {
       model_.forget(id);
       forgotten_.push_back(id);
     }
+  }
+
+  void write_changes() {
+    if (model_.store->changes_need() == LogStore::Need::kNone) return;
+    model_.store->begin_changes();
+    Status written;
+    std::thread writer([&] { written = model_.store->write_changes(); });
+    if (random_() % 2 == 0 && model_.options.capacity_bytes == 0) {
+      put();
+      forget();
+      reclaim();
+    }
+    writer.join();
+    check_ok(written);
+    model_.store->end_changes(written);
   }
 
   void checkpoint() {

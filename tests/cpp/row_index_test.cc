@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "kernels_fixture.h"
+#include "table/row_finder.h"
 
 namespace te {
 namespace {
@@ -175,7 +176,7 @@ BOOST_AUTO_TEST_CASE(words_that_come_and_go_take_no_more_memory) {
 // longer than now.
 BOOST_AUTO_TEST_CASE(rows_in_the_order_of_a_hash_take_no_longer) {
   constexpr uint32_t kRows = kRegionRows * 3 / 8;  // as many as stay in a map
-  const auto hash = [](RowId row) { return static_cast<uint32_t>(row.value) * 0x9E3779B1u; };
+  const auto hash = [](RowId row) { return share_of(row.value, 32); };
   std::vector<RowId> ascending;
   for (uint64_t row = 0; row < kRows; ++row) ascending.push_back(RowId(row));
   std::vector<RowId> by_hash = ascending;

@@ -97,6 +97,41 @@ BOOST_AUTO_TEST_CASE(what_was_not_flushed_is_gone_and_what_was_is_there) {
   BOOST_TEST(initial != std::vector<float>(4, 2));
 }
 
+// The background writes down which rows have changed, before the list of them is full.
+BOOST_AUTO_TEST_CASE(changes_are_written_between_checkpoints) {
+  constexpr int64_t kRows = 30'000;
+  Store store(kRows, 4, 1000 * 64, OptimizerKind::kSgd);
+  store.open();
+  const auto write_all = [&](float value) {
+    for (int64_t first = 0; first < kRows; first += 500) {
+      std::vector<int64_t> ids = all_ids(500);
+      for (int64_t& id : ids) id += first;
+      const std::vector<float> values(ids.size() * 4, value);
+      check_ok(store.engine->write_rows(TableId(0), ids, values.data(), nullptr));
+    }
+  };
+  const auto indexes = [&] {
+    std::set<std::string> names;
+    for (const auto& entry : std::filesystem::directory_iterator(store.config.ssd_path)) {
+      if (entry.path().filename().string().starts_with("index-")) names.insert(entry.path());
+    }
+    return names;
+  };
+  write_all(1);
+  check_ok(store.engine->flush());
+  const std::set<std::string> flushed = indexes();
+  float value = 1;
+  for (int tries = 0; indexes() == flushed && tries < 1000; ++tries) write_all(++value);
+  BOOST_TEST(indexes().size() > flushed.size());
+  store.open();  // without a checkpoint: the changes do not count
+  BOOST_TEST(indexes() == flushed);
+  for (int64_t id = 0; id < kRows; id += 97) BOOST_TEST_REQUIRE(store.read(id)[0] == 1);
+  for (int i = 0; i < 5; ++i) write_all(++value);
+  check_ok(store.engine->flush());
+  store.open();
+  for (int64_t id = 0; id < kRows; ++id) BOOST_TEST_REQUIRE(store.read(id)[0] == value);
+}
+
 BOOST_AUTO_TEST_CASE(a_full_disk_is_an_error_and_loses_nothing) {
   Store store(20000, 16, 40 * 64, OptimizerKind::kSgd);
   store.config.ssd_capacity_bytes = 512 << 10;  // a third of the rows

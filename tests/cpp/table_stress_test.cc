@@ -138,6 +138,8 @@ struct Everything {
       const std::string previous = saves.empty() ? "" : saves.back();
       check(store.engine->begin_save(path) && store.engine->finish_save(path, previous));
       saves.push_back(path);
+      // So that changes are written between saves too.
+      std::this_thread::sleep_for(std::chrono::milliseconds(saves.size() % 2 * 20));
     }
   }
   template <class Train>

@@ -266,8 +266,9 @@ class Lab {
   }
 
   void reclaim() {
-    if (random_.one_in(2)) return check_ok(tiers_->log()->keep_bound(*tiers_));
-    check_ok(tiers_->log()->reclaim(*tiers_, static_cast<uint32_t>(1 + random_.below(3))));
+    const uint32_t chunks = random_.one_in(2) ? tiers_->log()->take_chunks_owed(*tiers_)
+                                              : static_cast<uint32_t>(1 + random_.below(3));
+    check_ok(tiers_->log()->reclaim(*tiers_, chunks));
   }
 
   void checkpoint() {

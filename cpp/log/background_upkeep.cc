@@ -1,0 +1,79 @@
+#include "log/background_upkeep.h"
+
+#include <algorithm>
+#include <utility>
+
+namespace te {
+namespace {
+
+constexpr uint32_t kChunksAtOnce = 16;
+
+}  // namespace
+
+Status BackgroundUpkeep::poll() {
+  if (stopped_) return Status::ok();
+  if (!failure_) return take_failure();
+  using enum LogStore::Need;
+  if (log_.reclaim_need(owner_) == kNone && log_.changes_need() == kNone) return Status::ok();
+  if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
+  is_wanted_ = true;
+  wake_.notify_one();
+  return reclaim_owed();
+}
+
+// What is moved is changed, too: the list of that must not become full on the way.
+Status BackgroundUpkeep::reclaim_owed() {
+  uint32_t owed = log_.take_chunks_owed(owner_);
+  for (;;) {
+    if (log_.changes_need() == LogStore::Need::kUrgent) (void)write_changes(nullptr);
+    const uint32_t chunks = std::min(owed, kChunksAtOnce);
+    if (chunks == 0) return Status::ok();
+    TE_RETURN_IF_ERROR(log_.reclaim(owner_, chunks, true));
+    owed -= chunks;
+  }
+}
+
+void BackgroundUpkeep::stop() {
+  std::thread thread;
+  {
+    std::lock_guard lock(mutex_);
+    stopped_ = true;
+    thread = std::move(thread_);
+  }
+  wake_.notify_one();
+  if (thread.joinable()) thread.join();
+}
+
+void BackgroundUpkeep::start() { stopped_ = false; }
+
+void BackgroundUpkeep::work() {
+  std::unique_lock lock(mutex_);
+  while (!stopped_) {
+    if (log_.changes_need() != LogStore::Need::kNone && write_changes(&lock)) continue;
+    Status done = log_.reclaim(owner_, 1, false);
+    const bool failed = !done;
+    if (failed && failure_) failure_ = std::move(done);  // the first is told
+    if (failed || !log_.is_reclaiming()) {  // nothing that can be done, or nothing to do
+      wake_.wait(lock, [this] { return stopped_ || is_wanted_; });
+      is_wanted_ = false;
+      continue;
+    }
+    lock.unlock();
+    log_.wait_for_reclaim();
+    lock.lock();
+  }
+}
+
+// What fails here is lost for nobody: the next checkpoint writes it, or says why it cannot.
+bool BackgroundUpkeep::write_changes(std::unique_lock<std::mutex>* lock) {
+  if (!turn_.try_take()) return false;
+  log_.begin_changes();
+  if (lock != nullptr) lock->unlock();
+  Status written = log_.write_changes();
+  if (lock != nullptr) lock->lock();
+  log_.end_changes(std::move(written));
+  turn_.give_back();
+  return true;
+}
+
+}  // namespace te
