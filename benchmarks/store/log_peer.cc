@@ -1,13 +1,14 @@
 // Our own store: LogStore behind a flat array of location words.
 //
-// It runs as in the engine: one mutex, and a thread that reclaims in the background.
+// It runs as in the engine: one mutex, and a thread that looks after it in the background.
 #include <mutex>
 #include <utility>
 #include <vector>
 
 #include "base/check.h"
-#include "log/background_reclaim.h"
+#include "log/background_upkeep.h"
 #include "log/block.h"
+#include "log/checkpoint_turn.h"
 #include "log/log_options.h"
 #include "log/log_store.h"
 #include "row_store.h"
@@ -49,7 +50,7 @@ class Locations final : public RowOwner {
 class LogPeer final : public RowStore {
  public:
   LogPeer(std::unique_ptr<LogStore> log, uint64_t rows)
-      : log_(std::move(log)), locations_(rows), reclaim_(mutex_, *log_, locations_) {}
+      : log_(std::move(log)), locations_(rows), upkeep_(mutex_, turn_, *log_, locations_) {}
 
   Status get_many(std::span<const RowId> rows, std::span<std::byte* const> out) override {
     std::unique_lock lock(mutex_);
@@ -64,7 +65,7 @@ class LogPeer final : public RowStore {
 
   Status put_many(std::span<const RowId> rows, std::span<const std::byte* const> data) override {
     std::lock_guard lock(mutex_);
-    TE_RETURN_IF_ERROR(reclaim_.poll());
+    TE_RETURN_IF_ERROR(upkeep_.poll());
     blocks_.resize(rows.size());
     TE_RETURN_IF_ERROR(log_->put_many(kLayout, rows, data, blocks_));
     for (size_t i = 0; i < rows.size(); ++i) {
@@ -93,7 +94,7 @@ class LogPeer final : public RowStore {
 
   Status settle() override {
     std::lock_guard lock(mutex_);
-    while (log_->reclaim_need(locations_) != LogStore::ReclaimNeed::kNone) {
+    while (log_->reclaim_need(locations_) != LogStore::Need::kNone) {
       const LogStats before = log_->stats();
       TE_RETURN_IF_ERROR(log_->reclaim(locations_, kChunksPerTry));
       const LogStats after = log_->stats();
@@ -126,11 +127,12 @@ class LogPeer final : public RowStore {
  private:
   mutable std::mutex mutex_;
   // Guarded by mutex_:
+  CheckpointTurn turn_;
   std::unique_ptr<LogStore> log_;
   Locations locations_;
   std::vector<RowRead> reads_;
   std::vector<BlockAddress> blocks_;
-  BackgroundReclaim reclaim_;  // the last, so that its thread ends before what it uses
+  BackgroundUpkeep upkeep_;  // the last, so that its thread ends before what it uses
 };
 
 }  // namespace
