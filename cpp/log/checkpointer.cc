@@ -79,7 +79,9 @@ bool Checkpointer::knows_changes() const {
 
 LogStore::Need Checkpointer::changes_need() const {
   using enum LogStore::Need;
-  if (context_.options.read_only || !knows_changes() || is_changes_failed_) return kNone;
+  if (context_.options.read_only || !knows_changes() || is_changes_failed_ ||
+      table_.live_rows() <= context_.options.rows_told_at_once)
+    return kNone;
   const size_t most = context_.changes.changes_max();
   const size_t changes = context_.changes.size();
   return changes < (most + 3) / 4 ? kNone : changes < most - most / 4 ? kSome : kUrgent;
@@ -87,9 +89,7 @@ LogStore::Need Checkpointer::changes_need() const {
 
 void Checkpointer::begin_changes() {
   start_next();
-  // The first index stays, for the last checkpoint needs it in any case.
-  const size_t indexes = chain_.size();
-  at_hand_.merge_from = indexes >= context_.options.indexes_max ? 1 : indexes;
+  at_hand_.merge_from = merge_small();  // the first stays: the last checkpoint needs it in any case
   at_hand_.changes = context_.changes.take();
 }
 
@@ -121,9 +121,17 @@ void Checkpointer::end_changes(Status written) {
 size_t Checkpointer::merge_from() const {
   uint64_t changed = context_.changes.size();
   for (size_t i = 1; i < chain_.size(); ++i) changed += chain_[i].rows;
-  if (changed > chain_[0].rows / 2 + context_.options.changes_free) return 0;
-  // Many, but small ones: the first need not be written again.
-  return chain_.size() >= context_.options.indexes_max ? 1 : chain_.size();
+  return changed > chain_[0].rows / 2 + context_.options.changes_free ? 0 : merge_small();
+}
+
+// The same where there are many: those that are larger than what comes after them are left alone,
+// so that a row is written again as often as the chain doubles, and no more.
+size_t Checkpointer::merge_small() const {
+  size_t from = chain_.size();
+  if (from < context_.options.indexes_max) return from;
+  for (uint64_t after = context_.changes.size(); from > 1 && chain_[from - 1].rows <= 2 * after;)
+    after += chain_[--from].rows;
+  return from < chain_.size() ? from : 1;
 }
 
 // By descriptors of its own, a few at a time: there may be more segments than files can be open.

@@ -68,6 +68,7 @@ class Checkpointer {
   Status sync_segments();
   bool knows_changes() const;
   size_t merge_from() const;
+  size_t merge_small() const;
   std::string index_path() const;  // of the checkpoint at hand
   Status start_index(IndexWriter& writer);
   // Of all rows, in the indexes' place: from the owner, or from the indexes and the changes.

@@ -34,6 +34,9 @@ struct LogOptions {
   uint32_t segment_bytes = 1 << 20;        // multiple of block_bytes
   uint32_t read_buffer_bytes = 4 << 20;    // staging for reads in flight
   uint32_t changes_max = 1 << 20;  // rows put that no index tells; beyond, the next tells all
+  // So many rows are told in so short a time (about 15 ns each) that changes need not be written
+  // down between checkpoints.
+  uint64_t rows_told_at_once = uint64_t{1} << 21;
   // Indexes are merged where there are so many, or where they tell of more changed rows than half
   // of the first one's and this.
   uint32_t indexes_max = 16;
@@ -174,7 +177,8 @@ class LogStore {
   Status write_checkpoint();  // by any thread, while others use the store
   Status end_checkpoint(Status written);
 
-  // Whether so much was put since the last checkpoint that it should be written down which rows:
+  // Whether so much was put since the last checkpoint that it should be written down which rows, in
+  // a store of more than rows_told_at_once:
   // the list of them is a quarter full; almost full, and beyond that the next checkpoint has to ask
   // the owner for all rows. Then, and not while a checkpoint is under way, in three steps as above.
   // What opens stays the last checkpoint. After an error there is no need until the next.

@@ -86,6 +86,7 @@ class SegmentTable {
   void remove_live(BlockAddress block, uint32_t share_bytes);  // one row
   uint32_t live_bytes(SegmentId id) const { return live_bytes_[id.value]; }
   uint64_t live_bytes_total() const { return live_bytes_total_; }
+  uint64_t live_rows() const { return live_rows_total_; }
   uint64_t used_bytes() const { return uint64_t{segments_used_} * context_.options.segment_bytes; }
   // The sealed segment with the fewest live bytes, among all or those no manifest refers to. Not
   // one that was found damaged.

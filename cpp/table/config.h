@@ -9,6 +9,7 @@
 
 #include "base/types.h"
 #include "io/io_engine.h"
+#include "log/log_store.h"
 #include "rows/kernels.h"
 
 namespace te {
@@ -32,6 +33,7 @@ struct EngineConfig {
   std::string ssd_path;     // empty: no ssd tier
   uint64_t ssd_capacity_bytes = 0;
   double ssd_space_bound_ratio = 1.45;  // see LogOptions
+  uint64_t ssd_rows_told_at_once = LogOptions().rows_told_at_once;
   bool ssd_resume = false;
   bool ssd_newest = false;     // with resume: the newest copy of every row, instead of the last cut
   bool ssd_read_only = false;  // with resume: rows are read, never changed; takes no lock

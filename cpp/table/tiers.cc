@@ -166,6 +166,7 @@ Status Tiers::open_log() {
   LogOptions options = log_options(config_.ssd_path);
   options.capacity_bytes = config_.ssd_capacity_bytes;
   options.space_bound_ratio = config_.ssd_space_bound_ratio;
+  options.rows_told_at_once = config_.ssd_rows_told_at_once;
   options.read_only = config_.ssd_read_only;
   options.newest = config_.ssd_newest;
   const uint64_t budget =

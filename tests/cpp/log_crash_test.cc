@@ -168,6 +168,7 @@ class History {
     options.segment_bytes = 32 << 10;
     options.space_bound_ratio = 1.1;
     options.background_io = background_io;
+    options.rows_told_at_once = 0;
     options.changes_max = merge_often ? 300 : 1 << 20;
     options.indexes_max = merge_often ? 2 : 32;
     options.changes_free = merge_often ? 0 : 4096;

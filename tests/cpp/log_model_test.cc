@@ -60,6 +60,7 @@ class ModelRun {
     options.segment_bytes = c.segment_bytes;
     options.total_rows = c.total_rows;
     options.capacity_bytes = c.capacity_bytes;
+    options.rows_told_at_once = 0;
     options.changes_max = std::array{60u, 500u, 1u << 20}[random_() % 3];
     options.indexes_max = random_() % 2 == 0 ? 3 : 32;
     options.changes_free = random_() % 2 == 0 ? 0 : 4096;

@@ -194,10 +194,13 @@ BOOST_AUTO_TEST_CASE(more_changes_than_the_list_holds) {
   TempDirectory directory;
   LogOptions options = small_options(directory / "s");
   options.changes_max = 1000;
+  options.rows_told_at_once = 500;
   options.indexes_max = 4;
   ModelStore model(options);
   model.create();
-  check_ok(model.put(id_range(0, 900)));
+  check_ok(model.put(id_range(0, 300)));  // so few rows are told at once
+  BOOST_TEST((model.store->changes_need() == LogStore::Need::kNone));
+  check_ok(model.put(id_range(300, 900)));
   check_ok(model.store->checkpoint(model, "first"));
   const auto first = model.rows;
   const size_t visits = model.visits;
@@ -235,11 +238,12 @@ BOOST_AUTO_TEST_CASE(changes_that_cannot_be_written) {
   TempDirectory directory;
   LogOptions options = small_options(directory / "s");
   options.changes_max = 1000;
+  options.rows_told_at_once = 500;
   auto engine = std::make_unique<FullDisk>(test_engine());
   FullDisk& disk = *engine;
   ModelStore model(options);
   model.create(std::move(engine));
-  check_ok(model.put(id_range(0, 400)));
+  check_ok(model.put(id_range(0, 510)));
   check_ok(model.store->checkpoint(model, "first"));
   const size_t visits = model.visits;
   check_ok(model.put(id_range(200, 800)));

@@ -101,6 +101,7 @@ BOOST_AUTO_TEST_CASE(what_was_not_flushed_is_gone_and_what_was_is_there) {
 BOOST_AUTO_TEST_CASE(changes_are_written_between_checkpoints) {
   constexpr int64_t kRows = 30'000;
   Store store(kRows, 4, 1000 * 64, OptimizerKind::kSgd);
+  store.config.ssd_rows_told_at_once = 0;
   store.open();
   const auto write_all = [&](float value) {
     for (int64_t first = 0; first < kRows; first += 500) {

@@ -21,6 +21,7 @@ struct Counting : Store {
   Counting(int64_t rows, uint32_t dim, uint64_t slots)
       : Store(static_cast<uint64_t>(rows), dim, slots * dim * 4, OptimizerKind::kSgd) {
     config.tables[0].init = {};
+    config.ssd_rows_told_at_once = 0;
   }
   Feature random_feature(Random& random, size_t ids) const {
     Feature feature;
