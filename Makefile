@@ -31,7 +31,7 @@ PACKAGE_SOURCES := $(shell find cpp tiered_emb -name __pycache__ -prune -o -prin
 CPP_FILES = $(shell find cpp tests/cpp benchmarks/store benchmarks/kernels -name '*.cc' -o -name '*.h')
 
 .PHONY: help venv build lint types test-cpp test-cpp-asan test-cpp-tsan test-cpp-aarch64 \
-  aarch64-tools test-py bench-smoke test demo format clean
+  aarch64-tools test-py bench-smoke gpu-check test demo format clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)$$/\1|\2/p' Makefile | \
@@ -152,7 +152,7 @@ test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behavio
 # bear; setarch turns it off for the one process.
 # Where threads meet: the rest would take ten times longer than it does without, and so would two long
 # tests of one thread.
-THREADED_TESTS := base_*,io_*,log_store,log_read,table_store,table_stress,table_prefetch,table_failing
+THREADED_TESTS := base_*,io_*,log_store,log_indexes,log_read,table_store,table_stress,table_prefetch,table_failing
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
 	$(call build_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread)
 	$(call run_cpp_tests,build/tsan,\
@@ -181,6 +181,17 @@ bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in i
 	  [ -e "$$bench" ] || { echo "no benchmarks"; break; }; \
 	  echo "== $$bench --smoke"; $(PY) "$$bench" --smoke </dev/null; \
 	done
+
+# With the Python that has a CUDA build of torch, pytest and hypothesis; not .venv, whose torch has no
+# CUDA: make gpu-check GPU_PYTHON=python3
+GPU_PYTHON ?= python3
+GPU_SITE := $(CURDIR)/build/gpu
+gpu-check: ## tests and benchmark of the kernels on a GPU; says so where there is none
+	@$(GPU_PYTHON) -c 'import torch; exit(not torch.cuda.is_available())' 2>/dev/null || \
+	  { echo "no GPU is present, or $(GPU_PYTHON) has no torch for it: nothing was checked"; exit 0; }; \
+	$(GPU_PYTHON) -m pip install -q --no-deps --upgrade --target $(GPU_SITE) . && \
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) -m pytest -q tests/test_device_kernels.py $(PYTEST_ARGS) && \
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_device.py --out build/gpu/device.json
 
 # The tests, and the examples in the docstrings of the installed package.
 test-py: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## Python tests and docstring examples

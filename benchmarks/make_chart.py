@@ -43,9 +43,11 @@ def provenance_line(report: dict[str, Any]) -> str:
     """Where a report's figures come from, in one line."""
     machine, versions = report["machine"], report["versions"]
     changes = ", with changes" if report["commit_changed"] else ""
+    gpu = f"{report['gpu']}; " if "gpu" in report else ""
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_bytes'] / 2**30:.0f} GiB; "
-        f"torch {versions['torch']}; commit {(report['commit'] or 'none')[:10]}{changes}, "
+        f"{gpu}{machine['cpu']}, {machine['cores']} cores, "
+        f"{machine['memory_bytes'] / 2**30:.0f} GiB; "
+        f"torch {versions['torch']}; commit {(report['commit'] or 'not known')[:10]}{changes}, "
         f"{report['date'][:10]}; `{report['command']}`"
     )
 
@@ -198,11 +200,30 @@ def prefetch_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def device_table(report: dict[str, Any]) -> str:
+    """Markdown: the kernels of the hbm tier on a GPU, beside torch's."""
+    lines = [
+        "| dim | ids | lookup | of copy | torch's | update | of copy | torch's |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for part in report["parts"]:
+        cells = [str(part["dim"]), "Zipf 1.05" if part["stream"] == "zipf" else "uniform"]
+        for ours, peer in (
+            ("forward", "torch_embedding_bag_ms"),
+            ("update", "torch_operations_ms"),
+        ):
+            cells.append(f"{part[f'{ours}_ms']['p50']:.3f} ms")
+            cells.append(f"{part[f'{ours}_of_copy']:.2f}")
+            cells.append(f"{part[peer]['p50']:.3f} ms")
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def render(readme: str) -> str:
     """`readme` with every marked block made anew."""
     bags, zipf, kernels = load("embedding_bag"), load("zipf_train"), load("kernels")
     store, churn, ssd = load("store"), load("store_churn"), load("ssd_saves")
-    prefetch = load("prefetch")
+    prefetch, device = load("prefetch"), load("device")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
@@ -210,6 +231,8 @@ def render(readme: str) -> str:
         "kernels-source": provenance_line(kernels),
         "prefetch": prefetch_table(prefetch),
         "prefetch-source": provenance_line(prefetch),
+        "device": device_table(device),
+        "device-source": provenance_line(device),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),
         "store": store_table(store, churn, ssd),

@@ -7,8 +7,12 @@ from collections.abc import Iterator
 
 import hypothesis
 import pytest
+import torch
 
 import tiered_emb as te
+
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
 
 # `ci` draws the same examples in every run and keeps no files; HYPOTHESIS_PROFILE=long explores.
 _COMMON = {

@@ -14,6 +14,7 @@
 #include <tuple>
 
 #include "bindings/cache_module.h"
+#include "bindings/device_module.h"
 #include "bindings/owned_engine.h"
 #include "bindings/without_gil.h"
 #include "log/checkpoint_copy.h"
@@ -490,4 +491,5 @@ NB_MODULE(_core, m) {
   m.def("get_num_threads", [] { return num_threads(); });
   m.def("isa", [] { return kernels().isa; });
   add_cache_functions(m);
+  add_device_functions(m);
 }

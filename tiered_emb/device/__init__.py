@@ -1,0 +1,1 @@
+"""The hbm tier: slots on a torch device, and what runs over them there."""
