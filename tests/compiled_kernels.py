@@ -99,6 +99,9 @@ def _launches() -> dict[str, Callable[[], None]]:
         "sum of gradients, 128 float32": lambda: launch.sum_gradients(
             integers, occurrences, "sum", bags, torch.zeros(64, 128)
         ),
+        "gradients of sample weights, 128 float32": lambda: launch.sample_weight_gradients(
+            slots, integers, integers, bags.grad, torch.zeros(64)
+        ),
         "update sgd, 128 float32": update(128, single, 1),
         "update adagrad, 128 float32": update(128, single, 2),
         "update rowwise, 128 float32": update(128, single, 3),
@@ -146,7 +149,13 @@ def compile_all() -> dict[str, dict[str, dict[str, int]]]:
             into: list[Any] = []
             stand_ins = {
                 key: _Compiled(getattr(kernels, key), into)
-                for key in ("copy_rows", "pool", "sum_gradients", "update")
+                for key in (
+                    "copy_rows",
+                    "pool",
+                    "sample_weight_gradients",
+                    "sum_gradients",
+                    "update",
+                )
             }
             launch.kernels = SimpleNamespace(**stand_ins)
             start()

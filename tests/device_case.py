@@ -39,6 +39,8 @@ class Case:
     padding: bool = False
     by_count: bool = False
     often: int = launch.OFTEN
+    extremes: bool = False
+    """Zeros of both signs, the smallest and the largest numbers of float16."""
     steps: int = 2
 
 
@@ -51,6 +53,13 @@ def _batch(case: Case, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor
     if case.weighted:
         weights = torch.rand(len(ids), generator=random).to(case.dtype)
     grad = torch.randn(len(case.sizes), case.dim, generator=random).to(case.dtype)
+    if case.extremes:
+        of_grad = torch.tensor([0.0, -0.0, -0.0, 1.5, -3e-5, 7e-6, 6e4, -6e4])
+        grad = of_grad[torch.randint(0, 8, grad.shape, generator=random)].to(case.dtype)
+        if weights is not None:
+            of_weights = torch.tensor([0.0, -0.0, 1.0, -1.0])
+            drawn = torch.randint(0, 4, weights.shape, generator=random)
+            weights = of_weights[drawn].to(case.dtype)
     return ids, offsets, weights, grad
 
 
@@ -183,7 +192,7 @@ def check(case: Case, device: str) -> dict[str, Any]:
         mode=case.mode,
         dtype=case.dtype,
         optimizer=OPTIMIZERS[case.optimizer](),
-        init=te.init.Normal(0, 1),
+        init=te.init.Normal(0, 2e-5 if case.extremes else 1),
         seed=SEED,
         name="t",
         padding_idx=0 if case.padding else None,

@@ -29,6 +29,6 @@ def test_rows_are_loaded_in_128_bits_and_nothing_spills(kernel: str) -> None:
     for architecture, facts in RECORD[kernel].items():
         assert facts["spill_bytes"] == 0, architecture
         assert facts["registers"] <= 128, architecture
-        if kernel != "sum of gradients, 128 float32":  # a thread has one column
+        if "gradients" not in kernel:  # there a thread has one column
             assert facts["loads_128"] > 0, architecture
             assert facts["stores_128"] > 0, architecture

@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
-from device_case import OPTIMIZERS, Case, check
+from device_case import OPTIMIZERS, Case, bits, check
+
+import tiered_emb as te
+from tiered_emb import _core
+from tiered_emb.device import launch
+from tiered_emb.device.slots import SlotLayout, Slots
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -53,6 +59,65 @@ def test_gradients_of_rows_that_occur_often(mode: str, dim: int) -> None:
     sizes = [1, 0, 3, 2, 150, 1, 0]
     case = Case(dim, mode=mode, rows=3, sizes=sizes, often=1, optimizer="adagrad")
     check(replace(case, by_count=mode != "max"), DEVICE)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "rowwise, decay"])
+@pytest.mark.parametrize("often", [0, 100])
+@pytest.mark.filterwarnings("ignore:overflow encountered in cast")  # to infinity, as it should be
+def test_zeros_of_both_signs_and_extremes(dtype: torch.dtype, optimizer: str, often: int) -> None:
+    case = Case(20, dtype=dtype, optimizer=optimizer, weighted=True, extremes=True, often=often)
+    check(case, DEVICE)
+    check(replace(case, weighted=False, mode="max"), DEVICE)
+
+
+def test_a_row_of_zero_weight_is_a_zero_of_its_sign() -> None:
+    slots = Slots(SlotLayout(4, torch.float32, 0), 2, DEVICE)
+    slots.weights[:, :4] = torch.tensor([[-1.0, 1.0, -0.0, 0.0], [-0.0, -0.0, -0.0, -0.0]])
+    numbers = torch.tensor([0, 1, 1], dtype=torch.int32, device=DEVICE)
+    begin = torch.tensor([0, 1, 3], device=DEVICE)
+    out = torch.empty(2, 4, device=DEVICE)
+    weights = torch.tensor([0.0, 1.0, 1.0], device=DEVICE)
+    launch.pool(slots, numbers, begin, "sum", out, weights)
+    assert torch.signbit(out).tolist() == [[True, False, True, False], [True] * 4]
+
+
+def test_random_words_of_rows_beyond_32_bits(tmp_path: Path) -> None:
+    rows, dim, dtype = 2**33, 16, torch.bfloat16
+    bag = te.TieredEmbedding(
+        rows,
+        dim,
+        mode="sum",
+        dtype=dtype,
+        tiers=te.Tiers(dram="16MiB", ssd=te.SSD(str(tmp_path / "store"))),
+        optimizer=te.optim.SGD(0.1),
+        init=te.init.Normal(0, 1),
+        seed=3,
+        name="t",
+    )
+    ids = torch.tensor([5, 2**32 + 5, rows - 1])
+    slots = Slots(SlotLayout(dim, dtype, 1), 3, DEVICE)
+    slots.weights[:, :dim] = bag.rows(ids).to(DEVICE)
+    grad = torch.randn(3, dim).to(dtype)
+    bag(ids, torch.arange(3)).backward(grad)
+    few = torch.arange(4, dtype=torch.int32, device=DEVICE)
+    occurrences = launch.Occurrences(few[:3], ids.to(DEVICE), few, few[:3])
+    key = _core.table_key(3, "t")
+    step = launch.step_numbers(1, bag.optimizer.hyper(), 1, key, DEVICE)
+    launch.update(slots, few[:3], occurrences, "sum", launch.Gradients(grad.to(DEVICE)), step)
+    assert torch.equal(bits(slots.weights[:, :dim].cpu()), bits(bag.rows(ids)))
+    bag.close()
+
+
+def test_step_numbers_are_float32_whatever_the_default_is() -> None:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        step = launch.step_numbers(4, (0.1, 1e-8, 0.8, 0.95, 0.0, 0.0), 2**33 + 1, (1, 2), DEVICE)
+    finally:
+        torch.set_default_dtype(before)
+    assert step.numbers.dtype is torch.float32
+    assert step.counters.tolist() == [1, 2, 1, 1 << 30 | 2 << 8]
 
 
 def test_empty_bags_only() -> None:

@@ -25,7 +25,10 @@ Status BackgroundUpkeep::poll() {
 Status BackgroundUpkeep::reclaim_owed() {
   uint32_t owed = log_.take_chunks_owed(owner_);
   for (;;) {
-    if (log_.changes_need() == LogStore::Need::kUrgent) (void)write_changes(nullptr);
+    if (log_.changes_need() == LogStore::Need::kUrgent && turn_.try_take()) {
+      log_.write_urgent_changes();
+      turn_.give_back();
+    }
     const uint32_t chunks = std::min(owed, kChunksAtOnce);
     if (chunks == 0) return Status::ok();
     TE_RETURN_IF_ERROR(log_.reclaim(owner_, chunks, true));
@@ -49,7 +52,7 @@ void BackgroundUpkeep::start() { stopped_ = false; }
 void BackgroundUpkeep::work() {
   std::unique_lock lock(mutex_);
   while (!stopped_) {
-    if (log_.changes_need() != LogStore::Need::kNone && write_changes(&lock)) continue;
+    if (log_.changes_need() != LogStore::Need::kNone && turn_.try_take()) write_changes(lock);
     Status done = log_.reclaim(owner_, 1, false);
     const bool failed = !done;
     if (failed && failure_) failure_ = std::move(done);  // the first is told
@@ -64,16 +67,14 @@ void BackgroundUpkeep::work() {
   }
 }
 
-// What fails here is lost for nobody: the next checkpoint writes it, or says why it cannot.
-bool BackgroundUpkeep::write_changes(std::unique_lock<std::mutex>* lock) {
-  if (!turn_.try_take()) return false;
-  log_.begin_changes();
-  if (lock != nullptr) lock->unlock();
+// In its turn. What fails here is lost for nobody: the next checkpoint writes it, or says why not.
+void BackgroundUpkeep::write_changes(std::unique_lock<std::mutex>& lock) {
+  log_.begin_changes(true);
+  lock.unlock();
   Status written = log_.write_changes();
-  if (lock != nullptr) lock->lock();
+  lock.lock();
   log_.end_changes(std::move(written));
   turn_.give_back();
-  return true;
 }
 
 }  // namespace te

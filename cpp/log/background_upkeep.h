@@ -36,8 +36,7 @@ class BackgroundUpkeep {
  private:
   void work();
   Status reclaim_owed();
-  // Whether they were written, or at least tried; with `lock`, that is opened meanwhile.
-  bool write_changes(std::unique_lock<std::mutex>* lock);
+  void write_changes(std::unique_lock<std::mutex>& lock);
 
   std::mutex& mutex_;
   CheckpointTurn& turn_;

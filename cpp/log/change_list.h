@@ -67,7 +67,7 @@ class ChangeList {
   // The opposite of take, where no index has told of `older`.
   void put_back(std::vector<Change> older) {
     taken_ = 0;
-    if (is_incomplete_) return;
+    if (is_incomplete_ || older.empty()) return;
     older.insert(older.end(), changes_.begin(), changes_.end());
     changes_ = std::move(older);
   }

@@ -18,6 +18,11 @@ namespace {
 
 constexpr size_t kSyncFilesMax = 16;
 
+bool is_among(const std::vector<IndexRecord>& indexes, uint64_t checkpoint) {
+  return std::any_of(indexes.begin(), indexes.end(),
+                     [=](const IndexRecord& index) { return index.checkpoint == checkpoint; });
+}
+
 }  // namespace
 
 Checkpointer::Checkpointer(StoreContext& context, StoreDirectory& directory, SegmentTable& table,
@@ -40,6 +45,8 @@ void Checkpointer::start_next() {
 
 Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, bool seal) {
   TE_RETURN_IF_ERROR(write_blocks(seal));
+  const bool whole = !knows_changes();
+  if (whole) drop_chain();
   start_next();
   Manifest& manifest = at_hand_.manifest;
   manifest.sequence_next = context_.sequence_next;
@@ -48,7 +55,6 @@ Status Checkpointer::begin(const RowOwner& owner, const std::string& metadata, b
   manifest.layout_row_bytes = context_.options.layout_row_bytes;
   manifest.segments = table_.records();
   manifest.metadata = metadata;
-  const bool whole = !knows_changes();
   if (!whole) at_hand_.merge_from = merge_from();
   at_hand_.live_bytes = table_.live_bytes_total();
   at_hand_.changes = context_.changes.take();
@@ -79,7 +85,8 @@ bool Checkpointer::knows_changes() const {
 
 LogStore::Need Checkpointer::changes_need() const {
   using enum LogStore::Need;
-  if (context_.options.read_only || !knows_changes() || is_changes_failed_ ||
+  // After a failed sync either manifest may be what opens, and no later one is trusted.
+  if (context_.options.read_only || !sync_failure_ || !knows_changes() || is_changes_failed_ ||
       table_.live_rows() <= context_.options.rows_told_at_once)
     return kNone;
   const size_t most = context_.changes.changes_max();
@@ -87,9 +94,11 @@ LogStore::Need Checkpointer::changes_need() const {
   return changes < (most + 3) / 4 ? kNone : changes < most - most / 4 ? kSome : kUrgent;
 }
 
-void Checkpointer::begin_changes() {
+void Checkpointer::begin_changes(bool may_merge) {
   start_next();
-  at_hand_.merge_from = merge_small();  // the first stays: the last checkpoint needs it in any case
+  // The first stays: the last checkpoint needs it in any case. One more is left for that.
+  const bool merges = may_merge || chain_.size() + 2 > kManifestIndexesMax;
+  at_hand_.merge_from = merges ? merge_small() : chain_.size();
   at_hand_.changes = context_.changes.take();
 }
 
@@ -105,13 +114,8 @@ void Checkpointer::end_changes(Status written) {
   context_.changes.are_told();
   context_.stats.checkpoint_written_bytes += next.back().bytes;
   for (const IndexRecord& index : chain_) {
-    const auto is_it = [&](const IndexRecord& other) {
-      return other.checkpoint == index.checkpoint;
-    };
-    if (std::none_of(next.begin(), next.end(), is_it) &&
-        std::none_of(indexes_.begin(), indexes_.end(), is_it)) {
+    if (!is_among(next, index.checkpoint) && !is_among(indexes_, index.checkpoint))
       drop_index(index.checkpoint);
-    }
   }
   chain_ = next;
   at_hand_ = {};
@@ -254,6 +258,14 @@ void Checkpointer::drop_index(uint64_t checkpoint) {
   if (!directory_.remove(directory_.index(checkpoint))) stale_.push_back(checkpoint);
 }
 
+// A whole index comes in their place, and may need their space.
+void Checkpointer::drop_chain() {
+  for (const IndexRecord& index : chain_) {
+    if (!is_among(indexes_, index.checkpoint)) drop_index(index.checkpoint);
+  }
+  chain_ = indexes_;
+}
+
 Status Checkpointer::write_manifest() {
   const std::string tmp = directory_.manifest_tmp();
   TE_RETURN_IF_ERROR(directory_.remove(tmp));
@@ -298,14 +310,10 @@ Status Checkpointer::end(Status written) {
   context_.stats.checkpoint_written_bytes += at_hand_.written_bytes;
 
   // The checkpoint stands. What is left is deleting, and a file that stays behind harms nobody.
-  const auto is_used = [&](uint64_t number) {
-    return std::any_of(manifest.indexes.begin(), manifest.indexes.end(),
-                       [=](const IndexRecord& index) { return index.checkpoint == number; });
-  };
   for (const IndexRecord& index : indexes_) stale_.push_back(index.checkpoint);
   for (const IndexRecord& index : chain_) stale_.push_back(index.checkpoint);
   for (uint64_t number : stale_) {
-    if (!is_used(number)) (void)directory_.remove(directory_.index(number));
+    if (!is_among(manifest.indexes, number)) (void)directory_.remove(directory_.index(number));
   }
   stale_.clear();
   indexes_ = chain_ = manifest.indexes;

@@ -39,7 +39,7 @@ class Checkpointer {
   Status end(Status written);
   // See LogStore::changes_need, and the three after it.
   LogStore::Need changes_need() const;
-  void begin_changes();
+  void begin_changes(bool may_merge);
   Status write_changes();
   void end_changes(Status written);
   // Rebuilds the segment table from a manifest and its indexes, then deletes what neither names.
@@ -76,6 +76,7 @@ class Checkpointer {
   Status write_index();
   Status merge_indexes();
   void drop_index(uint64_t checkpoint);
+  void drop_chain();
   // Of the changes, after the indexes.
   Status write_index_of_changes();
   Status write_manifest();

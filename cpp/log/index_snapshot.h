@@ -1,5 +1,5 @@
-// An index file: where rows were at a checkpoint: all of them, or those that had moved since the
-// checkpoint before.
+// An index file: where rows were when it was written: all of them, or those that had moved since
+// the file before it.
 //
 // A file is a header and sections. A section covers rows of one layout within one region of 65,536
 // rows, dense or sparse, whichever is smaller, with a checksum of its own. Thread-safety: none.

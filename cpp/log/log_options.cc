@@ -6,6 +6,7 @@
 #include "base/types.h"
 #include "log/block.h"
 #include "log/change_list.h"
+#include "log/manifest.h"
 #include "log/segment_table.h"
 
 namespace te {
@@ -75,6 +76,10 @@ Status check_options(const LogOptions& options) {
     return invalid(options, "capacity_bytes is " + std::to_string(options.capacity_bytes) +
                                 ", the least is " + std::to_string(SegmentTable::kSegmentsMin) +
                                 " segments: " + std::to_string(capacity_min));
+  }
+  if (options.changes_max == 0 || options.indexes_max == 0 ||
+      options.indexes_max >= kManifestIndexesMax) {
+    return invalid(options, "changes_max or indexes_max is 0 or too large");
   }
   if (!(options.space_bound_ratio >= kSpaceBoundMin)) {
     return invalid(options, "space_bound_ratio is " + std::to_string(options.space_bound_ratio) +

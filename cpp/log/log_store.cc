@@ -221,11 +221,17 @@ Status LogStore::end_checkpoint(Status written) {
 
 LogStore::Need LogStore::changes_need() const { return impl_->checkpointer.changes_need(); }
 
-void LogStore::begin_changes() { impl_->checkpointer.begin_changes(); }
+void LogStore::begin_changes(bool may_merge) { impl_->checkpointer.begin_changes(may_merge); }
 
 Status LogStore::write_changes() { return impl_->checkpointer.write_changes(); }
 
 void LogStore::end_changes(Status written) { impl_->checkpointer.end_changes(std::move(written)); }
+
+void LogStore::write_urgent_changes() {
+  if (changes_need() != Need::kUrgent) return;
+  begin_changes(false);
+  end_changes(write_changes());
+}
 
 void LogStore::trim() {
   impl_->outside.return_spares();

@@ -177,15 +177,17 @@ class LogStore {
   Status write_checkpoint();  // by any thread, while others use the store
   Status end_checkpoint(Status written);
 
-  // Whether so much was put since the last checkpoint that it should be written down which rows, in
-  // a store of more than rows_told_at_once:
-  // the list of them is a quarter full; almost full, and beyond that the next checkpoint has to ask
-  // the owner for all rows. Then, and not while a checkpoint is under way, in three steps as above.
-  // What opens stays the last checkpoint. After an error there is no need until the next.
+  // Whether so much was put that no index tells that it should be written down which rows, in a
+  // store of more than rows_told_at_once: the list of them is a quarter full; almost full, and
+  // beyond that the next checkpoint has to ask the owner for all rows. Then, and not while a
+  // checkpoint is under way, in three steps as above. What opens stays the last checkpoint. After
+  // an error there is no need until the next.
   Need changes_need() const;
-  void begin_changes();
-  Status write_changes();  // by any thread, while others use the store
+  void begin_changes(bool may_merge);  // small indexes, into one
+  Status write_changes();              // by any thread, while others use the store
   void end_changes(Status written);
+  // The three at once where the need is urgent, for whoever puts many rows.
+  void write_urgent_changes();
 
   // Gives reserved space back: for a store that nobody will write to.
   void trim();

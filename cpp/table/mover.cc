@@ -139,6 +139,7 @@ Status Mover::clean() {
     for (size_t i = 0; i < dirty_.size(); i += kBatchRows) {
       const size_t n = std::min(kBatchRows, dirty_.size() - i);
       TE_RETURN_IF_ERROR(append_dirty(layout, std::span(dirty_).subspan(i, n)));
+      if (tiers_.log() != nullptr) tiers_.log()->write_urgent_changes();
     }
   }
   return Status::ok();

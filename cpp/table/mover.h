@@ -39,7 +39,7 @@ class Mover {
               std::unique_lock<std::mutex>* owner_lock = nullptr);
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
-  // Writes every dirty row to the log; they stay in their slots, clean.
+  // Writes every dirty row to the log; they stay in their slots, clean. In the turn of checkpoints.
   // Space may exceed its bound by these rows until the reclaimer has caught up: waiting for it here
   // would keep steps waiting.
   Status clean();

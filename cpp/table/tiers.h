@@ -72,7 +72,7 @@ class Tiers final : public RowOwner {
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
   RowIndex& index() { return *index_; }
-  // Location words, the store's list of what has changed since its last checkpoint, and the ids of
+  // Location words, the store's list of what has changed that no index tells, and the ids of
   // batches to come.
   uint64_t metadata_bytes() const {
     return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_;

@@ -181,7 +181,7 @@ class History {
     if (!model_.put(ids)) return false;
     if (!model_.store->reclaim(model_, 3, random() % 2 == 0)) return false;
     if (model_.store->changes_need() != LogStore::Need::kNone) {
-      model_.store->begin_changes();
+      model_.store->begin_changes(true);
       Status written = model_.store->write_changes();
       model_.store->end_changes(written);
       if (!written) return false;

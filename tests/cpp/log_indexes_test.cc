@@ -114,7 +114,7 @@ BOOST_AUTO_TEST_CASE(more_changes_than_the_list_holds) {
     for (uint64_t id = begin; id < end; id += 300) {
       check_ok(model.put(id_range(id, id + 300)));
       if (model.store->changes_need() == LogStore::Need::kNone) continue;
-      model.store->begin_changes();
+      model.store->begin_changes(true);
       check_ok(model.put({id, 7}));  // meanwhile
       Status written = model.store->write_changes();
       model.store->end_changes(written);
@@ -139,6 +139,64 @@ BOOST_AUTO_TEST_CASE(more_changes_than_the_list_holds) {
   check_ok(model.get_all());
 }
 
+// Whoever puts many rows at once writes the list before it is full, and merges nothing.
+BOOST_AUTO_TEST_CASE(urgent_changes) {
+  TempDirectory directory;
+  LogOptions options = small_options(directory / "s");
+  options.changes_max = 100;
+  options.rows_told_at_once = 50;
+  options.indexes_max = 2;
+  ModelStore model(options);
+  model.create();
+  check_ok(model.put(id_range(0, 60)));
+  check_ok(model.store->checkpoint(model, "first"));
+  const size_t visits = model.visits;
+  for (uint64_t id = 0; id < 9000; id += 20) {
+    check_ok(model.put(id_range(id, id + 20)));
+    model.store->write_urgent_changes();
+    BOOST_TEST((model.store->changes_need() != LogStore::Need::kUrgent));
+    BOOST_TEST_REQUIRE(names_of_indexes(options.path).size() <= 64u);
+  }
+  BOOST_TEST(names_of_indexes(options.path).size() > 10u);
+  check_ok(model.store->checkpoint(model, "second"));
+  BOOST_TEST(model.visits == visits);
+  model.store.reset();
+  check_ok(model.try_open());
+  BOOST_TEST(model.rows_found == 9000u);
+  check_ok(model.get_all());
+}
+
+// What indexes of changes take is given back where a whole one has to be written.
+BOOST_AUTO_TEST_CASE(a_whole_index_takes_the_place_of_changes) {
+  TempDirectory directory;
+  LogOptions options = small_options(directory / "s");
+  options.changes_max = 100;
+  options.rows_told_at_once = 50;
+  auto engine = std::make_unique<FullDisk>(test_engine());
+  FullDisk& disk = *engine;
+  ModelStore model(options);
+  model.create(std::move(engine));
+  check_ok(model.put(id_range(0, 60)));
+  check_ok(model.store->checkpoint(model, "first"));
+  const size_t first = names_of_indexes(options.path).size();
+  for (uint64_t id = 0; id < 800; id += 80) {
+    check_ok(model.put(id_range(id, id + 80)));
+    model.store->write_urgent_changes();
+  }
+  BOOST_TEST(names_of_indexes(options.path).size() > first);
+  check_ok(model.put(id_range(0, 800)));  // more than the list holds
+  disk.refuse_index_from_bytes = 0;
+  BOOST_TEST((model.store->checkpoint(model, "second").code() == StatusCode::kNoSpace));
+  BOOST_TEST(names_of_indexes(options.path).size() == first);
+  disk.refuse_index_from_bytes = SIZE_MAX;
+  check_ok(model.store->checkpoint(model, "third"));
+  BOOST_TEST(names_of_indexes(options.path).size() == 1u);
+  model.store.reset();
+  check_ok(model.try_open());
+  BOOST_TEST(model.rows_found == 800u);
+  check_ok(model.get_all());
+}
+
 // Changes that find no space are told by the next checkpoint.
 BOOST_AUTO_TEST_CASE(changes_that_cannot_be_written) {
   TempDirectory directory;
@@ -155,7 +213,7 @@ BOOST_AUTO_TEST_CASE(changes_that_cannot_be_written) {
   check_ok(model.put(id_range(200, 800)));
   BOOST_TEST_REQUIRE((model.store->changes_need() == LogStore::Need::kSome));
   disk.refuse_index_from_bytes = 0;
-  model.store->begin_changes();
+  model.store->begin_changes(true);
   check_ok(model.put({1, 300}));
   Status written = model.store->write_changes();
   BOOST_TEST((written.code() == StatusCode::kNoSpace));

@@ -117,8 +117,9 @@ class ModelRun {
   }
 
   void write_changes() {
+    if (random_() % 3 == 0) return model_.store->write_urgent_changes();
     if (model_.store->changes_need() == LogStore::Need::kNone) return;
-    model_.store->begin_changes();
+    model_.store->begin_changes(true);
     Status written;
     std::thread writer([&] { written = model_.store->write_changes(); });
     if (random_() % 2 == 0 && model_.options.capacity_bytes == 0) {

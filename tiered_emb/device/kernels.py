@@ -4,8 +4,7 @@ They compute what `cpp/rows/reference.cc` says, to the last bit: sums in float32
 order, no fused multiply-add (launch with ``enable_fp_fusion=False``), division and roots rounded to
 nearest, sums over the columns of a row in sixteen lanes, Philox words for stochastic rounding. No
 atomics: a bag, and a unique row, belongs to one program, so the same plan gives the same bits on
-every run. NaNs may have other payloads. Sums begin at -0, to which anything may be added without a
-trace, and so does what is masked out.
+every run. NaNs may have other payloads.
 
 A slot is a row of `stride_bytes` bytes, seen through two tensors over the same memory: `weights`
 in the table's dtype and `states` in float32. Their strides are compile-time constants, for without
@@ -32,6 +31,13 @@ PADDING = tl.constexpr(-1)  # slot number of an occurrence that is left out
 
 
 @triton.jit
+def _nothing(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """-0, where sums begin: what is added first stays what it is, -0 too. Triton 3.8 reads the
+    literal as 0."""
+    return tl.full([ROWS, COLUMNS], 0x80000000, tl.uint32).to(tl.float32, bitcast=True)
+
+
+@triton.jit
 def _nearest(x, dtype: tl.constexpr):
     """To `dtype`, ties to even: by whole numbers for bfloat16, which the interpreter cuts off."""
     if dtype == tl.bfloat16:
@@ -44,7 +50,7 @@ def _nearest(x, dtype: tl.constexpr):
     return nearest
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def copy_rows(
     source,
     source_slots,
@@ -66,7 +72,7 @@ def copy_rows(
     tl.store(target + target_slot[:, None] * words + word[None, :], row, mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["bags"])
 def pool(
     weights,
     slots,
@@ -90,7 +96,7 @@ def pool(
     in_row = (column < dim)[None, :]
     begin = tl.load(bag_begin + bag, mask=bag < bags, other=0)
     length = tl.load(bag_begin + bag + 1, mask=bag < bags, other=0) - begin
-    result = tl.full([BAGS, COLUMNS], -0.0, tl.float32)
+    result = _nothing(BAGS, COLUMNS)
     winner = tl.full([BAGS, COLUMNS], -1, tl.int32)
     count = tl.zeros([BAGS], tl.int32)
     # The loads of AHEAD occurrences do not wait for the sums before them.
@@ -105,7 +111,7 @@ def pool(
             x = tl.load(
                 weights + slot.to(tl.int64)[:, None] * stride + column[None, :],
                 mask=mask,
-                other=-0.0,
+                other=0.0,
             ).to(tl.float32)
             if HAS_WEIGHTS:
                 x *= tl.load(sample_weights + at, mask=here, other=1.0).to(tl.float32)[:, None]
@@ -114,7 +120,7 @@ def pool(
                 result = tl.where(wins, x, result)
                 winner = tl.where(wins, at.to(tl.int32)[:, None], winner)
             else:
-                result += x
+                result = tl.where(here[:, None], result + x, result)
             count += here.to(tl.int32)
     result = tl.where((count > 0)[:, None], result, 0.0)
     if MODE == MEAN:
@@ -145,7 +151,7 @@ def _total(lanes, ROWS: tl.constexpr):
     return low + high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["occurrences"])
 def sample_weight_gradients(
     weights,
     slots,
@@ -198,7 +204,7 @@ def _term(
     bag = tl.load(csr_bags + at, mask=here, other=0).to(tl.int64)
     place = bag[:, None] * dim + column[None, :]
     mask = here[:, None] & (column < dim)[None, :]
-    term = tl.load(grad + place, mask=mask, other=-0.0).to(tl.float32)
+    term = tl.load(grad + place, mask=mask, other=0.0).to(tl.float32)
     if HAS_WEIGHTS or MODE == MAX:
         occurrence = tl.load(csr_occurrences + at, mask=here, other=0)
     if HAS_WEIGHTS or MODE == MEAN or BY_COUNT:
@@ -213,7 +219,7 @@ def _term(
         term = scale[:, None] * term
     if MODE == MAX:
         won = tl.load(argmax + place, mask=mask, other=-1) == occurrence[:, None]
-        term = tl.where(won, term, tl.where(here[:, None], 0.0, -0.0))
+        term = tl.where(won, term, 0.0)
     return term
 
 
@@ -241,10 +247,12 @@ def _gradient(
     for first in range(start, tl.max(count), AHEAD):
         for step in tl.static_range(AHEAD):
             k = first + step
-            sum += _term(
-                begin + k, k < count, column, count, csr_bags, csr_occurrences, grad,
-                sample_weights, bag_scale, argmax, dim, MODE, HAS_WEIGHTS, BY_COUNT,
+            here = k < count
+            term = _term(
+                begin + k, here, column, count, csr_bags, csr_occurrences, grad, sample_weights,
+                bag_scale, argmax, dim, MODE, HAS_WEIGHTS, BY_COUNT,
             )  # fmt: skip
+            sum = tl.where(here[:, None], sum + term, sum)
     return sum
 
 
@@ -272,7 +280,7 @@ def sum_gradients(
     u = tl.load(which + i)
     begin = tl.load(csr_begin + u)
     count = tl.load(csr_begin + u + 1) - begin
-    sum = tl.full([1, COLUMNS], -0.0, tl.float32)
+    sum = _nothing(1, COLUMNS)
     whole = tl.max(count) // AHEAD * AHEAD
     always = tl.full([1], 1, tl.int1)
     for first in range(0, whole, AHEAD):
@@ -405,7 +413,7 @@ def _optimize(
     return w
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["count"])
 def update(
     weights,
     states,
@@ -460,10 +468,9 @@ def update(
     else:
         begin = tl.load(csr_begin + u, mask=there, other=0)
         occurs = tl.load(csr_begin + u + 1, mask=there, other=0) - begin
-        nothing = tl.full([ROWS, COLUMNS], -0.0, tl.float32)
         g = _gradient(
-            nothing, 0, begin, occurs, column, csr_bags, csr_occurrences, grad, sample_weights,
-            bag_scale, argmax, dim, MODE, HAS_WEIGHTS, BY_COUNT, AHEAD,
+            _nothing(ROWS, COLUMNS), 0, begin, occurs, column, csr_bags, csr_occurrences, grad,
+            sample_weights, bag_scale, argmax, dim, MODE, HAS_WEIGHTS, BY_COUNT, AHEAD,
         )  # fmt: skip
 
     w = _optimize(

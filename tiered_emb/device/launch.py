@@ -144,7 +144,7 @@ def sample_weight_gradients(
 
 @dataclass(frozen=True)
 class Occurrences:
-    """Where the unique rows of a batch occur, in CSR form, as a plan tells it.
+    """Where unique rows of a batch occur, in CSR form, as a plan tells it of one range of them.
 
     Args:
         slots: int32 [uniques], their slots.
@@ -312,7 +312,9 @@ def step_numbers(
     lr, eps, keep1, keep2, step_size, weight_decay = _core.optimizer_numbers(optimizer, hyper, step)
     words = (*key, step & 0xFFFFFFFF, ROUNDING | (step >> 32 & 0xFFFF) << 8)
     return StepNumbers(
-        torch.tensor([lr, eps, keep1, keep2, step_size, weight_decay], device=device),
+        torch.tensor(
+            [lr, eps, keep1, keep2, step_size, weight_decay], dtype=torch.float32, device=device
+        ),
         torch.tensor(words, dtype=torch.int64).to(torch.int32).to(device),
         weight_decay != 0,
     )
