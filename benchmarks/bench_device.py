@@ -143,7 +143,7 @@ def bench_dim(dim: int, rows: int, bags: int, stream: str, rounds: int, copy: fl
     """Forward and update of one shape."""
     from tiered_emb.device.slots import SlotLayout, Slots
 
-    slots = Slots(SlotLayout(dim, torch.float32, 3), rows, "cuda")
+    slots = Slots.zeros(SlotLayout(dim, torch.float32, 3), rows, "cuda")
     slots.weights[:, :dim] = torch.randn(rows, dim, device="cuda")
     ids = some_rows(rows, bags * POOLING, stream).cuda()
     shape = {"dim": dim, "stream": stream, "rows": rows, "bags": bags, "pooling": POOLING}

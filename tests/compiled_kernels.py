@@ -74,7 +74,7 @@ def _launches() -> dict[str, Callable[[], None]]:
     step = launch.StepNumbers(torch.zeros(6), integers, False)
 
     def rows(dim: int, dtype: torch.dtype, optimizer: int) -> tuple[Slots, torch.Tensor]:
-        return Slots(SlotLayout(dim, dtype, optimizer), 64, "cpu"), torch.zeros(
+        return Slots.zeros(SlotLayout(dim, dtype, optimizer), 64, "cpu"), torch.zeros(
             63, dim, dtype=dtype
         )
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import tiered_emb as te
+from tiered_emb.device import tier
+from tiered_emb.device.runtime import EmulatedRuntime, Runtime
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
@@ -29,6 +31,17 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.register_profile("long", max_examples=3000, **_COMMON)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+_runtime_of = tier.runtime_of
+
+
+def _hostile_runtime_of(device: torch.device) -> Runtime:
+    """What is emulated is hostile in tests: memory that has not arrived holds NaNs."""
+    return EmulatedRuntime(hostile=True) if device.type == "cpu" else _runtime_of(device)
+
+
+tier.runtime_of = _hostile_runtime_of
 
 
 @pytest.fixture(autouse=True)

@@ -70,7 +70,7 @@ class OnDevice:
         self.case, self.device = case, device
         self.kind = bag.optimizer.kind
         self.layout = SlotLayout(case.dim, case.dtype, self.kind)
-        self.slots = Slots(self.layout, case.rows + 5, device)
+        self.slots = Slots.zeros(self.layout, case.rows + 5, device)
         order = torch.randperm(case.rows + 5, generator=torch.Generator().manual_seed(3))
         self.slot_of = order[: case.rows].to(torch.int32)
         everything = torch.arange(case.rows)

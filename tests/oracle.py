@@ -12,7 +12,7 @@ from __future__ import annotations
 import gc
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -70,9 +70,10 @@ class TableCase:
         inner = torch.randint(1, self.rows - 1, (200,), generator=generator)
         return torch.cat([torch.tensor([0, 1, self.rows - 1]), inner]).unique()
 
-    def row_bytes(self, optimizer: str, dtype: torch.dtype) -> int:
+    def row_bytes(self, optimizer: str, dtype: torch.dtype, alignment: int = 4) -> int:
         state = sum(width(self.dim) for width in STATES[optimizer].values())
-        return (self.dim * dtype.itemsize + 3) // 4 * 4 + 4 * state
+        row = (self.dim * dtype.itemsize + 3) // 4 * 4 + 4 * state
+        return -(-row // alignment) * alignment
 
 
 @dataclass(frozen=True)
@@ -94,41 +95,58 @@ class Case:
         """Whether not all rows could be in dram."""
         return any(t.rows > 400 for t in self.tables)
 
-    def batch_bytes(self) -> int:
+    def batch_bytes(self, alignment: int = 4) -> int:
         """DRAM that the largest lookup needs: all tables', or one's where each has its own."""
         needs = [
-            min(t.batch_rows, t.rows) * t.row_bytes(self.optimizer, self.dtype) for t in self.tables
+            min(t.batch_rows, t.rows) * t.row_bytes(self.optimizer, self.dtype, alignment)
+            for t in self.tables
         ]
         if self.kind == "collection":
             return sum(needs)
-        # Every row layout keeps at least one slot.
-        return max(needs) + sum(t.row_bytes(self.optimizer, self.dtype) for t in self.tables)
+        return max(needs) + self.one_row_each(alignment)
 
-    def all_bytes(self) -> int:
-        return sum(t.rows * t.row_bytes(self.optimizer, self.dtype) for t in self.tables)
+    def one_row_each(self, alignment: int = 4) -> int:
+        """Every row layout keeps at least one slot."""
+        return sum(t.row_bytes(self.optimizer, self.dtype, alignment) for t in self.tables)
+
+    def all_bytes(self, alignment: int = 4) -> int:
+        return sum(t.rows * t.row_bytes(self.optimizer, self.dtype, alignment) for t in self.tables)
 
 
 @dataclass(frozen=True)
 class Config:
-    """A way to lay out a case over tiers. dram: None (all rows), "batch", or a part of all rows."""
+    """A way to lay out a case over tiers.
+
+    dram: None (all rows), "batch", or a part of all rows. hbm: a part of all rows on an emulated
+    device, or None; with an executor that computes there.
+    """
 
     dram: str | float | None
     ssd: bool
     policy: str
     threads: int
+    hbm: float | None = None
+    executor: str = "core"
 
     def tiers(self, case: Case, path: Path, resume: bool) -> te.Tiers:
-        least = case.batch_bytes()
+        alignment = 4 if self.hbm is None else 16
+        least = case.batch_bytes(alignment)
         dram = None
         if self.dram == "batch":
             dram = least
         elif self.dram is not None:
-            dram = max(least, int(case.all_bytes() * float(self.dram)))
+            dram = max(least, int(case.all_bytes(alignment) * float(self.dram)))
             dram = min(dram, 1 << 20)  # tables of a billion rows
         if dram is None and case.is_huge:
             dram = 1 << 24  # enough for every row of the universes
         ssd = te.SSD(str(path), resume=resume) if self.ssd else None
-        return te.Tiers(dram=dram, ssd=ssd, policy=self.policy)
+        hbm = None
+        if self.hbm is not None:
+            size = min(int(case.all_bytes(alignment) * self.hbm), 1 << 20)
+            size = max(size, case.one_row_each(alignment))
+            # Buffers of a few rows, so that most stages need several.
+            hbm = te.HBM(size, "cpu", executor=self.executor, buffer=1024)
+        return te.Tiers(hbm=hbm, dram=dram, ssd=ssd, policy=self.policy)
 
 
 CONFIGS = (
@@ -139,6 +157,26 @@ CONFIGS = (
     Config(0.5, True, "s3fifo", 2),
     Config(None, False, "lfu", 3),
 )
+HBM_CONFIGS = (
+    Config(None, True, "lfu", 1),
+    Config(None, True, "lookahead", 1, hbm=1.0),
+    Config("batch", True, "lookahead", 2, hbm=0.01),
+    Config(0.1, True, "lru", 1, hbm=0.05),
+    Config(0.5, True, "lookahead", 2, hbm=0.3),
+    Config(None, True, "s3fifo", 1, hbm=0.1),
+    Config("batch", True, "lfu", 1, hbm=1.0),
+)
+
+
+def torch_configs() -> tuple[Config, ...]:
+    """The same with plain torch operations on the device, all of them."""
+    return tuple(replace(config, executor="torch") for config in HBM_CONFIGS[1:])
+
+
+def triton_configs() -> tuple[Config, ...]:
+    """One that is all in dram, and devices that run the Triton kernels."""
+    chosen = [HBM_CONFIGS[1], HBM_CONFIGS[2], HBM_CONFIGS[4]]
+    return (HBM_CONFIGS[0], *(replace(config, executor="triton") for config in chosen))
 
 
 @dataclass

@@ -72,7 +72,7 @@ def test_zeros_of_both_signs_and_extremes(dtype: torch.dtype, optimizer: str, of
 
 
 def test_a_row_of_zero_weight_is_a_zero_of_its_sign() -> None:
-    slots = Slots(SlotLayout(4, torch.float32, 0), 2, DEVICE)
+    slots = Slots.zeros(SlotLayout(4, torch.float32, 0), 2, DEVICE)
     slots.weights[:, :4] = torch.tensor([[-1.0, 1.0, -0.0, 0.0], [-0.0, -0.0, -0.0, -0.0]])
     numbers = torch.tensor([0, 1, 1], dtype=torch.int32, device=DEVICE)
     begin = torch.tensor([0, 1, 3], device=DEVICE)
@@ -96,7 +96,7 @@ def test_random_words_of_rows_beyond_32_bits(tmp_path: Path) -> None:
         name="t",
     )
     ids = torch.tensor([5, 2**32 + 5, rows - 1])
-    slots = Slots(SlotLayout(dim, dtype, 1), 3, DEVICE)
+    slots = Slots.zeros(SlotLayout(dim, dtype, 1), 3, DEVICE)
     slots.weights[:, :dim] = bag.rows(ids).to(DEVICE)
     grad = torch.randn(3, dim).to(dtype)
     bag(ids, torch.arange(3)).backward(grad)

@@ -27,7 +27,7 @@ from fleet import (
 )
 from hypothesis import given
 from hypothesis import strategies as st
-from oracle import STATES, Case, TableCase
+from oracle import CONFIGS, STATES, Case, Config, TableCase
 
 # Stores are made and synced by the thousand here: in memory where that is possible.
 MEMORY = Path("/dev/shm")
@@ -137,10 +137,10 @@ def _quick_collections() -> Iterator[None]:
     gc.unfreeze()
 
 
-def run(case: Case, ops: list[Op]) -> None:
+def run(case: Case, ops: list[Op], configs: tuple[Config, ...] = CONFIGS) -> None:
     where = MEMORY if os.access(MEMORY, os.W_OK) else None
     with tempfile.TemporaryDirectory(prefix="tiered-emb-oracle-", dir=where) as folder:
-        fleet = Fleet(case, Path(folder))
+        fleet = Fleet(case, Path(folder), configs)
         for op in ops:
             fleet.run(op)
         fleet.close()

@@ -35,11 +35,12 @@ from tiered_emb.prefetch import Prefetcher
 from tiered_emb.stats import Stats
 from tiered_emb.table_files import export_rows, import_rows
 from tiered_emb.threads import get_num_threads, set_num_threads
-from tiered_emb.tiers import SSD, Tiers
+from tiered_emb.tiers import HBM, SSD, Tiers
 
 __version__ = _version("tiered-emb")
 
 __all__ = [
+    "HBM",
     "SSD",
     "ArgumentError",
     "DtypeError",

@@ -44,6 +44,20 @@ def not_prefetched() -> Iterator[None]:
         _scope.may_be_prefetched = before
 
 
+def may_be_prefetched() -> bool:
+    """Whether the next lookup of this thread may be of a batch that was prefetched."""
+    return _scope.may_be_prefetched
+
+
+@contextmanager
+def batch_errors() -> Iterator[None]:
+    """What the core raises of a batch becomes the package's own type."""
+    try:
+        yield
+    except (IndexError, ValueError) as error:
+        raise _error_of_a_batch(error) from None
+
+
 class Pooling:
     """Looks batches up in the tables of one core engine, and trains them with one optimizer.
 
@@ -104,12 +118,15 @@ class Pooling:
         return outs
 
     def forward(
-        self, features: list[Feature], will_update: bool, may_be_prefetched: bool = True
-    ) -> tuple[list[torch.Tensor], _core.Plan]:
-        """Plans the batch, or takes the plan made ahead of it, brings its rows and pools them."""
-        may_be_prefetched = may_be_prefetched and _scope.may_be_prefetched
+        self, features: list[Feature], will_update: bool, prefetched: bool = True
+    ) -> tuple[list[torch.Tensor], Any]:
+        """Plans the batch, or takes the plan made ahead of it, brings its rows and pools them.
+
+        The second result is what `backward` takes.
+        """
+        prefetched = prefetched and _scope.may_be_prefetched
         try:
-            plan = self._core.plan([f.core for f in features], will_update, may_be_prefetched)
+            plan = self._core.plan([f.core for f in features], will_update, prefetched)
         except (IndexError, ValueError) as error:
             raise _error_of_a_batch(error) from None
         for f in features:
@@ -119,9 +136,13 @@ class Pooling:
         self._core.forward(plan, tensors)
         return outs, plan
 
+    def is_over(self, plan: Any) -> bool:
+        """Whether the plan of a forward has had its backward."""
+        return bool(plan.is_released)
+
     def backward(
         self,
-        plan: _core.Plan,
+        plan: Any,
         features: list[Feature],
         grads: Sequence[torch.Tensor | None],
         wants_weights_grad: Sequence[bool],
@@ -201,6 +222,11 @@ class Pooling:
             return
         ids = torch.tensor([padding])
         call = (lookup.table, ids.data_ptr(), 1, True, 0, 0, True, False, 1, 1, -1, False)
+        self._renormalise_row(call, feature)
+
+    def _renormalise_row(self, call: _core.FeatureTuple, feature: Feature) -> None:
+        """Renormalises the only row of a batch."""
+        lookup = feature.lookup
         plan = self._core.plan([call], False, False)
         out = torch.empty((1, lookup.dim), dtype=lookup.dtype)
         self._core.forward(plan, [(0, out.data_ptr(), lookup.max_norm, lookup.norm_type)])
@@ -226,8 +252,8 @@ class _Lookup(torch.autograd.Function):
         pooling: Pooling = ctx.pooling
         _ = ctx.saved_tensors
         plan = ctx.plan
-        if plan.is_released:  # a second backward over a retained graph
-            _, plan = pooling.forward(ctx.features, will_update=True, may_be_prefetched=False)
+        if pooling.is_over(plan):  # a second backward over a retained graph
+            _, plan = pooling.forward(ctx.features, will_update=True, prefetched=False)
         weights_grads = pooling.backward(plan, ctx.features, grads, ctx.needs_input_grad[3:])
         return (None, None, None, *weights_grads)
 

@@ -32,6 +32,8 @@ class Lookup:
     max_norm: float = 0.0
     norm_type: float = 2.0
     scale_grad_by_freq: bool = False
+    device: torch.device | None = None
+    """Of the table's hbm tier: inputs may be there too. None: they are on the CPU."""
 
 
 @dataclass(slots=True)
@@ -50,19 +52,29 @@ class Feature:
     core: _core.FeatureTuple
 
 
-def _index_tensor(name: str, what: str, value: Any) -> torch.Tensor:
+def _index_tensor(lookup: Lookup, what: str, value: Any) -> torch.Tensor:
+    name = lookup.name
     if not isinstance(value, torch.Tensor):
         raise TypeError(f"table '{name}': {what} must be a Tensor, got {type(value).__name__}")
     tensor: torch.Tensor = value
     if tensor.dtype is _INT64 and tensor.is_cpu:  # as nearly always
         return tensor.contiguous()
     if not tensor.is_cpu:
-        raise DtypeError(f"table '{name}': {what} must be on the CPU, got device {tensor.device}")
+        if tensor.device != lookup.device:
+            raise DtypeError(
+                f"table '{name}': {what} must be on {_devices(lookup)}, got device {tensor.device}"
+            )
+        tensor = tensor.cpu()
     if tensor.dtype is not _INT64 and tensor.dtype is not _INT32:
         if tensor.dtype not in _SMALL_INTS:
             raise DtypeError(f"table '{name}': {what} must be int64 or int32, got {tensor.dtype}")
         tensor = tensor.to(torch.int64)
     return tensor.contiguous()
+
+
+def _devices(lookup: Lookup) -> str:
+    on_cpu = lookup.device is None or lookup.device.type == "cpu"
+    return "the CPU" if on_cpu else f"the CPU or {lookup.device}"
 
 
 def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.Tensor:
@@ -81,10 +93,10 @@ def _checked_weights(lookup: Lookup, ids: torch.Tensor, weights: Any) -> torch.T
             f"table '{name}': per_sample_weights is only supported for mode='sum', "
             f"this table has mode={lookup.mode!r}"
         )
-    if weights.dtype != lookup.dtype or weights.device.type != "cpu":
+    if weights.dtype != lookup.dtype or not (weights.is_cpu or weights.device == lookup.device):
         raise DtypeError(
-            f"table '{name}': per_sample_weights must be {lookup.dtype} on the CPU as the table "
-            f"is, got {weights.dtype} on {weights.device}"
+            f"table '{name}': per_sample_weights must be {lookup.dtype} on {_devices(lookup)} as "
+            f"the table is, got {weights.dtype} on {weights.device}"
         )
     return weights.reshape(-1).contiguous()
 
@@ -111,7 +123,7 @@ def make_feature(
         ValueError, TypeError, NotImplementedError: as `nn.EmbeddingBag` for the same misuse.
     """
     name = lookup.name
-    index = _index_tensor(name, "input", ids)
+    index = _index_tensor(lookup, "input", ids)
     checked_weights = None if weights is None else _checked_weights(lookup, index, weights)
     dims = index.dim()
     if dims == 2:
@@ -128,7 +140,7 @@ def make_feature(
         raise ValueError(f"table '{name}': input has to be 1-D or 2-D, got {dims}-D")
     if offsets is None:
         raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor for 1-D input, got None")
-    begin = _index_tensor(name, "offsets", offsets)
+    begin = _index_tensor(lookup, "offsets", offsets)
     if begin.dim() != 1:
         raise ValueError(f"table '{name}': offsets has to be a 1-D Tensor, got {begin.dim()}-D")
     include_last = lookup.include_last_offset if last_offset is None else last_offset

@@ -50,7 +50,7 @@ class TieredEmbeddingCollection(nn.Module):
         dtype: of all rows: float32, float16 or bfloat16.
         init: one of `te.init.*` for tables that name none; None: standard normal.
         seed: of initial values and of stochastic rounding.
-        device: may only be the CPU.
+        device: of the outputs, that of the hbm tier; None: wherever that is.
 
     >>> import torch
     >>> coll = TieredEmbeddingCollection([Table("user", 10, 4), Table("item", 20, 4)])
@@ -73,7 +73,7 @@ class TieredEmbeddingCollection(nn.Module):
         device: Any = None,
     ) -> None:
         super().__init__()
-        check_device(device)
+        check_device(device, tiers)
         if len(tables) == 0:
             raise ValueError("TieredEmbeddingCollection: at least one table is needed")
         specs = []
@@ -97,7 +97,7 @@ class TieredEmbeddingCollection(nn.Module):
             )
         self.tables = tuple(tables)
         self._engine = TableEngine(specs, tiers, optimizer, seed)
-        self._lookups = {spec.name: spec.lookup(t) for t, spec in enumerate(specs)}
+        self._lookups = {spec.name: spec.lookup(t, device=self._engine.device) for t, spec in enumerate(specs)}
         for t in range(len(specs)):
             # A parameter's name may not hold a dot; the table's number is unique.
             self.register_parameter(f"touched_rows_{t}", self._engine.grad_parameter(t))

@@ -28,11 +28,11 @@ def _padding(num_embeddings: int, padding_idx: int | None) -> int | None:
 
 
 class TieredEmbedding(nn.Module):
-    """A drop-in for `torch.nn.EmbeddingBag` whose rows live in dram and on ssd.
+    """A drop-in for `torch.nn.EmbeddingBag` whose rows live on a device, in dram and on ssd.
 
     The positional arguments are those of `nn.EmbeddingBag`, in its order, with its meaning.
-    `sparse` is accepted and means nothing: only touched rows are ever updated. `device` may only be
-    the CPU.
+    `sparse` is accepted and means nothing: only touched rows are ever updated. `device` is where the
+    outputs are: that of the hbm tier, the CPU without one.
 
     Args:
         tiers: budgets, a `te.Tiers`; None: all rows in dram.
@@ -78,7 +78,7 @@ class TieredEmbedding(nn.Module):
         seed: int = 0,
         name: str | None = None,
     ) -> None:
-        check_device(device)
+        check_device(device, tiers)
         if dtype is None and _weight is not None:
             dtype = _weight.dtype
         if _weight is not None and tuple(_weight.shape) != (num_embeddings, embedding_dim):
@@ -130,6 +130,7 @@ class TieredEmbedding(nn.Module):
             max_norm=0.0 if self.max_norm is None else float(self.max_norm),
             norm_type=float(self.norm_type),
             scale_grad_by_freq=self.scale_grad_by_freq,
+            device=engine.device,
         )
         # With fused=False the gradients of touched rows are visible to clipping and to GradScaler.
         self.register_parameter("touched_rows", engine.grad_parameter(table))
@@ -272,7 +273,7 @@ class TieredEmbedding(nn.Module):
     def tier_of(self, ids: Any) -> torch.Tensor:
         """Where the rows of `ids` [n] are now, as uint8 [n]. Changes no cache state.
 
-        0: nowhere, the row has its initial value and takes no space; 1: ssd; 2: dram.
+        0: nowhere, the row has its initial value and takes no space; 1: ssd; 2: dram; 3: hbm.
         """
         return self._engine.tier_of(self._table, ids)
 

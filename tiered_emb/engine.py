@@ -12,8 +12,9 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -25,7 +26,10 @@ from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
 from tiered_emb.store_swap import StoreSwap
 from tiered_emb.table_spec import TableSpec
-from tiered_emb.tiers import SSD, Tiers, format_bytes
+from tiered_emb.tiers import HBM, SSD, Tiers, format_bytes
+
+if TYPE_CHECKING:
+    from tiered_emb.device.tier import HbmTier
 
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
 _KNOWN_CHUNK_ROWS = 1 << 16
@@ -65,13 +69,42 @@ class TableEngine:
             self._swap = StoreSwap(self.store_path)
         if self.store_path is not None and self.resumed:
             store_metadata.check_store(self.store_path, self.metadata)
+        self._hbm = hbm = tiers.hbm if isinstance(tiers.hbm, HBM) else None
+        self.device = None if hbm is None else hbm.torch_device
         self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
         self._grad_parameters = [
             None if optimizer is None else optimizer.add_table(self, t, table.embedding_dim)
             for t, table in enumerate(tables)
         ]
-        self._pooling = Pooling(self._core, optimizer, self._grad_parameters)
+        self._make_pooling()
+
+    def _make_pooling(self) -> None:
+        """The hbm tier if there is one, and lookups, of the present core."""
+        self._tier: HbmTier | None = None
+        if self._hbm is None:
+            self._pooling = Pooling(self._core, self.optimizer, self._grad_parameters)
+            return
+        # Imported here, as it costs others time.
+        from tiered_emb.device.pooling import DevicePooling
+        from tiered_emb.device.tier import HbmTier
+
+        self._tier = HbmTier(self._core, self._hbm, self.tables, self._kind, self._seed)
+        self._pooling = DevicePooling(
+            self._core, self.optimizer, self._grad_parameters, self._tier
+        )
+
+    @contextmanager
+    def _rows_in_dram(
+        self, table: int | None = None, ids: torch.Tensor | None = None
+    ) -> Iterator[None]:
+        """Within, dram has the newest bytes of all rows, or of rows `ids` of a table."""
+        if self._tier is None or self._core.is_closed:
+            yield
+            return
+        with self._tier.lock:
+            self._tier.bring_down(table, ids)
+            yield
 
     def _make_core(self, resume: bool, source: str | None = None) -> _core.Engine:
         """The core; of the store at `source`, read only and with little dram, if that is given."""
@@ -90,12 +123,21 @@ class TableEngine:
             resume,
             resume and ssd is not None and ssd.resume == "newest" and not self._loaded,
             ssd is not None and ssd.read_only,
+            *self._hbm_budget(source),
             json.dumps(self.metadata),
         )
 
+    def _hbm_budget(self, source: str | None) -> tuple[int, bool, int]:
+        """Bytes of slots, whether they are here, bytes of pinned buffers."""
+        hbm = self._hbm
+        if hbm is None or source is not None:
+            return 0, False, 0
+        return int(hbm.size), hbm.torch_device.type == "cpu", hbm.pinned_bytes
+
     def begin_save(self, path: str) -> None:
         """Takes the cut; batches may go on. `finish_save` must follow, in any thread."""
-        self._core.begin_save(path)
+        with self._rows_in_dram():
+            self._core.begin_save(path)
 
     def finish_save(self, path: str, previous: str) -> None:
         """Writes the cut of `begin_save` to `path`; files that `previous` has too are shared."""
@@ -142,7 +184,7 @@ class TableEngine:
             self._swap.finish()
         self._loaded = True
         self._core = self._make_core(resume=self._swap is not None)
-        self._pooling = Pooling(self._core, self.optimizer, self._grad_parameters)
+        self._make_pooling()
         self._last_stats = None
         if self.optimizer is not None:
             self.optimizer.zero_grad()
@@ -228,7 +270,7 @@ class TableEngine:
         return {name: part.reshape(count, *shape).contiguous() for (name, shape), part in parts}
 
     def tier_of(self, table: int, ids: Any) -> torch.Tensor:
-        """Where each row is: 0 nowhere yet, 1 ssd, 2 dram; uint8 [n]. Changes no cache state."""
+        """Where each row is: 0 nowhere yet, 1 ssd, 2 dram, 3 hbm; uint8 [n]. Moves nothing."""
         index = _row_ids(self.tables[table], ids)
         tiers = torch.empty(len(index), dtype=torch.uint8)
         try:
@@ -241,13 +283,14 @@ class TableEngine:
         self, table: int, index: torch.Tensor, weights: torch.Tensor, state: torch.Tensor | None
     ) -> None:
         try:
-            self._core.read_rows(
-                table,
-                index.data_ptr(),
-                len(index),
-                weights.data_ptr(),
-                0 if state is None else state.data_ptr(),
-            )
+            with self._rows_in_dram(table, index):
+                self._core.read_rows(
+                    table,
+                    index.data_ptr(),
+                    len(index),
+                    weights.data_ptr(),
+                    0 if state is None else state.data_ptr(),
+                )
         except IndexError as error:
             raise IdOutOfRangeError(*error.args) from None
 
@@ -268,7 +311,7 @@ class TableEngine:
             shape = (len(index), spec.embedding_dim)
             weight = _row_values(spec, "weight", weight, shape, spec.dtype)
         packed = None if state is None else _pack_state(spec, self._kind, len(index), state)
-        try:
+        def write() -> None:
             self._core.write_rows(
                 table,
                 index.data_ptr(),
@@ -276,6 +319,14 @@ class TableEngine:
                 0 if weight is None else weight.data_ptr(),
                 0 if packed is None else packed.data_ptr(),
             )
+
+        try:
+            if self._tier is None:
+                write()
+                return
+            with self._rows_in_dram(table, index):
+                self._tier.with_room(write)
+                self._tier.renew(table, index)
         except IndexError as error:
             raise IdOutOfRangeError(*error.args) from None
 
@@ -317,15 +368,41 @@ class TableEngine:
         `applied` [1], int64, becomes the number of leading rows that have moved, also where this
         raises; the others may be given again as an update that `continues` the same step.
         """
-        assert self.optimizer is not None
         index = rows.contiguous()
         values = grads.detach().to(torch.float32).contiguous()
         applied.zero_()
+        with self._rows_in_dram(table, index):
+            try:
+                self._apply(table, index, values, continues, applied)
+            except _core.BudgetExceededError:
+                if self._tier is None:
+                    raise
+                self._tier.empty()
+                done = applied.clone()
+                n = int(done)
+                try:
+                    self._apply(table, index[n:], values[n:], continues or n > 0, applied)
+                finally:
+                    applied += done
+            finally:
+                if self._tier is not None:
+                    self._tier.renew(table, index)
+
+    def _apply(
+        self,
+        table: int,
+        rows: torch.Tensor,
+        grads: torch.Tensor,
+        continues: bool,
+        applied: torch.Tensor,
+    ) -> None:
+        """One call of `apply_gradients` to the core."""
+        assert self.optimizer is not None
         self._core.apply_gradients(
             table,
-            index.data_ptr(),
-            len(index),
-            values.data_ptr(),
+            rows.data_ptr(),
+            len(rows),
+            grads.data_ptr(),
             self.optimizer.hyper(),
             continues,
             applied.data_ptr(),
@@ -339,13 +416,15 @@ class TableEngine:
 
     def flush(self) -> None:
         """Makes the present state durable: exactly what `resume=True` finds in the store."""
-        self._core.flush()
+        with self._rows_in_dram():
+            self._core.flush()
 
     def close(self) -> None:
         """Flushes and gives everything back. Closing twice is fine."""
         if not self._core.is_closed:
             self.stats()
-            self._core.close()
+            with self._rows_in_dram():
+                self._core.close()
 
     def step(self, table: int) -> int:
         """Updates of a table so far."""

@@ -29,6 +29,21 @@ class Stats:
     rows_filled_initial: int
     rows_spilled_dirty: int
     rows_spilled_clean: int
+    hbm_rows_hit: int
+    """Unique rows of batches that were on the device already."""
+    hbm_rows_filled: int
+    """Those that moved there from dram."""
+    hbm_rows_spilled: int
+    """Rows that were newer on the device and moved down."""
+    hbm_rows_in_dram: int
+    """Unique rows of batches that found no room on the device, and were used in dram."""
+    hbm_slots: int
+    hbm_rows: int
+    """Rows on the device at present."""
+    hbm_dirty_rows: int
+    """Of those, rows that are newer than in dram."""
+    pinned_bytes: int
+    """Transfer buffers of the device at present; part of `dram_bytes`."""
     slots: int
     """Rows that the dram budget has room for, at present."""
     resident_rows: int
@@ -133,9 +148,10 @@ class Stats:
         return {**asdict(self), **ratios}
 
     def __str__(self) -> str:
+        hbm = f"hbm {self.hbm_rows:,} of {self.hbm_slots:,} slots; " if self.hbm_slots else ""
         return (
             f"{self.lookups:,} lookups in {self.steps:,} steps, {self.hit_ratio:.1%} hits; "
-            f"dram {self.resident_rows:,} of {self.slots:,} slots "
+            f"{hbm}dram {self.resident_rows:,} of {self.slots:,} slots "
             f"({format_bytes(self.dram_bytes)}); ssd read {format_bytes(self.ssd_read_bytes)}, "
             f"written {format_bytes(self.ssd_written_bytes)}"
         )

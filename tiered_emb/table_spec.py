@@ -15,6 +15,7 @@ from tiered_emb import _core
 from tiered_emb.batch import Lookup
 from tiered_emb.errors import ArgumentError
 from tiered_emb.init import Initializer, Normal
+from tiered_emb.tiers import HBM, Tiers
 
 # The core's numbers of these things.
 _DTYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
@@ -108,7 +109,17 @@ def default_init(init: Initializer | None) -> Initializer:
     return init
 
 
-def check_device(device: Any) -> None:
-    """Rows live on the CPU in this release: raises `ValueError` for any other device."""
-    if device is not None and torch.device(device).type != "cpu":
-        raise ValueError(f"device must be 'cpu' in this release, got {device!r}")
+def check_device(device: Any, tiers: Tiers | None) -> None:
+    """Raises `ValueError` unless `device` is None or where the outputs are: the hbm tier's."""
+    if device is None:
+        return
+    hbm = None if tiers is None else tiers.hbm
+    here = hbm.torch_device if isinstance(hbm, HBM) else torch.device("cpu")
+    wanted = torch.device(device)
+    if wanted.type == here.type and wanted.index in (None, here.index):
+        return
+    if isinstance(hbm, HBM):
+        raise ValueError(f"device is {device!r}, but the hbm tier is on {hbm.device!r}")
+    raise ValueError(
+        f"device {device!r} needs an hbm tier: give tiers=te.Tiers(hbm=te.HBM(size, {device!r}))"
+    )

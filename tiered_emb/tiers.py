@@ -1,4 +1,4 @@
-"""Tier sizes: how much of a table may live in dram and where its ssd store is. Frozen values."""
+"""Tier sizes: how much of a table may live on a device and in dram, and where its ssd store is."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import re
 from dataclasses import dataclass, field
 from typing import Literal
+
+import torch
 
 _UNITS = {"": 1, "B": 1}
 for _power, _letter in enumerate("KMGTP", start=1):
@@ -97,6 +99,96 @@ class SSD:
             object.__setattr__(self, "capacity", parse_bytes(self.capacity))
 
 
+EXECUTORS = ("core", "torch", "triton")
+_ROW_BUFFERS = 4  # two each way
+_PLAN_BUFFERS = 4  # of the same size, together
+
+
+@dataclass(frozen=True)
+class HBM:
+    """The hbm tier: slots for rows on a device.
+
+    Args:
+        size: bytes of slots, as int or ``"8GiB"``. A row there keeps its place in dram, so hbm
+            beyond what dram holds is not used.
+        device: a CUDA device, as torch names it; None: the current one. ``"cpu"`` emulates a device
+            in this machine's memory, beside dram's budget.
+        executor: what computes there. ``"triton"``: this package's kernels, the default on CUDA,
+            bit-equal to the CPU's; ``"torch"``: plain torch operations, which need no other
+            package; ``"core"``: the CPU's kernels, the default on ``"cpu"`` and only possible
+            there.
+        buffer: bytes of each of the four pinned buffers through which rows move. As much again is
+            for plans on their way, those of larger batches go through memory that is not pinned.
+            All of it is a part of the dram budget.
+
+    Raises:
+        RuntimeError: no device is given and there is no CUDA.
+    """
+
+    size: Size
+    device: str | torch.device | None = None
+    executor: str | None = field(default=None, kw_only=True)
+    buffer: Size = field(default="4MiB", kw_only=True)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "size", parse_bytes(self.size))
+        object.__setattr__(self, "buffer", parse_bytes(self.buffer))
+        object.__setattr__(self, "device", str(_resolve_device(self)))
+        executor = self.executor
+        if executor is None:
+            executor = "core" if self.torch_device.type == "cpu" else "triton"
+            object.__setattr__(self, "executor", executor)
+        if executor not in EXECUTORS:
+            raise ValueError(
+                f"HBM(executor=...): must be one of {', '.join(EXECUTORS)}, got {executor!r}"
+            )
+        if executor == "core" and self.torch_device.type != "cpu":
+            raise ValueError(
+                f"HBM(executor='core'): computes on the CPU, not on device {self.device!r}"
+            )
+
+    @property
+    def torch_device(self) -> torch.device:
+        """The device, with its index if it is a CUDA device."""
+        return torch.device(str(self.device))
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of one pinned buffer."""
+        return int(self.buffer)
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Bytes of all pinned buffers."""
+        return _ROW_BUFFERS * self.buffer_bytes + self.pinned_plan_bytes
+
+    @property
+    def pinned_plan_bytes(self) -> int:
+        """Those of plans."""
+        return _PLAN_BUFFERS * self.buffer_bytes
+
+
+def _resolve_device(hbm: HBM) -> torch.device:
+    if hbm.device is None:
+        if not torch.cuda.is_available():
+            raise RuntimeError(
+                f"HBM({format_bytes(int(hbm.size))}): no CUDA device is present; "
+                "device='cpu' emulates one in this machine's memory"
+            )
+        return torch.device("cuda", torch.cuda.current_device())
+    device = torch.device(hbm.device)
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"HBM(device=...): must be a CUDA device or 'cpu', got {hbm.device!r}")
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError(
+            f"HBM(device={hbm.device!r}): no CUDA device is present; "
+            "device='cpu' emulates one in this machine's memory"
+        )
+    if device.type == "cuda" and device.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return device
+
+
 POLICIES = ("lookahead", "lfu", "lru", "s3fifo")
 
 
@@ -105,8 +197,8 @@ class Tiers:
     """Budgets of the tiers.
 
     Args:
-        hbm: reserved for the device tier, which this release does not have: anything but None
-            raises `ValueError`.
+        hbm: an `HBM`, or bytes of slots on the current CUDA device, as int or ``"8GiB"``; None: no
+            hbm tier, rows are looked up and updated in dram by the CPU.
         dram: bytes for rows and what belongs to them (docs/ARCHITECTURE.md, "Budget"), as int or
             ``"64GiB"``; None: as much as all rows take.
         ssd: an `SSD`, or a path; None: no ssd tier, and then `dram` must hold every row.
@@ -119,16 +211,14 @@ class Tiers:
     68719476736
     """
 
-    hbm: None = None
+    hbm: HBM | Size | None = None
     dram: Size | None = None
     ssd: SSD | str | None = None
     policy: str = field(default="lookahead", kw_only=True)
 
     def __post_init__(self) -> None:
-        if self.hbm is not None:
-            raise ValueError(
-                "Tiers(hbm=...): this release has the dram and ssd tiers only; leave hbm out"
-            )
+        if self.hbm is not None and not isinstance(self.hbm, HBM):
+            object.__setattr__(self, "hbm", HBM(self.hbm))
         if self.dram is not None:
             object.__setattr__(self, "dram", parse_bytes(self.dram))
         if self.ssd is not None and not isinstance(self.ssd, SSD):
@@ -140,7 +230,10 @@ class Tiers:
 
     def __str__(self) -> str:
         dram = "all rows" if self.dram is None else format_bytes(int(self.dram))
-        if not isinstance(self.ssd, SSD):
-            return f"dram={dram}"
-        limit = "" if self.ssd.capacity is None else f", {format_bytes(int(self.ssd.capacity))}"
-        return f"dram={dram}, ssd={self.ssd.path!r}{limit}"
+        parts = [f"dram={dram}"]
+        if isinstance(self.hbm, HBM):
+            parts.insert(0, f"hbm={format_bytes(int(self.hbm.size))} on {self.hbm.device}")
+        if isinstance(self.ssd, SSD):
+            limit = "" if self.ssd.capacity is None else f", {format_bytes(int(self.ssd.capacity))}"
+            parts.append(f"ssd={self.ssd.path!r}{limit}")
+        return ", ".join(parts)

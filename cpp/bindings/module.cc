@@ -10,13 +10,13 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
-#include <cerrno>
 #include <tuple>
 
 #include "bindings/cache_module.h"
+#include "bindings/calls.h"
 #include "bindings/device_module.h"
+#include "bindings/hbm_module.h"
 #include "bindings/owned_engine.h"
-#include "bindings/without_gil.h"
 #include "log/checkpoint_copy.h"
 #include "log/log_store.h"
 #include "table/threads.h"
@@ -26,84 +26,10 @@ namespace nb = nanobind;
 namespace te {
 namespace {
 
-[[noreturn]] void raise(PyObject* type, const std::string& message) {
-  PyErr_SetString(type, message.c_str());
-  throw nb::python_error();
-}
-
-[[noreturn]] void raise_os(int error, const std::string& message) {
-  nb::object args = nb::make_tuple(error, message);
-  PyErr_SetObject(PyExc_OSError, args.ptr());
-  throw nb::python_error();
-}
-
-void check(const Status& status) {
-  switch (status.code()) {
-    case StatusCode::kOk: return;
-    case StatusCode::kInvalidArgument:
-    case StatusCode::kBudgetExceeded: raise(PyExc_ValueError, status.message());
-    case StatusCode::kOutOfRange: raise(PyExc_IndexError, status.message());
-    case StatusCode::kNoSpace: raise_os(ENOSPC, status.message());
-    case StatusCode::kIo: raise(PyExc_OSError, status.message());
-    case StatusCode::kCorruption: raise_os(EIO, status.message());
-    case StatusCode::kAlreadyExists: raise_os(EEXIST, status.message());
-    case StatusCode::kNotFound: raise_os(ENOENT, status.message());
-    case StatusCode::kBusy: raise_os(EWOULDBLOCK, status.message());
-  }
-}
-
-// A tensor's data_ptr().
-template <class T>
-T* at(uintptr_t address) {
-  return reinterpret_cast<T*>(address);
-}
-
-// Runs a call into the core without the GIL and raises if it failed.
-template <class F>
-void run(F&& call) {
-  Status status;
-  {
-    const WithoutGil without_gil;
-    status = call();
-  }
-  check(status);
-}
-
-// A plan in flight; dropping it ends its pins.
-class PlanHandle {
- public:
-  PlanHandle(nb::object engine_object, const OwnedEngine& engine, Plan& plan)
-      : engine_object_(std::move(engine_object)), engine_(engine), plan_(&plan) {}
-  ~PlanHandle() { release(); }
-  PlanHandle(const PlanHandle&) = delete;
-  PlanHandle& operator=(const PlanHandle&) = delete;
-
-  void release() {
-    if (plan_ == nullptr) return;
-    Plan* plan = std::exchange(plan_, nullptr);
-    if (!engine_.is_usable()) return;
-    const WithoutGil without_gil;
-    engine_->release(*plan);
-  }
-  bool is_released() const { return plan_ == nullptr; }
-  const OwnedEngine& engine() const { return engine_; }
-  Plan& plan() {
-    if (plan_ == nullptr) raise(PyExc_RuntimeError, "the plan of this batch has ended");
-    return *plan_;
-  }
-
- private:
-  nb::object engine_object_;  // keeps the engine alive
-  const OwnedEngine& engine_;
-  Plan* plan_;
-};
-
 // (table, ids, count, is64, offsets, count, is64, include_last_offset, bag_size, bags, padding_id,
 //  is_weighted)
 using FeatureTuple = std::tuple<uint32_t, uintptr_t, size_t, bool, uintptr_t, size_t, bool, bool,
                                 size_t, size_t, int64_t, bool>;
-// (sample_weights, out, max_norm, norm_type)
-using ForwardTuple = std::tuple<uintptr_t, uintptr_t, float, float>;
 // (grad, sample_weights, sample_weights_grad, row_grad, scale_by_count)
 using BackwardTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;
 // (lr, eps, beta1, beta2, lr_decay, weight_decay)
@@ -159,7 +85,8 @@ std::unique_ptr<OwnedEngine> make_engine(const std::vector<TableTuple>& tables, 
                                          const std::string& policy, uint64_t dram_bytes,
                                          const std::string& ssd_path, uint64_t ssd_capacity_bytes,
                                          double ssd_space_bound_ratio, bool ssd_resume,
-                                         bool ssd_newest, bool ssd_read_only,
+                                         bool ssd_newest, bool ssd_read_only, uint64_t hbm_bytes,
+                                         bool hbm_on_host, uint64_t pinned_bytes,
                                          const std::string& metadata) {
   EngineConfig config;
   for (const TableTuple& table : tables) config.tables.push_back(to_table(table));
@@ -172,6 +99,9 @@ std::unique_ptr<OwnedEngine> make_engine(const std::vector<TableTuple>& tables, 
   config.ssd_resume = ssd_resume;
   config.ssd_newest = ssd_newest;
   config.ssd_read_only = ssd_read_only;
+  config.hbm_bytes = hbm_bytes;
+  config.hbm_on_host = hbm_on_host;
+  config.pinned_bytes = pinned_bytes;
   config.app_metadata = metadata;
   std::unique_ptr<Engine> engine;
   run([&] {
@@ -225,14 +155,6 @@ bool is_prefetched(const OwnedEngine& engine, uint64_t ticket) {
 size_t cancel_prefetch(const OwnedEngine& engine, uint64_t ticket_last) {
   const WithoutGil without_gil;
   return engine->cancel_prefetch(ticket_last);
-}
-
-std::vector<FeatureForward> to_forwards(const std::vector<ForwardTuple>& features) {
-  std::vector<FeatureForward> forwards;
-  forwards.reserve(features.size());
-  for (const auto& [weights, out, max_norm, norm_type] : features)
-    forwards.push_back({at<void>(weights), at<void>(out), max_norm, norm_type});
-  return forwards;
 }
 
 void lookup(const OwnedEngine& engine, const std::vector<FeatureTuple>& features,
@@ -299,6 +221,14 @@ nb::dict stats(const OwnedEngine& engine) {
   d["rows_filled_initial"] = s.mover.fills_initialised;
   d["rows_spilled_dirty"] = s.mover.spills_written;
   d["rows_spilled_clean"] = s.mover.spills_dropped;
+  d["hbm_rows_hit"] = s.hbm.rows_hit;
+  d["hbm_rows_filled"] = s.hbm.rows_filled;
+  d["hbm_rows_spilled"] = s.hbm.rows_spilled;
+  d["hbm_rows_in_dram"] = s.hbm.rows_in_dram;
+  d["hbm_slots"] = s.hbm_slots;
+  d["hbm_rows"] = s.hbm_rows;
+  d["hbm_dirty_rows"] = s.hbm_dirty_rows;
+  d["pinned_bytes"] = s.pinned_bytes;
   d["slots"] = s.slots;
   d["resident_rows"] = s.resident_rows;
   d["dirty_rows"] = s.dirty_rows;
@@ -435,12 +365,14 @@ NB_MODULE(_core, m) {
   using namespace te;  // NOLINT: names of the core only
   // A graph that is alive when the interpreter exits holds a plan; that is no leak of ours.
   nb::set_leak_warnings(false);
+  add_errors(m);
   nb::class_<PlanHandle>(m, "Plan")
       .def("release", &PlanHandle::release)
       .def_prop_ro("is_released", &PlanHandle::is_released)
       .def("unique_counts", &unique_counts)
       .def("unique_rows", &unique_rows);
-  nb::class_<OwnedEngine>(m, "Engine")
+  nb::class_<OwnedEngine> engine(m, "Engine");
+  engine
       .def("lookup", &lookup)
       .def("plan", &plan)
       .def("announce", &announce)
@@ -490,6 +422,7 @@ NB_MODULE(_core, m) {
   m.def("set_num_threads", [](size_t threads) { set_num_threads(threads); });
   m.def("get_num_threads", [] { return num_threads(); });
   m.def("isa", [] { return kernels().isa; });
+  add_hbm_functions(engine, m);
   add_cache_functions(m);
   add_device_functions(m);
 }

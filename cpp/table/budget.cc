@@ -29,19 +29,20 @@ uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
   uint64_t overhead_bytes = index_bytes;
   for (size_t i = 0; i < layouts.size(); ++i) {
     rows_bytes += slots[i] * layouts[i].stride_bytes;
-    overhead_bytes += slots[i] * slot_overhead;
+    overhead_bytes += slots[i] * (slot_overhead + layouts[i].slot_overhead_bytes);
   }
   return rows_bytes +
          (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);
 }
 
-uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts) {
+uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts, uint64_t fixed_bytes) {
   uint64_t rows_bytes = 0;
-  uint64_t overhead_bytes = 0;
+  uint64_t overhead_bytes = fixed_bytes;
   for (const LayoutDemand& layout : layouts) {
     rows_bytes += layout.rows * layout.stride_bytes;
     overhead_bytes +=
-        layout.rows * (SlotDirectory::kBytesPerSlot + 4) + layout.rows / 8;  // words, resident bits
+        layout.rows * (SlotDirectory::kBytesPerSlot + 4 + layout.slot_overhead_bytes) +
+        layout.rows / 8;  // words, resident bits
   }
   return rows_bytes +
          (overhead_bytes > kFreeOverheadBytes ? overhead_bytes - kFreeOverheadBytes : 0);
@@ -61,6 +62,24 @@ std::vector<uint32_t> slots_within(std::span<const LayoutDemand> layouts, uint64
       dram_bytes)
     low = high;
   return slots_of_fraction(layouts, low);
+}
+
+std::vector<uint32_t> hbm_slots_within(std::span<const LayoutDemand> layouts, uint64_t hbm_bytes) {
+  const auto bytes_of = [&](std::span<const uint32_t> slots) {
+    uint64_t bytes = 0;
+    for (size_t i = 0; i < layouts.size(); ++i) bytes += slots[i] * layouts[i].stride_bytes;
+    return bytes;
+  };
+  double low = 0;
+  double high = 1;
+  if (bytes_of(slots_of_fraction(layouts, high)) <= hbm_bytes) low = high;
+  for (int i = 0; i < 60 && low < high; ++i) {
+    const double middle = (low + high) / 2;
+    (bytes_of(slots_of_fraction(layouts, middle)) <= hbm_bytes ? low : high) = middle;
+  }
+  std::vector<uint32_t> slots = slots_of_fraction(layouts, low);
+  if (bytes_of(slots) > hbm_bytes) slots.clear();
+  return slots;
 }
 
 }  // namespace te

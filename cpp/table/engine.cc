@@ -41,8 +41,9 @@ Result<std::unique_ptr<Engine>> Engine::create(const EngineConfig& config) {
 Engine::Engine(std::unique_ptr<Tiers> tiers)
     : tiers_(std::move(tiers)),
       mover_(*tiers_),
-      planner_(*tiers_, mover_),
-      executor_(*tiers_),
+      hbm_(*tiers_),
+      planner_(*tiers_, mover_, hbm_),
+      executor_(*tiers_, hbm_),
       prefetch_(mutex_, *tiers_, planner_, mover_, plans_,
                 [this](std::span<const FeatureInput> features, bool will_update, Plan& plan,
                        ThreadPool& threads) {
@@ -80,7 +81,7 @@ Status Engine::keep_house(size_t ids) {
   // Without space on the disk the step may still succeed; the spill that cannot says so.
   const auto matters = [](const Status& s) { return !s && s.code() != StatusCode::kNoSpace; };
   if (Status s = upkeep_->poll(); matters(s)) return s;
-  if (tiers_->layout(LayoutId(0)).policy == nullptr) return Status::ok();  // all rows fit
+  if (tiers_->every_row_fits()) return Status::ok();
   const uint64_t index_bytes = tiers_->metadata_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;
   const bool outgrown = index_bytes + ahead_bytes > index_bytes_charged_;
@@ -166,6 +167,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
                       std::span<const FeatureForward> features) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
+  TE_CHECK(!tiers_->has_hbm());
   auto prefetched = prefetch_.take(inputs, false, false, turn.lock());
   TE_RETURN_IF_ERROR(prefetched.status());
   PrefetchQueue::Taken taken = prefetched.take();
@@ -260,7 +262,8 @@ Status Engine::forward(Plan& plan, std::span<const FeatureForward> features) {
   if (plan.state == Plan::State::kRevoked) TE_RETURN_IF_ERROR(reacquire(plan, turn));
   if (plan.state != Plan::State::kReady)
     return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
-  executor_.renormalise(plan, features);
+  TE_CHECK(plan.is_staged == tiers_->has_hbm());
+  if (!plan.is_staged) executor_.renormalise(plan, features);
   turn.without_mutex([&] {
     Timer timer(forward_ns_);
     executor_.forward(plan, features, thread_pool());
@@ -283,7 +286,10 @@ Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
   }
   if (plan.state != Plan::State::kWaiting)
     return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
-  executor_.begin_update(plan, features);
+  TE_CHECK(plan.is_staged == tiers_->has_hbm());
+  is_updated_.clear();
+  for (const FeatureBackward& feature : features) is_updated_.push_back(executor_.updates(feature));
+  executor_.begin_update(plan, is_updated_);
   turn.without_mutex([&] {
     Timer timer(backward_ns_);
     executor_.backward(plan, features, hyper, thread_pool());
@@ -338,6 +344,7 @@ EngineStats Engine::stats() {
   stats.backward_ns = backward_ns_;
   stats.planner = planner_.stats();
   stats.mover = mover_.stats();
+  stats.hbm = hbm_.stats();
   stats.prefetch = prefetch_.stats();
   if (closed_) return stats;
   if (tiers_->log() != nullptr) {
@@ -358,10 +365,15 @@ EngineStats Engine::stats() {
     stats.rows_total += tier.rows;
     stats.row_bytes_total += tier.rows * tier.layout.row_bytes();
     stats.dirty_rows += tier.dirty_rows;
+    if (tier.hbm == nullptr) continue;
+    stats.hbm_slots += tier.hbm->slots();
+    stats.hbm_rows += tier.hbm->directory.used();
+    stats.hbm_dirty_rows += tier.hbm->dirty_rows;
   }
   const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
   stats.index_bytes = tiers_->index().memory_bytes();
   stats.lookahead_bytes = tiers_->lookahead_bytes();
+  stats.pinned_bytes = tiers_->config().pinned_bytes;
   stats.dram_bytes =
       dram_bytes_for_slots(tiers_->demands(), limits, tiers_->metadata_bytes(), evicting);
   return stats;

@@ -25,6 +25,7 @@
 #include "log/background_upkeep.h"
 #include "log/checkpoint_turn.h"
 #include "table/executor.h"
+#include "table/hbm_planner.h"
 #include "table/mover.h"
 #include "table/plan_pool.h"
 #include "table/planner.h"
@@ -36,6 +37,11 @@ namespace te {
 struct EngineStats {
   PlannerStats planner;
   MoverStats mover;
+  HbmStats hbm;
+  uint64_t hbm_slots = 0;
+  uint64_t hbm_rows = 0;        // in them
+  uint64_t hbm_dirty_rows = 0;  // of those, newer than in dram
+  uint64_t pinned_bytes = 0;    // transfer buffers
   PrefetchStats prefetch;
   LogStats log;
   uint64_t log_rows_bytes = 0;  // see LogStore::rows_bytes
@@ -63,6 +69,7 @@ class Engine {
   ~Engine();
 
   // Pools a batch that no backward follows. Rows are brought as `plan` does, unless all are there.
+  // Not with an hbm tier.
   Status lookup(std::span<const FeatureInput> inputs, std::span<const FeatureForward> features);
   // Whether a batch that is to be planned may have been prefetched: a lookup that only serves
   // another one was not.
@@ -106,8 +113,52 @@ class Engine {
   // ascending. Rows that are not among them have their initial values.
   Result<size_t> known_rows(TableId table, int64_t first, std::span<int64_t> ids) const;
   // Where each row is at present; kNone: it has its initial value and takes no space.
-  enum class Tier : uint8_t { kNone, kSsd, kDram };
+  enum class Tier : uint8_t { kNone, kSsd, kDram, kHbm };
   Status locate(TableId table, std::span<const int64_t> ids, Tier* tiers) const;
+
+  // With an hbm tier, whose bytes are the caller's (engine_hbm.cc). A plan is staged, its moves are
+  // made, and then it is pooled and updated there, or by `forward` and `backward` if the device is
+  // this processor. Rows that are newer on the device have to come down before calls that read or
+  // write rows in dram, and rows that went down have to be settled before the next stage: else
+  // those fail, and change nothing.
+  // Bounds the norms of a plan's rows in dram; before it is staged.
+  Status renormalise(Plan& plan, std::span<const FeatureForward> features);
+  // Whether its places are new: a plan that is staged already stays as it is.
+  Result<bool> stage(Plan& plan);
+  // A staged plan has been pooled on the device: its backward may come.
+  Status pooled(Plan& plan);
+  // Its update follows on the device; `steps`: of each feature's table, 0 where it is not updated.
+  Status begin_update(Plan& plan, std::span<const uint8_t> is_updated,
+                      std::span<uint64_t> steps);
+  // Releases of staged plans so far; see HbmMoves::after.
+  uint64_t releases();
+  // Slots of the device and of dram, pairwise, of rows on the device. Those of `newer` rows count
+  // as clean from then on: they have to be settled.
+  struct Copies {
+    std::vector<SlotIndex> device;
+    std::vector<SlotIndex> dram;
+  };
+  Status newer_copies(LayoutId layout, Copies& copies);
+  Status newer_copies(TableId table, std::span<const int64_t> ids, Copies& copies);
+  Status copies(TableId table, std::span<const int64_t> ids, Copies& copies);
+  // Whole slots of dram to `rows`, one after another. They are pinned, and settled.
+  void gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
+  // See plan_image.h.
+  void write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
+  // Rows that went down, one after another at `rows`. `left`: by a stage.
+  Status settle(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows, bool left);
+  // Frees the slots of the device that no plan uses; their rows stay in dram.
+  Status drop_unused();
+  // Slots of a layout on the device, bytes of one, and where those of dram begin in memory; the
+  // device's lie in front of them if it is this processor.
+  struct HbmLayout {
+    uint32_t slots = 0;
+    uint32_t stride_bytes = 0;
+    std::byte* dram = nullptr;
+    uint64_t dram_bytes = 0;
+  };
+  HbmLayout hbm_layout(TableId table, LayoutId* layout);
+
   // Of the ssd tier; none without it.
   std::vector<SegmentInfo> segments() const;
   // What is wrong with a segment of an engine that is open for reading only.
@@ -161,6 +212,11 @@ class Engine {
   // Rows that may be planned at once beside those that are pinned.
   size_t rows_per_batch(TableId table);
   Status check_row_ids(TableId table, std::span<const int64_t> ids) const;
+  // That dram has the newest bytes: of all rows, of these rows.
+  Status check_newest_in_dram() const;
+  Status check_newest_in_dram(TableId table, std::span<const int64_t> ids) const;
+  template <class F>
+  void visit_copies(TableId table, std::span<const int64_t> ids, F f) const;
 
   // Before mutex_, where both are taken.
   std::mutex turn_;
@@ -169,6 +225,7 @@ class Engine {
   CheckpointTurn checkpoint_turn_;  // of a flush or save, from its begin to its end
   std::unique_ptr<Tiers> tiers_;
   Mover mover_;
+  HbmPlanner hbm_;
   Planner planner_;
   Executor executor_;
   PlanPool plans_;
@@ -181,6 +238,7 @@ class Engine {
   std::atomic<uint64_t> forward_ns_{0};
   std::atomic<uint64_t> backward_ns_{0};
   Scratch<float> scattered_;  // of one apply_gradients
+  std::vector<uint8_t> is_updated_;  // of one backward
   bool closed_ = false;
   // With a store that is written. Those with threads come last, so that these end before what they
   // use.

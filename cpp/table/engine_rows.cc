@@ -32,6 +32,7 @@ Status Engine::read_rows(TableId table_id, std::span<const int64_t> ids, void* w
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_newest_in_dram(table_id, ids));
   turn.quiet();
   const Table& table = tiers_->table(table_id);
   const RowLayout& layout = tiers_->layout(table.layout).layout;
@@ -62,6 +63,7 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_newest_in_dram(table_id, ids));
   turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   const Table& table = tiers_->table(table_id);
@@ -104,6 +106,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_writable());
   TE_RETURN_IF_ERROR(check_row_ids(table_id, ids));
+  TE_RETURN_IF_ERROR(check_newest_in_dram(table_id, ids));
   turn.quiet();
   if (!ids.empty()) TE_RETURN_IF_ERROR(planner_.make_way(table_id));
   Table& table = tiers_->table(table_id);
@@ -157,9 +160,13 @@ Status Engine::locate(TableId table, std::span<const int64_t> ids, Tier* tiers) 
   TE_RETURN_IF_ERROR(check_open());
   TE_RETURN_IF_ERROR(check_row_ids(table, ids));
   const uint64_t base = tiers_->table(table).first_row.value;
+  const HbmTier* hbm = tiers_->layout_of(table).hbm.get();
   for (int64_t id : ids) {
     const LocationWord word = tiers_->index().get(RowId(base + static_cast<uint64_t>(id)));
-    *tiers++ = word.is_slot() ? Tier::kDram : word.is_block() ? Tier::kSsd : Tier::kNone;
+    *tiers = word.is_slot() ? Tier::kDram : word.is_block() ? Tier::kSsd : Tier::kNone;
+    if (*tiers == Tier::kDram && hbm != nullptr && hbm->holds(word.slot_index()))
+      *tiers = Tier::kHbm;
+    ++tiers;
   }
   return Status::ok();
 }

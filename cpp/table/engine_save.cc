@@ -19,6 +19,7 @@ Status Engine::begin_checkpoint(bool seal) {
   const auto cut = [&] {
     Turn turn(*this);
     TE_RETURN_IF_ERROR(check_open());
+    TE_RETURN_IF_ERROR(check_newest_in_dram());
     if (!has_store()) return Status::ok();
     TE_RETURN_IF_ERROR(mover_.clean());
     return tiers_->log()->begin_checkpoint(*tiers_, tiers_->checkpoint_metadata(), seal);
@@ -97,7 +98,8 @@ Status Engine::close_in_turn(bool flush) {
   if (closed_) return Status::ok();
   Status status;
   if (flush && has_store()) {
-    status = mover_.clean();
+    status = check_newest_in_dram();
+    if (status) status = mover_.clean();
     if (status) status = tiers_->log()->checkpoint(*tiers_, tiers_->checkpoint_metadata());
     if (status) tiers_->log()->trim();
   }

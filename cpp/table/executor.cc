@@ -106,10 +106,15 @@ void Executor::cut_uniques(const Plan& plan, size_t threads) {
   }
 }
 
+ArenaView Executor::arena_of(const Plan& plan, LayoutId layout) const {
+  const LayoutTier& tier = tiers_.layout(layout);
+  return plan.is_staged ? tier.device_view() : tier.view();
+}
+
 PoolArgs Executor::pool_args(const Plan& plan, size_t f) const {
   const FeaturePlan& feature = plan.features[f];
   PoolArgs args;
-  args.arena = tiers_.layout(feature.layout).view();
+  args.arena = arena_of(plan, feature.layout);
   args.mode = tiers_.table(feature.table).config.mode;
   args.slots = plan.occurrence_slots.data() + feature.occurrence_first;
   args.bag_begin = plan.bag_begin.data() + feature.begin_first;
@@ -271,19 +276,20 @@ bool Executor::updates(const FeatureBackward& feature) const {
          tiers_.config().optimizer != OptimizerKind::kNone;
 }
 
-void Executor::begin_update(Plan& plan, std::span<const FeatureBackward> features) {
-  for (size_t f = 0; f < features.size(); ++f) {
-    TE_CHECK(features[f].sample_weights == nullptr || plan.features[f].is_weighted);
-    if (updates(features[f])) ++tiers_.table(plan.features[f].table).step;
+void Executor::begin_update(const Plan& plan, std::span<const uint8_t> is_updated) {
+  for (size_t f = 0; f < is_updated.size(); ++f) {
+    if (is_updated[f] != 0) ++tiers_.table(plan.features[f].table).step;
   }
   for (const UniqueRange& range : plan.acquired.ranges) {
-    if (updates(features[range.feature])) mark_dirty(plan.acquired, range);
+    if (is_updated[range.feature] == 0) continue;
+    plan.is_staged ? hbm_.mark_dirty(plan, range) : mark_dirty(plan.acquired, range);
   }
 }
 
 void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
                         const Hyperparameters& hyper, ThreadPool& threads) {
   for (size_t f = 0; f < features.size(); ++f) {
+    TE_CHECK(features[f].sample_weights == nullptr || plan.features[f].is_weighted);
     if (features[f].grad == nullptr || features[f].sample_weights_grad == nullptr) continue;
     kernels().sample_weight_gradients(pool_args(plan, f), features[f].grad,
                                       features[f].sample_weights_grad, 0, plan.features[f].bags);
@@ -294,7 +300,9 @@ void Executor::backward(Plan& plan, std::span<const FeatureBackward> features,
     const UniqueRange& range = plan.acquired.ranges[r];
     grads_.push_back(grad_args(plan, r, features[range.feature]));
     updates_.push_back(update_args(tiers_.table(range.table), hyper));
-    updates_[r].slots = raw(plan.acquired.slots) + range.first;
+    updates_[r].arena = arena_of(plan, range.layout);
+    updates_[r].slots =
+        (plan.is_staged ? plan.places.data() : raw(plan.acquired.slots)) + range.first;
     updates_[r].rows = plan.acquired.rows.data() + range.first;
   }
   cut_uniques(plan, threads.threads());

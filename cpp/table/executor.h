@@ -13,6 +13,7 @@
 
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "table/hbm_planner.h"
 #include "table/plan.h"
 #include "table/tiers.h"
 
@@ -48,7 +49,7 @@ OptimizerParams params_at(const Hyperparameters& hyper, OptimizerKind kind, uint
 
 class Executor {
  public:
-  explicit Executor(Tiers& tiers) : tiers_(tiers) {}
+  Executor(Tiers& tiers, HbmPlanner& hbm) : tiers_(tiers), hbm_(hbm) {}
 
   // Bounds the norms of the rows that `features` want bounded. Before the forward; needs the mutex.
   void renormalise(Plan& plan, std::span<const FeatureForward> features);
@@ -59,8 +60,11 @@ class Executor {
   // without a backward where every row fits: no row needs a pin then. Needs the mutex.
   Resident forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
                             std::span<const FeatureForward> features, ThreadPool& threads);
-  // Counts the updates of a backward that follows, and marks their rows. Needs the mutex.
-  void begin_update(Plan& plan, std::span<const FeatureBackward> features);
+  // Whether the rows of the feature are updated, rather than left alone or summed.
+  bool updates(const FeatureBackward& feature) const;
+  // Counts the updates of a backward that follows, and marks their rows; `is_updated`: of which
+  // features. Needs the mutex.
+  void begin_update(const Plan& plan, std::span<const uint8_t> is_updated);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,
@@ -82,6 +86,8 @@ class Executor {
   void cut(size_t of, const Prefix& prefix, size_t count, size_t target);
   void cut_bags(const Plan& plan, size_t threads);
   void cut_uniques(const Plan& plan, size_t threads);
+  // Where a plan's rows lie, by what its occurrences name.
+  ArenaView arena_of(const Plan& plan, LayoutId layout) const;
   PoolArgs pool_args(const Plan& plan, size_t f) const;
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
   // Checks and pools chunk c; *pooled: occurrences without padding.
@@ -90,11 +96,10 @@ class Executor {
   OwnSlotArgs own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const;
   GradArgs grad_args(const Plan& plan, size_t range, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);
-  // Whether the rows of the feature are updated, rather than left alone or summed.
-  bool updates(const FeatureBackward& feature) const;
   void mark_dirty(const Acquisition& acquired, const UniqueRange& range);
 
   Tiers& tiers_;
+  HbmPlanner& hbm_;
   // Scratch of one call.
   std::vector<Chunk> chunks_;
   std::vector<uint8_t> changed_;

@@ -26,12 +26,18 @@ void append_rows(const FeatureInput& feature, const Table& table, std::vector<Ro
 }  // namespace
 
 bool Lookahead::is_useful() const {
-  return !tiers_.every_row_fits() && tiers_.config().policy == "lookahead";
+  if (tiers_.config().policy != "lookahead") return false;
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    const LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    if (tier.policy != nullptr || (tier.hbm != nullptr && tier.hbm->policy != nullptr)) return true;
+  }
+  return false;
 }
 
 bool Lookahead::has_room(size_t lookups) const {
-  const uint64_t allowed =
-      std::max<uint64_t>(tiers_.config().dram_bytes / kBudgetPart, kSmallWindowBytes);
+  const EngineConfig& config = tiers_.config();
+  const uint64_t budget = config.dram_bytes != 0 ? config.dram_bytes : config.hbm_bytes;
+  const uint64_t allowed = std::max<uint64_t>(budget / kBudgetPart, kSmallWindowBytes);
   const size_t all = window_.lookups() + lookups;
   return LookaheadWindow::memory_bytes_for(all) + WantedBlocks::memory_bytes_for(all) <= allowed;
 }
@@ -58,7 +64,7 @@ void Lookahead::expect_first_uses(uint32_t batch) {
   const auto tell = [&] {
     if (slots_.empty()) return;
     batches_.assign(slots_.size(), batch);
-    tiers_.layout(layout).policy->expect(slots_, batches_);
+    expect(layout, slots_, batches_);
     slots_.clear();
   };
   const Table* table = nullptr;
@@ -77,6 +83,24 @@ void Lookahead::expect_first_uses(uint32_t batch) {
     if (word.is_block()) wanted_.add(word.block_address(), first_uses_[i]);
   }
   tell();
+}
+
+// The rows in slots of a layout in dram, and those of them that are on the device.
+void Lookahead::expect(LayoutId layout, std::span<const SlotIndex> slots,
+                       std::span<const uint32_t> batches) {
+  LayoutTier& tier = tiers_.layout(layout);
+  if (tier.policy != nullptr) tier.policy->expect(slots, batches);
+  if (tier.hbm == nullptr || tier.hbm->policy == nullptr) return;
+  device_slots_.clear();
+  device_batches_.clear();
+  for (size_t i = 0; i < slots.size(); ++i) {
+    tier.hbm->prefetch_place(slots[std::min(i + kRowAhead, slots.size() - 1)]);
+    const HbmTier::Place place = tier.hbm->place(slots[i]);
+    if (!place.is_on_device()) continue;
+    device_slots_.push_back(place.slot());
+    device_batches_.push_back(batches[i]);
+  }
+  tier.hbm->policy->expect(device_slots_, device_batches_);
 }
 
 void Lookahead::left(std::span<const RowId> rows) {
@@ -139,8 +163,7 @@ void Lookahead::expect_next(const Plan& plan) {
     batches_.resize(range.count);
     for (size_t u = 0; u < range.count; ++u)
       batches_[u] = window_.next_use(plan.window_batch, plan.first_uses[range.first + u]);
-    tiers_.layout(range.layout)
-        .policy->expect({plan.acquired.slots.data() + range.first, range.count}, batches_);
+    expect(range.layout, {plan.acquired.slots.data() + range.first, range.count}, batches_);
   }
 }
 
@@ -149,6 +172,7 @@ void Lookahead::finish(uint32_t batch) {
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
     if (tier.policy != nullptr) tier.policy->finished(last);
+    if (tier.hbm != nullptr && tier.hbm->policy != nullptr) tier.hbm->policy->finished(last);
   }
 }
 

@@ -55,6 +55,7 @@ class Lookahead {
 
  private:
   void expect_first_uses(uint32_t batch);
+  void expect(LayoutId layout, std::span<const SlotIndex> slots, std::span<const uint32_t> batches);
   void charge() { tiers_.set_lookahead_bytes(window_.memory_bytes() + wanted_.memory_bytes()); }
 
   Tiers& tiers_;
@@ -65,6 +66,8 @@ class Lookahead {
   std::vector<LookaheadWindow::Use> first_uses_;
   std::vector<SlotIndex> slots_;
   std::vector<uint32_t> batches_;
+  std::vector<SlotIndex> device_slots_;
+  std::vector<uint32_t> device_batches_;
   std::vector<std::pair<BlockAddress, LayoutId>> blocks_;
   std::vector<Companion> companions_;
 };

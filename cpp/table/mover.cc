@@ -227,8 +227,7 @@ Status Mover::set_limit(LayoutId layout, uint32_t limit) {
       if (directory.used() > limit) limit = directory.used();
     }
     compact_below(tier, limit);
-    tier.arena.discard(uint64_t{limit} * tier.stride_bytes,
-                       uint64_t{directory.limit()} * tier.stride_bytes);
+    tier.discard(limit, directory.limit());
   }
   directory.set_limit(limit);
   tier.policy->set_limit(limit);

@@ -81,6 +81,23 @@ struct Acquisition {
   size_t hits = 0;     // occurrences whose row had a slot already
 };
 
+// What has to move in one layout before a staged batch is pooled: spills, then fills. Rows go between
+// slots of the device and those in dram.
+struct HbmMoves {
+  std::vector<SlotIndex> spill_from;
+  std::vector<SlotIndex> spill_to;
+  std::vector<SlotIndex> fill_from;
+  std::vector<SlotIndex> fill_to;
+  uint64_t after = 0;  // what they overwrite was last used before this release (hbm_planner.h)
+  void clear() {
+    spill_from.clear();
+    spill_to.clear();
+    fill_from.clear();
+    fill_to.clear();
+    after = 0;
+  }
+};
+
 struct Plan {
   enum class State { kPlanned, kReady, kWaiting, kRevoked, kReleased };
   State state = State::kReleased;
@@ -104,6 +121,13 @@ struct Plan {
   std::vector<Fill> piggybacked;
   std::vector<uint32_t> piggybacked_for;
   std::vector<bool> tables_seen;  // by lay_out_batch
+  // With an hbm tier, once it is staged: where the unique rows are for the device (hbm_tier.h);
+  // occurrence_slots name those places too.
+  bool is_staged = false;
+  bool was_pooled = false;  // its backward is what comes next
+  Scratch<uint32_t> places;
+  size_t places_in_dram = 0;    // unique rows that are used where they lie in dram
+  std::vector<HbmMoves> moves;  // by layout
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;

@@ -22,6 +22,7 @@ class PlanPool {
     free_.pop_back();
     plan->window_batch = 0;
     plan->state = Plan::State::kReleased;
+    plan->was_pooled = false;
     return *plan;
   }
   void give_back(Plan& plan) { free_.push_back(&plan); }

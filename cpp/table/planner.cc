@@ -27,16 +27,21 @@ void Planner::restart_marks() {
   mark_next_ = 1;
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
-    slots_.clear();
-    for (uint32_t i = 0; i < tier.directory.ever_used(); ++i) {
-      const SlotIndex s(i);
-      tier.directory.mark(s) = 0;
-      if (!tier.directory[s].row.is_none() && tier.directory[s].pins == 0) slots_.push_back(s);
-    }
-    if (tier.policy == nullptr) continue;
-    tier.policy->clear();
-    tier.policy->park(slots_);
+    forget_marks(tier.directory, tier.policy.get());
+    if (tier.hbm != nullptr) forget_marks(tier.hbm->directory, tier.hbm->policy.get());
   }
+}
+
+void Planner::forget_marks(SlotDirectory& directory, EvictionPolicy* policy) {
+  slots_.clear();
+  for (uint32_t i = 0; i < directory.ever_used(); ++i) {
+    const SlotIndex s(i);
+    directory.mark(s) = 0;
+    if (!directory[s].row.is_none() && directory[s].pins == 0) slots_.push_back(s);
+  }
+  if (policy == nullptr) return;
+  policy->clear();
+  policy->park(slots_);
 }
 
 bool Planner::revoke_one() {
@@ -50,6 +55,7 @@ bool Planner::revoke_one() {
   } else {
     return false;
   }
+  hbm_.release(*plan);
   unpin(plan->acquired);
   plan->state = Plan::State::kRevoked;
   ++stats_.plans_revoked;
@@ -376,6 +382,7 @@ void Planner::ready(Plan& plan) {
 void Planner::wait(Plan& plan) {
   std::erase(ready_, &plan);
   plan.state = Plan::State::kWaiting;
+  plan.was_pooled = true;
   leave_window(plan);
   waiting_.push_back(&plan);
   if (waiting_.size() > kWaitingPlansMax) revoke_one();
@@ -392,6 +399,7 @@ void Planner::release(Plan& plan) {
   if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
   if (plan.state == Plan::State::kReady) std::erase(ready_, &plan);
   leave_window(plan);
+  hbm_.release(plan);
   if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
     unpin(plan.acquired);
   plan.state = Plan::State::kReleased;

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "base/status.h"
+#include "table/hbm_planner.h"
 #include "table/lookahead.h"
 #include "table/mover.h"
 #include "table/plan.h"
@@ -35,8 +36,13 @@ struct PlannerStats {
 class Planner {
  public:
   // `mark_first`: of the first plan; tests begin close to where the numbers start again.
-  Planner(Tiers& tiers, Mover& mover, uint32_t mark_first = 1)
-      : tiers_(tiers), mover_(mover), finder_(tiers), lookahead_(tiers), mark_next_(mark_first) {}
+  Planner(Tiers& tiers, Mover& mover, HbmPlanner& hbm, uint32_t mark_first = 1)
+      : tiers_(tiers),
+        mover_(mover),
+        hbm_(hbm),
+        finder_(tiers),
+        lookahead_(tiers),
+        mark_next_(mark_first) {}
 
   // Where slots are short: take them from plans that are not at work, or be refused
   // (kBudgetExceeded).
@@ -77,6 +83,7 @@ class Planner {
   // The acquisition's own pins stand in the way of room for it: without them, makes room and starts
   // again.
   Status repack(Acquisition& acquired);
+  void forget_marks(SlotDirectory& directory, EvictionPolicy* policy);
   static void follow_slots(Plan& plan);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   Status too_large(const Acquisition& acquired) const;
@@ -96,6 +103,7 @@ class Planner {
 
   Tiers& tiers_;
   Mover& mover_;
+  HbmPlanner& hbm_;  // is told of plans that lose their slots
   PlannerStats stats_;
   RowFinder finder_;
   Lookahead lookahead_;

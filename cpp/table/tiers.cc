@@ -16,6 +16,8 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
+constexpr uint32_t kDramAlignment = 4;
+constexpr uint32_t kHbmAlignment = 16;  // a thread of the device loads 128 bits at once
 // The list of rows that changed takes at most this part of the budget, with what sorting it takes.
 constexpr uint64_t kBudgetPartOfChanges = 32;
 
@@ -45,12 +47,19 @@ Status invalid(std::string message) {
 
 }  // namespace
 
-LayoutTier::LayoutTier(const RowLayout& row_layout, uint64_t row_count, uint32_t slots_max)
+LayoutTier::LayoutTier(const RowLayout& row_layout, uint64_t row_count, uint32_t slots_max,
+                       uint32_t bytes_per_slot, uint32_t hbm_slots)
     : layout(row_layout),
       rows(row_count),
-      stride_bytes((row_layout.row_bytes() + 3) / 4 * 4),
+      stride_bytes(bytes_per_slot),
+      hbm_slots_here(hbm_slots),
       directory(slots_max),
-      arena(uint64_t{std::max(slots_max, 1u)} * stride_bytes) {}
+      arena((uint64_t{std::max(slots_max, 1u)} + hbm_slots) * stride_bytes) {}
+
+void LayoutTier::discard(uint32_t begin, uint32_t end) {
+  arena.discard((uint64_t{hbm_slots_here} + begin) * stride_bytes,
+                (uint64_t{hbm_slots_here} + end) * stride_bytes);
+}
 
 Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
   std::unique_ptr<Tiers> tiers(new Tiers(config));
@@ -64,6 +73,7 @@ Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
 Status Tiers::build_tables() {
   if (config_.tables.empty()) return invalid("an engine needs at least one table");
   std::vector<RowLayout> row_layouts;
+  const uint32_t alignment = has_hbm() ? kHbmAlignment : kDramAlignment;
   for (const TableConfig& config : config_.tables) {
     if (config.rows > kTableRowsMax)
       return invalid("table '" + config.name + "': " + std::to_string(config.rows) +
@@ -77,7 +87,8 @@ Status Tiers::build_tables() {
       if (row_layouts.size() >= std::numeric_limits<uint16_t>::max())
         return invalid("more than 65,534 different row layouts");
       found = row_layouts.insert(row_layouts.end(), row_layout);
-      demands_.push_back({0, (row_layout.row_bytes() + 3) / 4 * 4});
+      demands_.push_back({0, (row_layout.row_bytes() + alignment - 1) / alignment * alignment,
+                          has_hbm() ? sizeof(HbmTier::Place) : 0});
     }
     const auto layout = static_cast<uint16_t>(found - row_layouts.begin());
     tables_.push_back({config, LayoutId(layout), RowId(total_rows_),
@@ -86,6 +97,21 @@ Status Tiers::build_tables() {
     demands_[layout].rows += config.rows;
     total_rows_ += config.rows;
   }
+  return build_layouts(row_layouts);
+}
+
+Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
+  std::vector<uint32_t> hbm_slots(row_layouts.size(), 0);
+  if (has_hbm()) {
+    hbm_slots = hbm_slots_within(demands_, config_.hbm_bytes);
+    if (hbm_slots.empty()) {
+      uint64_t needed = 0;
+      for (const LayoutDemand& demand : demands_) needed += demand.stride_bytes;
+      return Status(StatusCode::kBudgetExceeded,
+                    "hbm has to hold a row of each layout, " + std::to_string(needed) +
+                        " bytes; the budget is " + std::to_string(config_.hbm_bytes));
+    }
+  }
   for (size_t i = 0; i < row_layouts.size(); ++i) {
     uint64_t slots_max = demands_[i].rows;
     if (config_.dram_bytes != 0)
@@ -93,15 +119,24 @@ Status Tiers::build_tables() {
     if (slots_max >= kSlotsMax)
       return invalid(std::to_string(slots_max) + " rows in dram; at most " +
                      std::to_string(kSlotsMax - 1) + " of one layout are possible");
-    layouts_.push_back(std::make_unique<LayoutTier>(row_layouts[i], demands_[i].rows,
-                                                    static_cast<uint32_t>(slots_max)));
+    // A row on the device keeps its slot in dram.
+    hbm_slots[i] = std::min(hbm_slots[i], static_cast<uint32_t>(slots_max));
+    layouts_.push_back(std::make_unique<LayoutTier>(
+        row_layouts[i], demands_[i].rows, static_cast<uint32_t>(slots_max),
+        static_cast<uint32_t>(demands_[i].stride_bytes), config_.hbm_on_host ? hbm_slots[i] : 0));
+    if (!has_hbm()) continue;
+    layouts_[i]->hbm =
+        std::make_unique<HbmTier>(hbm_slots[i], static_cast<uint32_t>(slots_max), demands_[i].rows,
+                                  config_.policy);
+    hbm_directory_bytes_ += uint64_t{hbm_slots[i]} * HbmTier::kBytesPerSlot;
   }
   return Status::ok();
 }
 
 // The index, and a policy for each layout where rows may have to leave.
 Status Tiers::build_index() {
-  const uint64_t all_rows_bytes = dram_bytes_for_all_rows(demands_);
+  const uint64_t all_rows_bytes =
+      dram_bytes_for_all_rows(demands_, config_.pinned_bytes + hbm_directory_bytes_);
   every_row_fits_ = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
   if (!every_row_fits_ && config_.ssd_path.empty())
     return Status(StatusCode::kBudgetExceeded,

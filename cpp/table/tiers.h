@@ -28,6 +28,7 @@
 #include "rows/kernels.h"
 #include "table/budget.h"
 #include "table/config.h"
+#include "table/hbm_tier.h"
 
 namespace te {
 
@@ -42,18 +43,28 @@ struct Table {
 };
 
 struct LayoutTier {
-  LayoutTier(const RowLayout& row_layout, uint64_t rows, uint32_t slots_max);
+  // `hbm_slots`: of the device that lie in front of those in dram, if that is this processor.
+  LayoutTier(const RowLayout& row_layout, uint64_t rows, uint32_t slots_max, uint32_t stride_bytes,
+             uint32_t hbm_slots);
 
-  std::byte* data(SlotIndex s) const { return arena.data() + uint64_t{s.value} * stride_bytes; }
-  ArenaView view() const { return {arena.data(), stride_bytes, layout}; }
+  std::byte* data(SlotIndex s) const {
+    return arena.data() + (uint64_t{hbm_slots_here} + s.value) * stride_bytes;
+  }
+  ArenaView view() const { return {data(SlotIndex(0)), stride_bytes, layout}; }
+  // By the places of hbm_tier.h.
+  ArenaView device_view() const { return {arena.data(), stride_bytes, layout}; }
+  // Gives the memory of slots [begin, end) back.
+  void discard(uint32_t begin, uint32_t end);
 
   const RowLayout layout;
   const uint64_t rows;  // of all tables with this layout
   const uint32_t stride_bytes;
+  const uint32_t hbm_slots_here;
   SlotDirectory directory;
   ReservedMemory arena;
   uint64_t dirty_rows = 0;
   std::unique_ptr<EvictionPolicy> policy;  // null: every row has room, nothing is ever evicted
+  std::unique_ptr<HbmTier> hbm;            // null: no hbm tier
 };
 
 // The application's part of a store's metadata blob; empty if the blob is not one of ours.
@@ -72,11 +83,13 @@ class Tiers final : public RowOwner {
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
   RowIndex& index() { return *index_; }
-  // Location words, the store's list of what has changed that no index tells, and the ids of
-  // batches to come.
+  // Location words, the store's list of what has changed that no index tells, the ids of batches to
+  // come, and what an hbm tier takes here: transfer buffers and all about its slots.
   uint64_t metadata_bytes() const {
-    return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_;
+    return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_ + config_.pinned_bytes +
+           hbm_directory_bytes_;
   }
+  bool has_hbm() const { return config_.hbm_bytes != 0; }
   void set_lookahead_bytes(uint64_t bytes) { lookahead_bytes_ = bytes; }
   uint64_t lookahead_bytes() const { return lookahead_bytes_; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
@@ -137,6 +150,7 @@ class Tiers final : public RowOwner {
  private:
   explicit Tiers(const EngineConfig& config) : config_(config) {}
   Status build_tables();
+  Status build_layouts(std::span<const RowLayout> row_layouts);
   Status build_index();
   void set_limits();
   Status open_log();
@@ -152,6 +166,7 @@ class Tiers final : public RowOwner {
   std::unique_ptr<RowIndex> index_;
   uint64_t changes_bytes_ = 0;
   uint64_t lookahead_bytes_ = 0;
+  uint64_t hbm_directory_bytes_ = 0;
   std::unique_ptr<LogStore> log_;
 };
 

@@ -19,6 +19,7 @@ struct Bench {
   TempDirectory directory;
   std::unique_ptr<Tiers> tiers;
   std::unique_ptr<Mover> mover;
+  std::unique_ptr<HbmPlanner> hbm;
   std::unique_ptr<Planner> planner;
   ThreadPool threads{1};
 
@@ -32,7 +33,8 @@ struct Bench {
     check_ok(created.status());
     tiers = created.take();
     mover = std::make_unique<Mover>(*tiers);
-    planner = std::make_unique<Planner>(*tiers, *mover);
+    hbm = std::make_unique<HbmPlanner>(*tiers);
+    planner = std::make_unique<Planner>(*tiers, *mover, *hbm);
   }
   LayoutTier& tier(uint32_t table) { return tiers->layout_of(TableId(table)); }
   Status plan(const std::vector<Feature>& features, Plan& plan, bool will_update = true) {

@@ -16,6 +16,7 @@ struct Bench {
   TempDirectory directory;
   std::unique_ptr<Tiers> tiers;
   std::unique_ptr<Mover> mover;
+  std::unique_ptr<HbmPlanner> hbm;
   std::unique_ptr<Planner> planner;
   ThreadPool threads;
 
@@ -29,7 +30,8 @@ struct Bench {
     check_ok(created.status());
     tiers = created.take();
     mover = std::make_unique<Mover>(*tiers);
-    planner = std::make_unique<Planner>(*tiers, *mover);
+    hbm = std::make_unique<HbmPlanner>(*tiers);
+    planner = std::make_unique<Planner>(*tiers, *mover, *hbm);
   }
 };
 

@@ -44,7 +44,8 @@ class Lab {
     mover_ = std::make_unique<Mover>(*tiers_);
     // Some schedules pass the place where the numbers of marks start again.
     const uint32_t mark_first = random_.one_in(2) ? 1 : UINT32_MAX - random_.below(2000);
-    planner_ = std::make_unique<Planner>(*tiers_, *mover_, mark_first);
+    hbm_ = std::make_unique<HbmPlanner>(*tiers_);
+    planner_ = std::make_unique<Planner>(*tiers_, *mover_, *hbm_, mark_first);
   }
 
   void step() {
@@ -306,6 +307,7 @@ class Lab {
   ThreadPool threads_{1};
   std::unique_ptr<Tiers> tiers_;
   std::unique_ptr<Mover> mover_;
+  std::unique_ptr<HbmPlanner> hbm_;
   std::unique_ptr<Planner> planner_;
   std::map<uint64_t, std::vector<std::byte>> model_;  // by row of the engine
   std::vector<std::unique_ptr<Flight>> flights_;

@@ -50,6 +50,15 @@ def _nearest(x, dtype: tl.constexpr):
     return nearest
 
 
+@triton.jit
+def _at(slot, stride: tl.constexpr, here, shift, ELSEWHERE: tl.constexpr):
+    """Where the row in a slot begins; with ELSEWHERE those from `here` on are `shift` further."""
+    at = slot.to(tl.int64) * stride
+    if ELSEWHERE:
+        at += tl.where(slot >= here, shift, 0)
+    return at
+
+
 @triton.jit(do_not_specialize=["count"])
 def copy_rows(
     source,
@@ -58,21 +67,30 @@ def copy_rows(
     target_slots,
     count,
     words: tl.constexpr,
+    FROM_LIST: tl.constexpr,
+    TO_LIST: tl.constexpr,
     ROWS: tl.constexpr,
     WORDS: tl.constexpr,
 ):
-    """target[target_slots[i]] = source[source_slots[i]], slots of `words` 32-bit words."""
+    """target[target_slots[i]] = source[source_slots[i]], slots of `words` 32-bit words.
+
+    Without a list they are i.
+    """
     i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     word = tl.program_id(1) * WORDS + tl.arange(0, WORDS)
     there = i < count
-    source_slot = tl.load(source_slots + i, mask=there, other=0).to(tl.int64)
-    target_slot = tl.load(target_slots + i, mask=there, other=0).to(tl.int64)
+    source_slot = i.to(tl.int64)
+    if FROM_LIST:
+        source_slot = tl.load(source_slots + i, mask=there, other=0).to(tl.int64)
+    target_slot = i.to(tl.int64)
+    if TO_LIST:
+        target_slot = tl.load(target_slots + i, mask=there, other=0).to(tl.int64)
     mask = there[:, None] & (word < words)[None, :]
     row = tl.load(source + source_slot[:, None] * words + word[None, :], mask=mask)
     tl.store(target + target_slot[:, None] * words + word[None, :], row, mask=mask)
 
 
-@triton.jit(do_not_specialize=["bags"])
+@triton.jit(do_not_specialize=["bags", "here", "shift"])
 def pool(
     weights,
     slots,
@@ -81,11 +99,14 @@ def pool(
     out,
     argmax,
     bags,
+    here,
+    shift,
     dim: tl.constexpr,
     stride: tl.constexpr,
     MODE: tl.constexpr,
     HAS_WEIGHTS: tl.constexpr,
     KEEP_ARGMAX: tl.constexpr,
+    ELSEWHERE: tl.constexpr,
     BAGS: tl.constexpr,
     COLUMNS: tl.constexpr,
     AHEAD: tl.constexpr,
@@ -104,24 +125,23 @@ def pool(
         for step in tl.static_range(AHEAD):
             k = first + step
             at = begin + k
-            here = k < length
-            slot = tl.load(slots + at, mask=here, other=PADDING)
-            here &= slot != PADDING
-            mask = here[:, None] & in_row
-            x = tl.load(
-                weights + slot.to(tl.int64)[:, None] * stride + column[None, :],
-                mask=mask,
-                other=0.0,
-            ).to(tl.float32)
+            pooled = k < length
+            slot = tl.load(slots + at, mask=pooled, other=PADDING)
+            pooled &= slot != PADDING
+            mask = pooled[:, None] & in_row
+            row = _at(slot, stride, here, shift, ELSEWHERE)
+            x = tl.load(weights + row[:, None] + column[None, :], mask=mask, other=0.0).to(
+                tl.float32
+            )
             if HAS_WEIGHTS:
-                x *= tl.load(sample_weights + at, mask=here, other=1.0).to(tl.float32)[:, None]
+                x *= tl.load(sample_weights + at, mask=pooled, other=1.0).to(tl.float32)[:, None]
             if MODE == MAX:
-                wins = here[:, None] & ((count == 0)[:, None] | (x > result))
+                wins = pooled[:, None] & ((count == 0)[:, None] | (x > result))
                 result = tl.where(wins, x, result)
                 winner = tl.where(wins, at.to(tl.int32)[:, None], winner)
             else:
-                result = tl.where(here[:, None], result + x, result)
-            count += here.to(tl.int32)
+                result = tl.where(pooled[:, None], result + x, result)
+            count += pooled.to(tl.int32)
     result = tl.where((count > 0)[:, None], result, 0.0)
     if MODE == MEAN:
         size = tl.where(count > 0, count, 1).to(tl.float32)[:, None]
@@ -151,7 +171,7 @@ def _total(lanes, ROWS: tl.constexpr):
     return low + high
 
 
-@triton.jit(do_not_specialize=["occurrences"])
+@triton.jit(do_not_specialize=["occurrences", "here", "shift"])
 def sample_weight_gradients(
     weights,
     slots,
@@ -159,8 +179,11 @@ def sample_weight_gradients(
     grad,
     out,
     occurrences,
+    here,
+    shift,
     dim: tl.constexpr,
     stride: tl.constexpr,
+    ELSEWHERE: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """out[i] = dot(grad[bag of i], row of i); 0 for padding."""
@@ -168,13 +191,13 @@ def sample_weight_gradients(
     there = i < occurrences
     slot = tl.load(slots + i, mask=there, other=PADDING)
     bag = tl.load(bag_of + i, mask=there, other=0).to(tl.int64)
-    here = there & (slot != PADDING)
-    row = slot.to(tl.int64) * stride
+    pooled = there & (slot != PADDING)
+    row = _at(slot, stride, here, shift, ELSEWHERE)
     lane = tl.arange(0, LANES)
     lanes = tl.zeros([ROWS, LANES], tl.float32)
     for first in range(0, dim, LANES):
         column = first + lane
-        mask = here[:, None] & (column < dim)[None, :]
+        mask = pooled[:, None] & (column < dim)[None, :]
         g = tl.load(grad + bag[:, None] * dim + column[None, :], mask=mask, other=0.0)
         w = tl.load(weights + row[:, None] + column[None, :], mask=mask, other=0.0)
         product = g.to(tl.float32) * w.to(tl.float32)
@@ -413,7 +436,7 @@ def _optimize(
     return w
 
 
-@triton.jit(do_not_specialize=["count"])
+@triton.jit(do_not_specialize=["count", "here", "weight_shift", "state_shift"])
 def update(
     weights,
     states,
@@ -431,6 +454,9 @@ def update(
     count,
     numbers,
     counters,
+    here,
+    weight_shift,
+    state_shift,
     dim: tl.constexpr,
     weight_stride: tl.constexpr,
     state_stride: tl.constexpr,
@@ -441,6 +467,7 @@ def update(
     HAS_WEIGHTS: tl.constexpr,
     BY_COUNT: tl.constexpr,
     DECAYS: tl.constexpr,
+    ELSEWHERE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
     AHEAD: tl.constexpr,
@@ -457,8 +484,10 @@ def update(
     there = i < count
     mask = there[:, None] & (column < dim)[None, :]
     u = tl.load(which + i, mask=there, other=0)
-    slot = tl.load(slots + u, mask=there, other=0).to(tl.int64)
-    weight_at = weights + slot[:, None] * weight_stride + column[None, :]
+    slot = tl.load(slots + u, mask=there, other=0)
+    weight_at = weights + _at(slot, weight_stride, here, weight_shift, ELSEWHERE)[:, None]
+    weight_at += column[None, :]
+    state_at = states + _at(slot, state_stride, here, state_shift, ELSEWHERE) + state_offset
 
     w = tl.load(weight_at, mask=mask, other=0.0).to(tl.float32)
     if SUMMED:
@@ -474,8 +503,7 @@ def update(
         )  # fmt: skip
 
     w = _optimize(
-        w, g, states + slot * state_stride + state_offset, numbers, there, mask, column, dim,
-        OPTIMIZER, DECAYS, ROWS, COLUMNS,
+        w, g, state_at, numbers, there, mask, column, dim, OPTIMIZER, DECAYS, ROWS, COLUMNS,
     )  # fmt: skip
 
     if weights.dtype.element_ty == tl.float32:

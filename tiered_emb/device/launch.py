@@ -13,6 +13,8 @@ import triton
 
 from tiered_emb import _core
 from tiered_emb.device import kernels
+from tiered_emb.device.executor import NUMBERS
+from tiered_emb.device.executor import OFTEN as OFTEN
 from tiered_emb.device.slots import Slots
 
 MODES = {"sum": 0, "mean": 1, "max": 2}
@@ -22,9 +24,8 @@ AHEAD = 2
 """Occurrences of a bag, or of a row, whose loads are under way at once."""
 AHEAD_OFTEN = 32
 """The same in `sum_gradients`."""
-OFTEN = 64
-"""Rows that occur more often have their gradients summed by `sum_gradients`."""
 WARPS = 4
+_COUNTERS = 8  # where in a feature's numbers
 ROUNDING = 1 << 30
 """What random words are for, where `cpp/base/philox.h` has it in their counter."""
 
@@ -39,27 +40,37 @@ def _tile(dim: int) -> tuple[int, int]:
     return max(1, TILE // columns), columns
 
 
+def _elsewhere(slots: Slots, itemsize: int) -> tuple[int, int]:
+    """Number of the first slot elsewhere, and how far: in elements of `itemsize` bytes."""
+    return slots.here, slots.shift_bytes // itemsize
+
+
 def copy_rows(
     source: torch.Tensor,
-    source_slots: torch.Tensor,
+    source_slots: torch.Tensor | None,
     target: torch.Tensor,
-    target_slots: torch.Tensor,
+    target_slots: torch.Tensor | None,
 ) -> None:
     """``target[target_slots] = source[source_slots]``, whole slots.
 
     Args:
         source, target: int32 [slots, stride], as `Slots.words`; of one stride, a multiple of 4.
-        source_slots, target_slots: int32 [n]; no target twice.
+        source_slots, target_slots: int32 [n]; no target twice. One of them may be None: the first
+            slots.
     """
-    count, words = source_slots.numel(), source.stride(0)
+    slots = source_slots if source_slots is not None else target_slots
+    assert slots is not None
+    count, words = slots.numel(), source.stride(0)
     rows, columns = _tile(words)
     kernels.copy_rows[(triton.cdiv(count, rows), triton.cdiv(words, columns))](
         source,
-        source_slots,
+        slots if source_slots is None else source_slots,
         target,
-        target_slots,
+        slots if target_slots is None else target_slots,
         count,
         words,
+        source_slots is not None,
+        target_slots is not None,
         rows,
         columns,
         num_warps=WARPS,
@@ -97,11 +108,13 @@ def pool(
         out,
         argmax if argmax is not None else occurrence_slots,
         bags,
+        *_elsewhere(slots, out.dtype.itemsize),
         dim,
         slots.weights.stride(0),
         MODES[mode],
         sample_weights is not None,
         argmax is not None,
+        slots.shift_bytes != 0,
         rows,
         columns,
         AHEAD,
@@ -134,8 +147,10 @@ def sample_weight_gradients(
         grad,
         out,
         count,
+        *_elsewhere(slots, out.dtype.itemsize),
         slots.layout.dim,
         slots.weights.stride(0),
+        slots.shift_bytes != 0,
         rows,
         num_warps=WARPS,
         enable_fp_fusion=False,
@@ -207,6 +222,13 @@ class StepNumbers:
     counters: torch.Tensor
     decays: bool
 
+    @classmethod
+    def at(cls, memory: torch.Tensor, decays: bool) -> StepNumbers:
+        """Those in `memory`, int32 [`NUMBERS`]."""
+        return cls(
+            memory.view(torch.float32)[:6], memory[_COUNTERS : _COUNTERS + 4], decays
+        )
+
 
 def sum_gradients(
     which: torch.Tensor, occurrences: Occurrences, mode: str, grad: Gradients, out: torch.Tensor
@@ -275,6 +297,8 @@ def update(
         count,
         step.numbers,
         step.counters,
+        *_elsewhere(slots, layout.dtype.itemsize),
+        slots.shift_bytes // 4,
         layout.dim,
         slots.weights.stride(0),
         slots.states.stride(0),
@@ -285,6 +309,7 @@ def update(
         bags.sample_weights is not None,
         bags.by_count,
         step.decays,
+        slots.shift_bytes != 0,
         rows,
         columns,
         AHEAD,
@@ -293,28 +318,39 @@ def update(
     )
 
 
-def step_numbers(
+def write_step_numbers(
     optimizer: int,
-    hyper: tuple[float, float, float, float, float, float],
+    hyper: _core.HyperTuple,
     step: int,
     key: tuple[int, int],
-    device: torch.device | str,
-) -> StepNumbers:
-    """The numbers of a table's update, as the core computes them.
+    memory: torch.Tensor,
+) -> bool:
+    """Writes the numbers of a table's update, as the core computes them; whether weights decay.
 
     Args:
         optimizer: its number in the core.
         hyper: what `RowOptimizer.hyper` gives.
         step: 1 for the table's first update.
         key: of the table's random words, `_core.table_key(seed, name)`.
-        device: of the slots.
+        memory: int32 [`NUMBERS`] on the host.
     """
-    lr, eps, keep1, keep2, step_size, weight_decay = _core.optimizer_numbers(optimizer, hyper, step)
+    numbers = _core.optimizer_numbers(optimizer, hyper, step)
     words = (*key, step & 0xFFFFFFFF, ROUNDING | (step >> 32 & 0xFFFF) << 8)
-    return StepNumbers(
-        torch.tensor(
-            [lr, eps, keep1, keep2, step_size, weight_decay], dtype=torch.float32, device=device
-        ),
-        torch.tensor(words, dtype=torch.int64).to(torch.int32).to(device),
-        weight_decay != 0,
+    memory.view(torch.float32)[: len(numbers)] = torch.tensor(numbers, dtype=torch.float32)
+    memory[_COUNTERS : _COUNTERS + len(words)] = torch.tensor(words, dtype=torch.int64).to(
+        torch.int32
     )
+    return numbers[-1] != 0
+
+
+def step_numbers(
+    optimizer: int,
+    hyper: _core.HyperTuple,
+    step: int,
+    key: tuple[int, int],
+    device: torch.device | str,
+) -> StepNumbers:
+    """The numbers of `write_step_numbers` on a device."""
+    memory = torch.zeros(NUMBERS, dtype=torch.int32)
+    decays = write_step_numbers(optimizer, hyper, step, key, memory)
+    return StepNumbers.at(memory.to(device), decays)

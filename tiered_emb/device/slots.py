@@ -8,7 +8,8 @@ import torch
 
 STATES = {0: 0, 1: 0, 2: 1, 3: 0, 4: 2}
 """Float32 state values a column, by the optimizer's number in the core."""
-ROWWISE_ADAGRAD = 3
+SGD, ADAGRAD, ROWWISE_ADAGRAD, ADAM = 1, 2, 3, 4
+"""Numbers of the optimizers in the core."""
 ALIGNMENT_BYTES = 16
 """Rows begin at multiples of it, so that a thread loads 128 bits at once."""
 
@@ -50,11 +51,26 @@ class SlotLayout:
 
 
 class Slots:
-    """`count` slots of `layout` on `device`; its memory, all zeros, is `bytes` [count, stride]."""
+    """Slots of `layout` in memory `bytes`, uint8 [slots, stride].
 
-    def __init__(self, layout: SlotLayout, count: int, device: torch.device | str) -> None:
+    Numbers from `here` on are those of slots elsewhere, `shift_bytes` further than they would be in
+    `bytes`: in dram, where the device reaches it.
+    """
+
+    def __init__(
+        self, layout: SlotLayout, memory: torch.Tensor, here: int = 0, shift_bytes: int = 0
+    ) -> None:
         self.layout = layout
-        self.bytes = torch.zeros(count, layout.stride_bytes, dtype=torch.uint8, device=device)
+        self.bytes = memory
+        self.here = here
+        self.shift_bytes = shift_bytes
+
+    @classmethod
+    def zeros(cls, layout: SlotLayout, count: int, device: torch.device | str) -> Slots:
+        """`count` slots on `device`, all zeros."""
+        return cls(
+            layout, torch.zeros(count, layout.stride_bytes, dtype=torch.uint8, device=device)
+        )
 
     @property
     def weights(self) -> torch.Tensor:

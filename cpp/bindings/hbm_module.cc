@@ -1,0 +1,177 @@
+#include "bindings/hbm_module.h"
+
+#include "bindings/calls.h"
+#include "table/copy_slots.h"
+#include "table/plan_image.h"
+
+namespace nb = nanobind;
+
+namespace te {
+namespace {
+
+nb::bytes to_bytes(const std::vector<SlotIndex>& slots) {
+  static_assert(sizeof(SlotIndex) == sizeof(uint32_t));
+  return nb::bytes(slots.data(), slots.size() * sizeof(SlotIndex));
+}
+
+std::span<const SlotIndex> slots_at(uintptr_t address, size_t count) {
+  return {at<const SlotIndex>(address), count};
+}
+
+// ([(layout, after, spill from, spill to, fill from, fill to), ...], unique rows used in dram,
+//  whether the places are new).
+nb::tuple stage(const OwnedEngine& engine, PlanHandle& handle) {
+  Plan& plan = handle.plan();
+  bool is_new = false;
+  run([&] {
+    auto staged = engine->stage(plan);
+    if (!staged) return staged.status();
+    is_new = staged.value();
+    return Status::ok();
+  });
+  nb::list list;
+  for (size_t l = 0; l < plan.moves.size(); ++l) {
+    const HbmMoves& moves = plan.moves[l];
+    if (moves.spill_from.empty() && moves.fill_from.empty()) continue;
+    list.append(nb::make_tuple(l, moves.after, to_bytes(moves.spill_from), to_bytes(moves.spill_to),
+                               to_bytes(moves.fill_from), to_bytes(moves.fill_to)));
+  }
+  return nb::make_tuple(list, plan.places_in_dram, is_new);
+}
+
+nb::tuple to_tuple(const Engine::Copies& copies) {
+  return nb::make_tuple(to_bytes(copies.device), to_bytes(copies.dram));
+}
+
+nb::tuple newer_copies(const OwnedEngine& engine, uint16_t layout) {
+  Engine::Copies copies;
+  run([&] { return engine->newer_copies(LayoutId(layout), copies); });
+  return to_tuple(copies);
+}
+
+nb::tuple copies_of(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
+                    bool only_newer) {
+  Engine::Copies copies;
+  run([&] {
+    const std::span<const int64_t> span(at<const int64_t>(ids), count);
+    return only_newer ? engine->newer_copies(TableId(table), span, copies)
+                      : engine->copies(TableId(table), span, copies);
+  });
+  return to_tuple(copies);
+}
+
+void gather(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
+            uintptr_t rows) {
+  const WithoutGil without_gil;
+  engine->gather(LayoutId(layout), slots_at(dram, count), at<std::byte>(rows));
+}
+
+void settle(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
+            uintptr_t rows, bool left) {
+  run([&] {
+    return engine->settle(LayoutId(layout), slots_at(dram, count), at<const std::byte>(rows), left);
+  });
+}
+
+// Steps of the features' tables, 0 where one is not updated.
+std::vector<uint64_t> begin_update(const OwnedEngine& engine, PlanHandle& handle,
+                                   const std::vector<bool>& is_updated) {
+  Plan& plan = handle.plan();
+  const std::vector<uint8_t> flags(is_updated.begin(), is_updated.end());
+  std::vector<uint64_t> steps(flags.size());
+  run([&] { return engine->begin_update(plan, flags, steps); });
+  return steps;
+}
+
+// (layout, slots, bytes of one, where dram's begin in memory, their bytes).
+nb::tuple hbm_layout(const OwnedEngine& engine, uint32_t table) {
+  LayoutId layout;
+  const Engine::HbmLayout hbm = engine->hbm_layout(TableId(table), &layout);
+  return nb::make_tuple(layout.value, hbm.slots, hbm.stride_bytes,
+                        reinterpret_cast<uintptr_t>(hbm.dram), hbm.dram_bytes);
+}
+
+// Bytes of the image, and where its arrays begin, in the order of plan_image.h.
+nb::tuple image(PlanHandle& handle) {
+  const PlanImage i = plan_image(handle.plan());
+  return nb::make_tuple(i.bytes, i.occurrence_slots, i.bag_begin, i.bag_of, i.places, i.rows,
+                        i.which, i.csr_begin, i.csr_bags, i.csr_occurrences, i.bag_scale);
+}
+
+// [(occurrence_first, occurrences, bag_first, bags, begin_first, occurrences in bags), ...]
+nb::list features(PlanHandle& handle) {
+  nb::list list;
+  const Plan& plan = handle.plan();
+  for (const FeaturePlan& f : plan.features)
+    list.append(nb::make_tuple(f.occurrence_first, f.occurrences, f.bag_first, f.bags,
+                               f.begin_first, plan.bag_begin[f.begin_first + f.bags]));
+  return list;
+}
+
+// [(feature, first, count, before, its occurrences in csr_bags: first and end), ...]
+nb::list ranges(PlanHandle& handle) {
+  nb::list list;
+  const Plan& plan = handle.plan();
+  for (size_t i = 0; i < plan.acquired.ranges.size(); ++i) {
+    const UniqueRange& r = plan.acquired.ranges[i];
+    const uint32_t* begin = plan.csr_begin.data() + r.first + i;
+    list.append(nb::make_tuple(r.feature, r.first, r.count, r.before, begin[0], begin[r.count]));
+  }
+  return list;
+}
+
+// By range: how many rows occur at most `often` times.
+std::vector<uint32_t> write_image(const OwnedEngine& engine, PlanHandle& handle, uint32_t often,
+                                  uintptr_t to) {
+  const Plan& plan = handle.plan();
+  std::vector<uint32_t> seldom(plan.acquired.ranges.size(), 0);
+  const WithoutGil without_gil;
+  engine->write_image(plan, often, at<std::byte>(to), seldom);
+  return seldom;
+}
+
+// Slot i of `target` becomes slot i of `source`, where a list of slots says no other.
+void copy_slots(uintptr_t source, uintptr_t source_slots, uintptr_t target, uintptr_t target_slots,
+                size_t count, size_t stride_bytes) {
+  const WithoutGil without_gil;
+  copy_slots_between({at<const std::byte>(source), at<const uint32_t>(source_slots)},
+                     {at<std::byte>(target), at<const uint32_t>(target_slots)}, count, stride_bytes);
+}
+
+}  // namespace
+
+void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
+  engine.def("stage", &stage)
+      .def("renormalise",
+           [](const OwnedEngine& self, PlanHandle& handle,
+              const std::vector<ForwardTuple>& tensors) {
+             const std::vector<FeatureForward> forwards = to_forwards(tensors);
+             Plan& plan = handle.plan();
+             run([&] { return self->renormalise(plan, forwards); });
+           })
+      .def("pooled",
+           [](const OwnedEngine& self, PlanHandle& handle) {
+             Plan& plan = handle.plan();
+             run([&] { return self->pooled(plan); });
+           })
+      .def("begin_update", &begin_update)
+      .def_prop_ro("releases",
+                   [](const OwnedEngine& self) {
+                     const WithoutGil without_gil;
+                     return self->releases();
+                   })
+      .def("newer_copies", &newer_copies)
+      .def("copies_of", &copies_of)
+      .def("gather", &gather)
+      .def("settle", &settle)
+      .def("drop_unused",
+           [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
+      .def("hbm_layout", &hbm_layout)
+      .def("image", [](const OwnedEngine&, PlanHandle& handle) { return image(handle); })
+      .def("features", [](const OwnedEngine&, PlanHandle& handle) { return features(handle); })
+      .def("ranges", [](const OwnedEngine&, PlanHandle& handle) { return ranges(handle); })
+      .def("write_image", &write_image);
+  m.def("copy_slots", &copy_slots);
+}
+
+}  // namespace te

@@ -1,0 +1,75 @@
+// HbmPlanner: decides which rows of a batch are on the device, once their slots in dram are known.
+//
+// A batch is staged when its rows stand in dram and before it is pooled: rows that are on the
+// device stay, the others get slots there as far as there are any that no unfinished plan uses, and
+// those for which there is none are used where they lie in dram. What has to move for it is told as
+// lists, which the device layer of the Python package carries out in order before anything else.
+// Rows leave the device for others only, so that what is used often stays.
+// Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers. Cost: a cache
+// miss or two a unique row, a table lookup an occurrence.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "base/thread_pool.h"
+#include "table/plan.h"
+#include "table/tiers.h"
+
+namespace te {
+
+struct HbmStats {
+  uint64_t rows_hit = 0;      // unique rows of staged batches that were on the device
+  uint64_t rows_filled = 0;   // those that moved there
+  uint64_t rows_in_dram = 0;  // those that found no room
+  uint64_t rows_spilled = 0;  // newer than in dram, and moved down
+};
+
+class HbmPlanner {
+ public:
+  explicit HbmPlanner(Tiers& tiers) : tiers_(tiers) {}
+
+  // The plan's rows get places, its occurrences name them, and its moves say what has to be done.
+  // Its rows are pinned in dram, and the moves of earlier stages are done or under way.
+  void stage(Plan& plan, ThreadPool& threads);
+  // The plan no longer uses its places; before its pins in dram end. Moves that overwrite them wait
+  // for what was launched before the release of this number.
+  void release(Plan& plan);
+  // Releases so far.
+  uint64_t releases() const { return releases_; }
+  // The rows of a range are about to differ from every copy elsewhere.
+  void mark_dirty(const Plan& plan, const UniqueRange& range);
+  // Rows of a layout that are newer on the device: where they are, and their slots in dram, to
+  // which the caller brings them (`settle`). They count as clean.
+  void take_dirty(LayoutId layout, std::vector<SlotIndex>& from, std::vector<SlotIndex>& to);
+  // The row in this slot is taken down next, if it is newer there.
+  bool take_dirty(HbmTier& hbm, SlotIndex s);
+  // The bytes of rows that went down stand in their slots in dram. `left`: they left the device.
+  void settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
+  // Makes all slots free that no plan uses; their rows are clean.
+  void drop_unused();
+  uint64_t dirty_rows() const;
+  // That are to be settled.
+  uint64_t unsettled_rows() const { return unsettled_; }
+
+  const HbmStats& stats() const { return stats_; }
+
+ private:
+  void find(Plan& plan, const UniqueRange& range);
+  void place_missing(Plan& plan, LayoutId layout);
+  void take_victims(LayoutId layout, size_t count, HbmMoves& moves);
+  void pin_in_dram(LayoutId layout, SlotIndex dram);
+  void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
+
+  Tiers& tiers_;
+  HbmStats stats_;
+  uint64_t releases_ = 0;
+  uint64_t unsettled_ = 0;
+  // Scratch of one call.
+  std::vector<std::vector<uint32_t>> missing_;  // unique rows, by layout
+  std::vector<SlotIndex> slots_;
+  std::vector<SlotIndex> dram_;
+};
+
+}  // namespace te

@@ -1,0 +1,34 @@
+#include "table/hbm_tier.h"
+
+#include <algorithm>
+
+namespace te {
+
+HbmTier::HbmTier(uint32_t slots, uint32_t dram_slots_max, uint64_t rows,
+                 const std::string& policy_name)
+    : directory(slots),
+      dram_of(slots),
+      released_at(slots, 0),
+      place_memory_(uint64_t{std::max(dram_slots_max, 1u)} * sizeof(Place)),
+      places_(reinterpret_cast<Place*>(place_memory_.data())) {
+  directory.set_limit(slots);
+  if (slots >= rows) return;
+  policy = make_eviction_policy(policy_name, directory, rows);
+  policy->set_limit(slots);
+}
+
+SlotIndex HbmTier::take(RowId row, SlotIndex dram) {
+  const SlotIndex s = directory.take(row, BlockAddress::none());
+  dram_of[s.value] = dram;
+  place(dram).bits = s.value + 1;
+  return s;
+}
+
+void HbmTier::release(SlotIndex s) {
+  Slot& slot = directory[s];
+  if (slot.dirty != 0) --dirty_rows;
+  place(dram_of[s.value]) = Place();
+  directory.release(s);
+}
+
+}  // namespace te

@@ -1,0 +1,283 @@
+// Engines with an hbm tier whose device is this processor: what the device layer does between the
+// calls is done here by memcpy. Bit-equal to an engine that has everything in dram, whatever fits.
+#include <boost/test/unit_test.hpp>
+#include <cstring>
+#include <deque>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "table/plan_image.h"
+#include "table_fixture.h"
+
+namespace te {
+namespace {
+
+using namespace testing;  // NOLINT: the fixture is this test's vocabulary
+
+constexpr uint32_t kDim = 6;
+constexpr uint32_t kTables = 2;
+
+// An engine, and its device.
+struct Side {
+  TempDirectory directory;
+  EngineConfig config;
+  std::unique_ptr<Engine> engine;
+
+  explicit Side(uint64_t dram_bytes, uint64_t hbm_bytes, bool ssd) {
+    for (uint32_t t = 0; t < kTables; ++t)
+      config.tables.push_back(make_table("table" + std::to_string(t), 60 + 40 * t, kDim));
+    config.optimizer = OptimizerKind::kAdagrad;
+    config.dram_bytes = dram_bytes;
+    config.hbm_bytes = hbm_bytes;
+    config.hbm_on_host = true;
+    if (ssd) config.ssd_path = directory / "store";
+    auto created = Engine::create(config);
+    check_ok(created.status());
+    engine = created.take();
+  }
+  bool has_hbm() const { return config.hbm_bytes != 0; }
+
+  Engine::HbmLayout layout() const {
+    LayoutId id;
+    return engine->hbm_layout(TableId(0), &id);
+  }
+  std::byte* device(SlotIndex s) const {
+    const Engine::HbmLayout l = layout();
+    return l.dram - uint64_t{l.slots} * l.stride_bytes + uint64_t{s.value} * l.stride_bytes;
+  }
+  std::vector<std::byte> download(std::span<const SlotIndex> slots) const {
+    const uint32_t stride = layout().stride_bytes;
+    std::vector<std::byte> rows(slots.size() * stride);
+    for (size_t i = 0; i < slots.size(); ++i)
+      std::memcpy(rows.data() + i * stride, device(slots[i]), stride);
+    return rows;
+  }
+  void upload(std::span<const SlotIndex> dram, std::span<const SlotIndex> slots) const {
+    const uint32_t stride = layout().stride_bytes;
+    std::vector<std::byte> rows(slots.size() * stride);
+    engine->gather(LayoutId(0), dram, rows.data());
+    for (size_t i = 0; i < slots.size(); ++i)
+      std::memcpy(device(slots[i]), rows.data() + i * stride, stride);
+  }
+  void bring_down() const {
+    Engine::Copies copies;
+    check_ok(engine->newer_copies(LayoutId(0), copies));
+    const std::vector<std::byte> rows = download(copies.device);
+    check_ok(engine->settle(LayoutId(0), copies.dram, rows.data(), false));
+  }
+  template <class Call>
+  auto with_room(Call call) const {
+    auto done = call();
+    if (done.status().code() != StatusCode::kBudgetExceeded || !has_hbm()) return done;
+    bring_down();
+    check_ok(engine->drop_unused());
+    return call();
+  }
+  Plan* plan(const std::vector<FeatureInput>& inputs) const {
+    auto planned = with_room([&] { return engine->plan(inputs, true); });
+    check_ok(planned.status());
+    return planned.value();
+  }
+  void stage(Plan& plan) const {
+    if (!has_hbm()) return;
+    check_ok(with_room([&] { return engine->stage(plan); }).status());
+    const HbmMoves& moves = plan.moves[0];
+    const std::vector<std::byte> down = download(moves.spill_from);
+    upload(moves.fill_from, moves.fill_to);
+    check_ok(engine->settle(LayoutId(0), moves.spill_to, down.data(), true));
+  }
+  std::vector<float> rows(uint32_t table) const {
+    const std::vector<int64_t> ids = all_ids(static_cast<int64_t>(config.tables[table].rows));
+    std::vector<float> values(ids.size() * 2 * kDim);
+    check_ok(engine->read_rows(TableId(table), ids, values.data(),
+                               values.data() + ids.size() * kDim));
+    return values;
+  }
+};
+
+// The same batches on both.
+struct Pair {
+  Random random;
+  Side plain{0, 0, false};
+  Side tiered;
+  struct Batch {
+    std::vector<Feature> features;
+    Plan* plans[2];
+    std::vector<float> grads;
+    std::vector<size_t> begins;  // of each feature's in them
+  };
+  std::deque<Batch> waiting;
+
+  Pair(uint64_t seed, uint64_t dram_slots, uint64_t hbm_slots)
+      : random(seed), tiered(dram_slots * 48, hbm_slots * 48, dram_slots != 0) {}
+
+  void forward() {
+    Batch batch;
+    batch.features = random_batch(random, tiered.config, 10);
+    if (batch.features.empty()) return;
+    const std::vector<FeatureInput> inputs = inputs_of(batch.features);
+    std::vector<float> outs[2];
+    size_t floats = 0;
+    for (const Feature& feature : batch.features) {
+      batch.begins.push_back(floats);
+      floats += feature.bags() * kDim;
+    }
+    if (random.one_in(3)) {
+      auto ticket = tiered.engine->announce(inputs, true);
+      check_ok(ticket.status());
+      tiered.engine->prefetch(ticket.value());
+    }
+    const Side* const sides[] = {&plain, &tiered};
+    for (int s = 0; s < 2; ++s) {
+      outs[s].resize(floats);
+      std::vector<FeatureForward> forwards;
+      for (size_t begin : batch.begins) forwards.push_back({.out = outs[s].data() + begin});
+      batch.plans[s] = sides[s]->plan(inputs);
+      sides[s]->stage(*batch.plans[s]);
+      if (sides[s]->has_hbm()) check_image(*batch.plans[s]);
+      check_ok(sides[s]->engine->forward(*batch.plans[s], forwards));
+    }
+    BOOST_TEST_REQUIRE(std::memcmp(outs[0].data(), outs[1].data(), floats * sizeof(float)) == 0);
+    for (size_t i = 0; i < floats; ++i) batch.grads.push_back(random.value(false));
+    waiting.push_back(std::move(batch));
+  }
+  // A plan's image has its arrays; the lists of rows are all of them, the seldom ones first.
+  void check_image(const Plan& plan) const {
+    const PlanImage image = plan_image(plan);
+    std::vector<std::byte> memory(image.bytes);
+    std::vector<uint32_t> seldom(plan.acquired.ranges.size());
+    tiered.engine->write_image(plan, 1, memory.data(), seldom);
+    BOOST_TEST_REQUIRE(std::memcmp(memory.data() + image.occurrence_slots,
+                                   plan.occurrence_slots.data(),
+                                   plan.occurrences * sizeof(uint32_t)) == 0);
+    const auto* which = reinterpret_cast<const uint32_t*>(memory.data() + image.which);
+    for (size_t r = 0; r < seldom.size(); ++r) {
+      const UniqueRange& range = plan.acquired.ranges[r];
+      const uint32_t* begin = plan.csr_begin.data() + range.first + r;
+      std::set<uint32_t> seen;
+      for (uint32_t i = 0; i < range.count; ++i) {
+        const uint32_t u = which[range.first + i];
+        BOOST_TEST_REQUIRE((begin[u + 1] - begin[u] <= 1) == (i < seldom[r]));
+        seen.insert(u);
+      }
+      BOOST_TEST_REQUIRE(seen.size() == range.count);
+    }
+  }
+  void backward(size_t which) {
+    const Batch batch = std::move(waiting[which]);
+    waiting.erase(waiting.begin() + static_cast<ptrdiff_t>(which));
+    const Side* const sides[] = {&plain, &tiered};
+    for (int s = 0; s < 2; ++s) {
+      std::vector<FeatureBackward> backwards;
+      for (size_t begin : batch.begins) backwards.push_back({.grad = batch.grads.data() + begin});
+      sides[s]->stage(*batch.plans[s]);
+      check_ok(sides[s]->engine->backward(*batch.plans[s], backwards, {.lr = 0.1, .eps = 1e-8},
+                                          false));
+      sides[s]->engine->release(*batch.plans[s]);
+    }
+  }
+  void write() {
+    std::vector<int64_t> ids;
+    for (int i = 0; i < 3; ++i) ids.push_back(static_cast<int64_t>(random.below(60)));
+    const std::vector<float> weights(ids.size() * kDim, random.value(false));
+    tiered.bring_down();
+    for (const Side* side : {&plain, &tiered}) {
+      check_ok(side->with_room([&]() -> Result<bool> {
+        TE_RETURN_IF_ERROR(
+            side->engine->write_rows(TableId(0), ids, weights.data(), nullptr));
+        return true;
+      }).status());
+      Engine::Copies copies;
+      check_ok(side->engine->copies(TableId(0), ids, copies));
+      if (!copies.device.empty()) side->upload(copies.dram, copies.device);
+    }
+  }
+  void compare() {
+    tiered.bring_down();
+    for (uint32_t t = 0; t < kTables; ++t) {
+      const std::vector<float> a = plain.rows(t);
+      const std::vector<float> b = tiered.rows(t);
+      BOOST_TEST_REQUIRE(std::memcmp(a.data(), b.data(), a.size() * sizeof(float)) == 0);
+    }
+  }
+  void step() {
+    switch (random.below(8)) {
+      case 0: write(); break;
+      case 1: compare(); break;
+      case 2:
+        tiered.bring_down();
+        check_ok(tiered.engine->flush());
+        break;
+      case 3:
+      case 4:
+      case 5: forward(); break;
+      default:
+        if (!waiting.empty()) backward(random.below(waiting.size()));
+    }
+  }
+  void run() {
+    for (int i = 0; i < 60; ++i) step();
+    while (!waiting.empty()) backward(0);
+    compare();
+  }
+};
+
+}  // namespace
+
+BOOST_AUTO_TEST_SUITE(table_hbm)
+
+BOOST_AUTO_TEST_CASE(bit_equal_to_dram_alone) {
+  const uint64_t dram_slots[] = {0, 30, 45, 90};
+  const uint64_t hbm_slots[] = {2, 12, 40, 200};
+  for (uint64_t seed = 0; seed < 48; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      Pair(seed, dram_slots[seed % 4], hbm_slots[seed / 4 % 4]).run();
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
+  Side side(0, 12 * 48, false);
+  const std::vector<int64_t> ids = {1, 2, 3};
+  const FeatureInput input{
+      .table = TableId(0), .ids = ids.data(), .ids_count = 3, .bag_size = 3, .bags = 1};
+  Plan* plan = side.plan({input});
+  side.stage(*plan);
+  std::vector<float> out(kDim, 1);
+  const FeatureForward forward{.out = out.data()};
+  check_ok(side.engine->forward(*plan, {&forward, 1}));
+  const FeatureBackward backward{.grad = out.data()};
+  check_ok(side.engine->backward(*plan, {&backward, 1}, {.lr = 1}, false));
+  side.engine->release(*plan);
+  const auto read = [&](int64_t id) {
+    return side.engine->read_rows(TableId(0), {&id, 1}, out.data(), nullptr);
+  };
+  BOOST_TEST(read(2).message().find("newer") != std::string::npos);
+  BOOST_TEST((side.engine->write_rows(TableId(0), ids, out.data(), nullptr).code() == StatusCode::kInvalidArgument));
+  check_ok(read(7));
+  Engine::Copies copies;
+  check_ok(side.engine->newer_copies(LayoutId(0), copies));
+  BOOST_TEST(copies.dram.size() == 3u);
+  BOOST_TEST(read(7).message().find("newer") != std::string::npos);  // some are under way
+  BOOST_TEST((side.engine->flush().code() == StatusCode::kInvalidArgument));
+  const std::vector<std::byte> rows = side.download(copies.device);
+  check_ok(side.engine->settle(LayoutId(0), copies.dram, rows.data(), false));
+  check_ok(read(2));
+  BOOST_TEST(side.engine->stats().hbm_rows == 3u);
+  check_ok(side.engine->drop_unused());
+  BOOST_TEST(side.engine->stats().hbm_rows == 0u);
+}
+
+BOOST_AUTO_TEST_CASE(a_budget_without_room_for_a_row_is_refused) {
+  EngineConfig config;
+  config.tables = {make_table("a", 10, 4), make_table("b", 10, 8)};
+  config.hbm_bytes = 47;
+  const Status status = Engine::create(config).status();
+  BOOST_TEST((status.code() == StatusCode::kBudgetExceeded));
+  BOOST_TEST(status.message().find("48 bytes") != std::string::npos);
+}
+
+BOOST_AUTO_TEST_SUITE_END()
+
+}  // namespace te

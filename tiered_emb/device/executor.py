@@ -1,0 +1,168 @@
+"""What computes over slots on a device: the executors, and a plan as they read it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+
+from tiered_emb import _core
+from tiered_emb.batch import Feature
+
+OFTEN = 64
+"""Rows that occur more often in a batch have a kernel of their own to sum their gradients."""
+
+
+NUMBERS = 16
+"""32-bit words that an executor may keep beside a plan's image for each feature."""
+
+
+@dataclass(frozen=True)
+class LayoutMemory:
+    """Slots of one row layout: on the device, and in dram where the device reaches them.
+
+    Args:
+        number: the layout's in the core.
+        slots: of the device.
+        stride: bytes of a slot.
+        device: uint8 [slots, stride]; on the emulated device [slots + those in dram, stride], as
+            there dram lies behind.
+        dram: uint8 [slots in dram, stride].
+    """
+
+    number: int
+    slots: int
+    stride: int
+    device: torch.Tensor
+    dram: torch.Tensor
+
+
+@dataclass(slots=True)
+class PlannedFeature:
+    """A feature's part of a plan's image; numbers of `_core.Engine.features`."""
+
+    occurrence_first: int
+    occurrences: int
+    bag_first: int
+    bags: int
+    begin_first: int
+    pooled: int
+    """Occurrences in bags: ids behind the last bag belong to none."""
+
+
+@dataclass(slots=True)
+class PlannedRange:
+    """Unique rows of a feature that lie together in a plan's image."""
+
+    feature: int
+    first: int
+    count: int
+    before: int
+    csr_first: int
+    csr_end: int
+    """Their occurrences are `csr_first` to `csr_end` of the image's."""
+    seldom: int
+    """How many of them occur at most `OFTEN` times; they come first in `which`."""
+
+
+@dataclass(slots=True)
+class Image:
+    """A plan's arrays on the device; see cpp/table/plan_image.h."""
+
+    occurrence_slots: torch.Tensor
+    bag_begin: torch.Tensor
+    bag_of: torch.Tensor
+    places: torch.Tensor
+    rows: torch.Tensor
+    which: torch.Tensor
+    csr_begin: torch.Tensor
+    csr_bags: torch.Tensor
+    csr_occurrences: torch.Tensor
+    bag_scale: torch.Tensor
+    numbers: list[torch.Tensor]
+    """Two int32 [features, NUMBERS], in pinned memory and on the device, for the executor."""
+    features: list[PlannedFeature]
+    ranges: list[PlannedRange]
+
+
+@dataclass(slots=True)
+class StagedBatch:
+    """A batch whose rows are where the device finds them, from its forward to its backward.
+
+    Args:
+        plan, features: the batch.
+        will_update: a backward may follow.
+        layouts: by feature.
+        weights: per-sample weights of the features, on the device.
+        image: the plan on the device, for executors other than the core.
+        buffer: that the image lies in.
+        argmax: what `pool` kept of features in mode "max".
+        places_in_dram: unique rows that found no room on the device.
+    """
+
+    plan: _core.Plan
+    features: list[Feature]
+    will_update: bool
+    layouts: list[int]
+    weights: list[torch.Tensor | None]
+    image: Image | None = None
+    buffer: Any = None
+    argmax: list[torch.Tensor | None] = field(default_factory=list)
+    places_in_dram: int = 0
+
+
+@dataclass(slots=True)
+class FeatureUpdate:
+    """What a backward does to the rows of one feature.
+
+    Args:
+        grad: [bags, dim] in the table's dtype, contiguous, on the device.
+        weights: per-sample weights, or None.
+        row_grad: float32 [unique rows, dim] to fill, or None.
+        weights_grad: of the weights, to fill, or None.
+        step: of the table's update; 0: rows stay.
+    """
+
+    grad: torch.Tensor
+    weights: torch.Tensor | None
+    row_grad: torch.Tensor | None = None
+    weights_grad: torch.Tensor | None = None
+    step: int = 0
+
+
+class Copier(Protocol):
+    """Copies rows between slots."""
+
+    def copy(
+        self,
+        source: torch.Tensor,
+        source_slots: torch.Tensor | None,
+        target: torch.Tensor,
+        target_slots: torch.Tensor | None,
+    ) -> None:
+        """Slots `target_slots` of `target` become those of `source`; None: the first ones.
+
+        Tensors are uint8 [slots, stride], lists int32 [n], one of the two None. Those of pinned
+        buffers lie on the host.
+        """
+
+
+class Executor(Copier, Protocol):
+    """Kernels over the slots of one engine; their results are the same on every run."""
+
+    def pool(self, memory: LayoutMemory, batch: StagedBatch, f: int, out: torch.Tensor) -> None:
+        """Pools feature `f` of a batch into `out` [bags, dim]; keeps the argmax of mode "max"."""
+
+    def backward(
+        self,
+        memory: Sequence[LayoutMemory],
+        batch: StagedBatch,
+        updates: Sequence[FeatureUpdate | None],
+        hyper: _core.HyperTuple,
+    ) -> None:
+        """Gradients of weights first, then updates, or gradients, of rows.
+
+        `memory` is by the layouts' numbers.
+        """

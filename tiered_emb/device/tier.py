@@ -1,0 +1,304 @@
+"""The hbm tier of one engine: batches are pooled and updated on a device.
+
+For each batch the core plans, as without a device; then the batch is staged (`transfers`), its plan
+copied to the device as one block, and an executor pools it. A backward updates rows where they are.
+Every call holds the tier's lock, as autograd runs backward in threads of its own.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import threading
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import TypeVar
+from weakref import WeakSet
+
+import torch
+
+from tiered_emb import _core
+from tiered_emb.batch import Feature
+from tiered_emb.device.copies import CoreCopier
+from tiered_emb.device.executor import (
+    NUMBERS,
+    OFTEN,
+    Executor,
+    FeatureUpdate,
+    Image,
+    LayoutMemory,
+    PlannedFeature,
+    PlannedRange,
+    StagedBatch,
+)
+from tiered_emb.device.runtime import CudaRuntime, EmulatedRuntime, Event, Runtime
+from tiered_emb.device.torch_executor import TorchExecutor
+from tiered_emb.device.transfers import Transfers
+from tiered_emb.table_spec import TableSpec
+from tiered_emb.tiers import HBM
+
+T = TypeVar("T")
+_ARRAYS = (
+    torch.int32, torch.int64, torch.int32, torch.int32, torch.int64, torch.int32, torch.int32,
+    torch.int32, torch.int32, torch.float32,
+)  # fmt: skip
+_IMAGE_BYTES_MIN = 1 << 16
+_IMAGES_MIN = 3  # in turn, so that the host need not wait for the batch before
+_NO_HYPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
+
+class _ImageBuffer:
+    """Memory of one plan's image, here and on the device; kept for other plans."""
+
+    def __init__(self, runtime: Runtime, nbytes: int, is_pinned: bool) -> None:
+        self.is_pinned = is_pinned
+        self.host = runtime.pinned(nbytes) if is_pinned else torch.empty(nbytes, dtype=torch.uint8)
+        self.device = torch.empty(nbytes, dtype=torch.uint8, device=runtime.device)
+        self.read: Event | None = None  # until then the device may read it
+
+
+class HbmTier:
+    """The slots on a device of all tables of an engine.
+
+    Args:
+        core: the engine, made with an hbm budget.
+        hbm: that budget and its device.
+        tables: of the engine.
+        optimizer: its number in the core.
+        seed: of the engine.
+        runtime: of the device; tests give one that forgets to wait.
+    """
+
+    def __init__(
+        self,
+        core: _core.Engine,
+        hbm: HBM,
+        tables: Sequence[TableSpec],
+        optimizer: int,
+        seed: int,
+        runtime: Runtime | None = None,
+    ) -> None:
+        self.device = hbm.torch_device
+        self.lock = threading.RLock()
+        self._core = core
+        self._runtime = runtime or runtime_of(self.device)
+        self._layouts, self._layout_of = _layouts(core, hbm, len(tables))
+        self._executor = _make_executor(hbm, tables, optimizer, seed)
+        copier = self._executor or CoreCopier()
+        self._transfers = Transfers(core, self._layouts, self._runtime, copier, hbm.buffer_bytes)
+        self._images: deque[_ImageBuffer] = deque()
+        self._all_images: WeakSet[_ImageBuffer] = WeakSet()  # those of plans under way too
+        self._pinned_plan_bytes = hbm.pinned_plan_bytes
+
+    def batch(self, plan: _core.Plan, features: list[Feature], will_update: bool) -> StagedBatch:
+        """A planned batch, to be staged."""
+        layouts = [self._layout_of[f.lookup.table] for f in features]
+        weights = [None if f.weights is None else f.weights.to(self.device) for f in features]
+        return StagedBatch(plan, features, will_update, layouts, weights)
+
+    def with_room(self, call: Callable[[], T]) -> T:
+        """`call()`; again, where dram is short of slots, once rows have left the device."""
+        try:
+            return call()
+        except _core.BudgetExceededError:
+            self._transfers.empty()
+        return call()
+
+    def empty(self) -> None:
+        """Rows that no batch uses leave the device."""
+        self._transfers.empty()
+
+    def bring_down(self, table: int | None = None, ids: torch.Tensor | None = None) -> None:
+        """Dram has the newest bytes of all rows, or of rows `ids` (int64) of a table."""
+        if table is None or ids is None:
+            self._transfers.bring_down()
+        else:
+            self._transfers.bring_down_rows(table, self._layout_of[table], ids)
+
+    def renew(self, table: int, ids: torch.Tensor) -> None:
+        """Rows `ids` (int64) of a table have changed in dram: those on the device follow."""
+        self._transfers.renew(table, self._layout_of[table], ids)
+
+    def stage(self, batch: StagedBatch) -> None:
+        """Brings the rows of a planned batch to the device, and its plan."""
+        batch.places_in_dram, is_new = self.with_room(lambda: self._transfers.stage(batch.plan))
+        if is_new and self._executor is not None:
+            self._send_image(batch)
+
+    def pool(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
+        """Pooled rows of each feature to `outs`, [bags, dim]; then the backward may come."""
+        executor = self._executor
+        if executor is None:
+            tensors = [
+                (_address(w), out.data_ptr() or 1, 0.0, 0.0)
+                for w, out in zip(batch.weights, outs, strict=True)
+            ]
+            self._runtime.on_compute(lambda: self._core.forward(batch.plan, tensors), seen=True)
+        else:
+            batch.argmax = [None] * len(outs)
+            self._runtime.on_compute(lambda: self._pool(executor, batch, outs), seen=True)
+            batch.buffer.read = self._runtime.record_compute()
+            self._core.pooled(batch.plan)
+        self._finish_in_dram(batch)
+
+    def _pool(
+        self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]
+    ) -> None:
+        for f, out in enumerate(outs):
+            executor.pool(self._layouts[batch.layouts[f]], batch, f, out)
+
+    def backward(
+        self,
+        batch: StagedBatch,
+        updates: Sequence[FeatureUpdate | None],
+        hyper: _core.HyperTuple | None,
+    ) -> None:
+        """Gradients of weights, then updates or gradients of rows; `hyper` None: rows are frozen."""
+        if self._executor is None:
+            calls = [_backward_tuple(f, u) for f, u in zip(batch.features, updates, strict=True)]
+            self._runtime.on_compute(
+                lambda: self._core.backward(batch.plan, calls, hyper or _NO_HYPER, False),
+                seen=True,
+            )
+        else:
+            self._launch_backward(self._executor, batch, updates, hyper)
+        self._finish_in_dram(batch)
+
+    def _launch_backward(
+        self,
+        executor: Executor,
+        batch: StagedBatch,
+        updates: Sequence[FeatureUpdate | None],
+        hyper: _core.HyperTuple | None,
+    ) -> None:
+        flags = [u is not None and u.row_grad is None and hyper is not None for u in updates]
+        steps = self._core.begin_update(batch.plan, flags)
+        seen = False
+        for update, step in zip(updates, steps, strict=True):
+            if update is not None:
+                update.step = step
+                update.grad = self._runtime.keep(update.grad)
+                seen |= update.row_grad is not None or update.weights_grad is not None
+        self._runtime.on_compute(
+            lambda: executor.backward(self._layouts, batch, updates, hyper or _NO_HYPER), seen
+        )
+
+    def _finish_in_dram(self, batch: StagedBatch) -> None:
+        """The host may touch rows in dram, or let go of them, once the device has used them."""
+        if batch.places_in_dram:
+            self._runtime.host_waits(self._runtime.record_compute())
+
+    def end(self, batch: StagedBatch) -> None:
+        """The batch's work is launched: its rows may leave the device after it."""
+        batch.plan.release()
+        self._transfers.released()
+        if batch.buffer is not None:
+            batch.buffer.read = self._runtime.record_compute()
+            self._images.append(batch.buffer)
+            batch.buffer = None
+
+    def _send_image(self, batch: StagedBatch) -> None:
+        """Copies the plan's arrays to the device."""
+        plan_bytes, *begins = self._core.image(batch.plan)
+        nbytes = plan_bytes + NUMBERS * 4 * len(batch.features)
+        buffer = batch.buffer
+        if buffer is None or buffer.host.numel() < nbytes:
+            buffer = self._take_image_buffer(nbytes)
+        if buffer.read is not None:
+            self._runtime.host_waits(buffer.read)
+        seldom = self._core.write_image(batch.plan, OFTEN, buffer.host.data_ptr())
+        source, target = buffer.host[:plan_bytes], buffer.device[:plan_bytes]
+        self._runtime.on_copy(lambda: _copy_bytes(source, target))
+        self._runtime.compute_waits(self._runtime.record_copy())
+        arrays = [
+            buffer.device[begin : max(begin, end)].view(dtype)
+            for begin, end, dtype in zip(begins, [*begins[1:], plan_bytes], _ARRAYS, strict=True)
+        ]
+        ranges = self._core.ranges(batch.plan) if batch.will_update else []
+        batch.buffer = buffer
+        batch.image = Image(
+            *arrays,
+            [
+                memory[plan_bytes:nbytes].view(torch.int32).view(-1, NUMBERS)
+                for memory in (buffer.host, buffer.device)
+            ],
+            [PlannedFeature(*numbers) for numbers in self._core.features(batch.plan)],
+            [PlannedRange(*numbers, n) for numbers, n in zip(ranges, seldom, strict=False)],
+        )
+
+    def _take_image_buffer(self, nbytes: int) -> _ImageBuffer:
+        """The one whose last use is longest ago, or a new one."""
+        if len(self._all_images) >= _IMAGES_MIN and self._images:
+            buffer = self._images.popleft()
+            if buffer.host.numel() >= nbytes:
+                return buffer
+            del buffer  # too small for these batches
+        size = max(_IMAGE_BYTES_MIN, 1 << (nbytes - 1).bit_length())
+        pinned = sum(image.host.numel() for image in self._all_images if image.is_pinned)
+        buffer = _ImageBuffer(self._runtime, size, pinned + size <= self._pinned_plan_bytes)
+        self._all_images.add(buffer)
+        return buffer
+
+
+def _copy_bytes(source: torch.Tensor, target: torch.Tensor) -> None:
+    target.copy_(source, non_blocking=True)
+
+
+def _address(tensor: torch.Tensor | None) -> int:
+    return 0 if tensor is None else tensor.data_ptr() or 1
+
+
+def runtime_of(device: torch.device) -> Runtime:
+    """The streams of a device, or of this processor in its place."""
+    return EmulatedRuntime() if device.type == "cpu" else CudaRuntime(device)
+
+
+def _host_memory(address: int, nbytes: int) -> torch.Tensor:
+    """Memory of the core as uint8 [nbytes]; the core keeps it."""
+    return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
+
+
+def _layouts(
+    core: _core.Engine, hbm: HBM, tables: int
+) -> tuple[list[LayoutMemory], list[int]]:
+    """The memory of each layout, and the layout of each table."""
+    layouts: dict[int, LayoutMemory] = {}
+    layout_of = []
+    for table in range(tables):
+        number, slots, stride, address, dram_bytes = core.hbm_layout(table)
+        layout_of.append(number)
+        if number in layouts:
+            continue
+        dram = _host_memory(address, dram_bytes).view(-1, stride)
+        if hbm.torch_device.type == "cpu":
+            first = address - slots * stride
+            device = _host_memory(first, slots * stride + dram_bytes).view(-1, stride)
+        else:
+            device = torch.empty(slots, stride, dtype=torch.uint8, device=hbm.torch_device)
+        layouts[number] = LayoutMemory(number, slots, stride, device, dram)
+    return [layouts[n] for n in sorted(layouts)], layout_of
+
+
+def _make_executor(
+    hbm: HBM, tables: Sequence[TableSpec], optimizer: int, seed: int
+) -> Executor | None:
+    """None: the core's own kernels."""
+    if hbm.executor == "torch":
+        return TorchExecutor(tables, optimizer, seed)
+    if hbm.executor == "triton":
+        from tiered_emb.device.triton_executor import TritonExecutor  # needs triton
+
+        return TritonExecutor(tables, optimizer, seed)
+    return None
+
+
+def _backward_tuple(feature: Feature, update: FeatureUpdate | None) -> _core.BackwardTuple:
+    by_count = feature.lookup.scale_grad_by_freq
+    if update is None:
+        return (0, 0, 0, 0, by_count)
+    return (
+        update.grad.data_ptr() or 1,
+        _address(update.weights),
+        _address(update.weights_grad),
+        _address(update.row_grad),
+        by_count,
+    )
