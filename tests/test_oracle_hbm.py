@@ -3,72 +3,78 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 
+import hypothesis
 import pytest
 import torch
 from fleet import Op
 from hypothesis import given, settings
-from oracle import HBM_CONFIGS, STATES, Case, torch_configs, triton_configs
+from oracle import HBM_CONFIGS, STATES, Case, Config, torch_configs, triton_configs
 from test_oracle import SOAKS, programs, random_op, run
 
-
-@pytest.mark.parametrize("optimizer", list(STATES))
-def test_the_core_on_a_device(optimizer: str) -> None:
-    @given(programs(optimizer))
-    def check(program: tuple[Case, list[Op]]) -> None:
-        run(*program, HBM_CONFIGS)
-
-    check()
+# Seven engines an example, and a hundred kernel launches by an interpreter.
+EXAMPLES = -(-hypothesis.settings.default.max_examples // 5)
+TRITON_EXAMPLES = -(-hypothesis.settings.default.max_examples // 30)
+CONFIGS = {"core": HBM_CONFIGS, "torch": torch_configs(), "triton": triton_configs()}
 
 
-@pytest.mark.parametrize("optimizer", list(STATES))
-def test_torch_operations_on_a_device(optimizer: str) -> None:
-    @given(programs(optimizer))
-    def check(program: tuple[Case, list[Op]]) -> None:
-        run(*program, torch_configs())
-
-    check()
-
-
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("configs", [HBM_CONFIGS, torch_configs()], ids=["core", "torch"])
-def test_not_fused(optimizer: str, configs: tuple) -> None:
-    @given(programs(optimizer, fused=False))
-    def check(program: tuple[Case, list[Op]]) -> None:
+def check(
+    configs: tuple[Config, ...],
+    optimizer: str,
+    dtype: torch.dtype = torch.float32,
+    fused: bool = True,
+    examples: int = EXAMPLES,
+) -> None:
+    @settings(max_examples=examples)
+    @given(programs(optimizer, dtype, fused))
+    def run_program(program: tuple[Case, list[Op]]) -> None:
         run(*program, configs)
 
-    check()
+    run_program()
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("configs", [HBM_CONFIGS, torch_configs()], ids=["core", "torch"])
-def test_low_precision(dtype: torch.dtype, configs: tuple) -> None:
-    @given(programs("rowwise", dtype))
-    def check(program: tuple[Case, list[Op]]) -> None:
-        run(*program, configs)
+@pytest.mark.parametrize("executor", ["core", "torch"])
+@pytest.mark.parametrize("optimizer", list(STATES))
+def test_fused(optimizer: str, executor: str) -> None:
+    check(CONFIGS[executor], optimizer)
 
-    check()
+
+@pytest.mark.parametrize(
+    ("optimizer", "executor"), [("adam", "core"), ("rowwise", "torch")], ids=str
+)
+def test_not_fused(optimizer: str, executor: str) -> None:
+    check(CONFIGS[executor], optimizer, fused=False)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "executor"),
+    [(torch.float16, "core"), (torch.bfloat16, "torch"), (torch.float16, "torch")],
+    ids=str,
+)
+def test_low_precision(dtype: torch.dtype, executor: str) -> None:
+    check(CONFIGS[executor], "rowwise", dtype)
 
 
 @pytest.mark.parametrize(
     ("optimizer", "dtype"),
-    [("rowwise", torch.float32), ("adam", torch.float32), ("sgd", torch.bfloat16)],
+    [("rowwise", torch.float32), ("adam", torch.bfloat16)],
     ids=str,
 )
-def test_triton_kernels_on_a_device(optimizer: str, dtype: torch.dtype) -> None:
-    """Under the interpreter, which is slow: few examples."""
-
-    @settings(max_examples=4)
-    @given(programs(optimizer, dtype))
-    def check(program: tuple[Case, list[Op]]) -> None:
-        run(*program, triton_configs())
-
-    check()
+def test_triton_kernels(optimizer: str, dtype: torch.dtype) -> None:
+    check(CONFIGS["triton"], optimizer, dtype, examples=TRITON_EXAMPLES)
 
 
-@pytest.mark.parametrize("configs", [HBM_CONFIGS, torch_configs()], ids=["core", "torch"])
+def _soak(case: Case, seed: int, ops: int, configs: tuple[Config, ...]) -> Callable[[], None]:
+    rng = random.Random(seed)
+    return lambda: run(case, [random_op(rng, case) for _ in range(ops)], configs)
+
+
+@pytest.mark.parametrize("executor", ["core", "torch"])
 @pytest.mark.parametrize("name", list(SOAKS))
-def test_long_sequences(name: str, configs: tuple) -> None:
-    case = SOAKS[name]
-    rng = random.Random(7)
-    run(case, [random_op(rng, case) for _ in range(80)], configs)
+def test_long_sequences(name: str, executor: str) -> None:
+    _soak(SOAKS[name], 7, 40, CONFIGS[executor])()
+
+
+def test_long_sequence_of_triton_kernels() -> None:
+    _soak(SOAKS["options"], 3, 12, CONFIGS["triton"])()

@@ -120,6 +120,22 @@ nb::list ranges(PlanHandle& handle) {
   return list;
 }
 
+// [(layout, slots of the device that a staged plan uses), ...]
+nb::list slots_of(PlanHandle& handle, const OwnedEngine& engine) {
+  const Plan& plan = handle.plan();
+  nb::list list;
+  for (const UniqueRange& r : plan.acquired.ranges) {
+    LayoutId layout;
+    const uint32_t slots = engine->hbm_layout(r.table, &layout).slots;
+    std::vector<SlotIndex> used;
+    for (size_t u = r.first; u < r.first + r.count; ++u) {
+      if (plan.places[u] < slots) used.emplace_back(plan.places[u]);
+    }
+    list.append(nb::make_tuple(layout.value, to_bytes(used)));
+  }
+  return list;
+}
+
 // By range: how many rows occur at most `often` times.
 std::vector<uint32_t> write_image(const OwnedEngine& engine, PlanHandle& handle, uint32_t often,
                                   uintptr_t to) {
@@ -170,6 +186,8 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("image", [](const OwnedEngine&, PlanHandle& handle) { return image(handle); })
       .def("features", [](const OwnedEngine&, PlanHandle& handle) { return features(handle); })
       .def("ranges", [](const OwnedEngine&, PlanHandle& handle) { return ranges(handle); })
+      .def("slots_of",
+           [](const OwnedEngine& self, PlanHandle& handle) { return slots_of(handle, self); })
       .def("write_image", &write_image);
   m.def("copy_slots", &copy_slots);
 }

@@ -10,12 +10,16 @@ Not thread-safe: callers hold the lock of their tables.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 Work = Callable[[], None]
+Slots = Callable[[], Iterable[tuple[int, np.ndarray]]]
+"""(Layout, its slots) that some work uses; only asked where the order is checked."""
 
 
 class Event(Protocol):
@@ -30,10 +34,25 @@ class Runtime(Protocol):
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Host memory that the device reaches, uint8 [nbytes]; what is in it means nothing."""
 
-    def on_copy(self, work: Work) -> None:
-        """Launches `work` in the copy stream."""
+    def on_copy(
+        self,
+        work: Work,
+        slots: Slots,
+        reads: torch.Tensor | None = None,
+        fills: torch.Tensor | None = None,
+    ) -> None:
+        """Launches `work` in the copy stream.
 
-    def on_compute(self, work: Work, seen: bool) -> None:
+        Args:
+            work: launches it.
+            slots: of the device that it uses.
+            reads: pinned memory that the host has written.
+            fills: pinned memory that the host will read.
+        """
+
+    def on_compute(
+        self, work: Work, slots: Slots, seen: bool, reads: torch.Tensor | None = None
+    ) -> None:
         """Launches `work` in the compute stream; `seen`: the caller's operations use its results."""
 
     def record_copy(self) -> Event:
@@ -54,12 +73,6 @@ class Runtime(Protocol):
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` as it is now, for work that is launched next in the compute stream."""
 
-    def forget(self, memory: torch.Tensor) -> None:
-        """What is in `memory`, of a pinned buffer, means nothing any more."""
-
-    def forget_after_copy(self, memory: torch.Tensor) -> None:
-        """Likewise once the copy stream is so far."""
-
 
 class CudaRuntime:
     """A CUDA device; compute is the caller's current stream there."""
@@ -73,12 +86,20 @@ class CudaRuntime:
         """See `Runtime`."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
 
-    def on_copy(self, work: Work) -> None:
+    def on_copy(
+        self,
+        work: Work,
+        slots: Slots,
+        reads: torch.Tensor | None = None,
+        fills: torch.Tensor | None = None,
+    ) -> None:
         """See `Runtime`."""
         with torch.cuda.stream(self._copy):
             work()
 
-    def on_compute(self, work: Work, seen: bool) -> None:
+    def on_compute(
+        self, work: Work, slots: Slots, seen: bool, reads: torch.Tensor | None = None
+    ) -> None:
         """See `Runtime`."""
         with torch.cuda.device(self.device):
             self._compute()
@@ -116,11 +137,9 @@ class CudaRuntime:
         """See `Runtime`."""
         return tensor  # later operations of the caller come later in the same stream
 
-    def forget(self, memory: torch.Tensor) -> None:
-        """See `Runtime`."""
 
-    def forget_after_copy(self, memory: torch.Tensor) -> None:
-        """See `Runtime`."""
+class RaceError(RuntimeError):
+    """Two parties may have used the same memory at the same time."""
 
 
 class _Queue:
@@ -129,9 +148,23 @@ class _Queue:
     def __init__(self) -> None:
         self._work: deque[Work] = deque()
         self._begun = 0
+        self.known = 0
+        """How many launches the host knows to be done."""
+        self.waits: deque[tuple[int, EmulatedEvent]] = deque()
+        """Launches that wait for others, of those that the host does not know to be done."""
+        self.after: dict[_Queue, int] = {}
+        """How many launches of other streams come before what is launched from now on."""
 
-    def launch(self, work: Work) -> None:
+    def come_after(self, event: EmulatedEvent) -> None:
+        """What is launched from now on comes after `event`."""
+        for queue, end in [(event.queue, event.end), *event.after.items()]:
+            if queue is not self:
+                self.after[queue] = max(self.after.get(queue, 0), end)
+
+    def launch(self, work: Work) -> int:
+        """Returns the number of the launch."""
         self._work.append(work)
+        return self.end() - 1
 
     def end(self) -> int:
         """The number of launches so far."""
@@ -148,22 +181,50 @@ class EmulatedEvent:
     """See `Event`."""
 
     def __init__(self, queue: _Queue) -> None:
-        self._queue = queue
-        self._end = queue.end()
+        self.queue = queue
+        self.end = queue.end()
+        self.after = dict(queue.after)
 
     def run(self) -> None:
         """Runs what comes before it."""
-        self._queue.run_to(self._end)
+        self.queue.run_to(self.end)
+
+    def know(self) -> None:
+        """The host knows that what comes before it is done, and all that waited for."""
+        queue = self.queue
+        if self.end <= queue.known:
+            return
+        queue.known = self.end
+        while queue.waits and queue.waits[0][0] < self.end:
+            queue.waits.popleft()[1].know()
+
+
+@dataclass(slots=True)
+class _Use:
+    """Of pinned memory by launch number `number`, until the host knows that it is done."""
+
+    queue: _Queue
+    number: int
+    memory: torch.Tensor
+    content: torch.Tensor | None = None
+    """What it read, or what it will show to the host."""
+
+    @property
+    def is_known(self) -> bool:
+        return self.number < self.queue.known
 
 
 class EmulatedRuntime:
     """This processor as a device.
 
-    What the caller's operations see has run; anything else waits until an event behind it is waited
+    What the caller's operations see has run; anything else runs when an event behind it is waited
     for.
 
     Args:
-        hostile: pinned memory that no copy has come to holds NaNs.
+        hostile: what the device does to pinned memory is seen by the host once it has waited for
+            it, until when there are NaNs. `RaceError` is raised if the host writes pinned memory
+            that it does not know to have been read, or if a stream uses a slot that the other one
+            has used and nothing says which comes first.
     """
 
     def __init__(self, hostile: bool = False) -> None:
@@ -171,22 +232,81 @@ class EmulatedRuntime:
         self._hostile = hostile
         self._copy = _Queue()
         self._compute = _Queue()
+        self._reads: list[_Use] = []
+        self._fills: list[_Use] = []
+        self._used: dict[tuple[int, int], dict[_Queue, int]] = {}  # slots: last launches
 
     def pinned(self, nbytes: int) -> torch.Tensor:
         """See `Runtime`."""
-        memory = torch.empty(nbytes, dtype=torch.uint8)
-        self.forget(memory)
-        return memory
+        return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
 
-    def on_copy(self, work: Work) -> None:
+    def on_copy(
+        self,
+        work: Work,
+        slots: Slots,
+        reads: torch.Tensor | None = None,
+        fills: torch.Tensor | None = None,
+    ) -> None:
         """See `Runtime`."""
-        self._copy.launch(work)
+        self._launch(self._copy, work, slots, reads, fills)
 
-    def on_compute(self, work: Work, seen: bool) -> None:
+    def on_compute(
+        self, work: Work, slots: Slots, seen: bool, reads: torch.Tensor | None = None
+    ) -> None:
         """See `Runtime`."""
-        self._compute.launch(work)
+        self._launch(self._compute, work, slots, reads, None)
         if seen:
             self._compute.run_to(self._compute.end())
+
+    def _launch(
+        self,
+        queue: _Queue,
+        work: Work,
+        slots: Slots,
+        reads: torch.Tensor | None,
+        fills: torch.Tensor | None,
+    ) -> None:
+        if not self._hostile:
+            queue.launch(work)
+            return
+        self._check_slots(queue, slots)
+        if reads is not None:
+            self._check_reads()
+            used = _Use(queue, queue.end(), reads)
+            self._reads.append(used)
+        if fills is not None:
+            filled = _Use(queue, queue.end(), fills)
+            self._fills.append(filled)
+
+        def run() -> None:
+            work()
+            if reads is not None:
+                used.content = reads.clone()
+            if fills is not None:
+                filled.content = fills.clone()
+                fills.fill_(0xFF)
+
+        queue.launch(run)
+
+    def _check_slots(self, queue: _Queue, slots: Slots) -> None:
+        """Raises `RaceError` if the other stream may be using some of `slots`."""
+        for layout, numbers in slots():
+            for number in numbers.tolist():
+                uses = self._used.setdefault((layout, number), {})
+                for other, last in uses.items():
+                    if other is not queue and last >= queue.after.get(other, 0):
+                        raise RaceError(
+                            f"slot {number} of layout {layout} is used in two streams at once"
+                        )
+                uses[queue] = queue.end()
+
+    def _check_reads(self) -> None:
+        """Raises `RaceError` if memory has changed that the device may still be reading."""
+        for use in self._reads:
+            if use.content is not None and not torch.equal(use.memory, use.content):
+                raise RaceError(
+                    "the host has written pinned memory before it waited for the device to read it"
+                )
 
     def record_copy(self) -> EmulatedEvent:
         """See `Runtime`."""
@@ -198,26 +318,31 @@ class EmulatedRuntime:
 
     def copy_waits(self, event: Any) -> None:
         """See `Runtime`."""
-        self._copy.launch(event.run)
+        self._wait(self._copy, event)
 
     def compute_waits(self, event: Any) -> None:
         """See `Runtime`."""
-        self._compute.launch(event.run)
+        self._wait(self._compute, event)
+
+    def _wait(self, queue: _Queue, event: EmulatedEvent) -> None:
+        number = queue.launch(event.run)
+        if self._hostile:
+            queue.waits.append((number, event))
+            queue.come_after(event)
 
     def host_waits(self, event: Any) -> None:
         """See `Runtime`."""
         event.run()
+        if not self._hostile:
+            return
+        self._check_reads()
+        event.know()
+        self._reads = [use for use in self._reads if not use.is_known]
+        for use in self._fills:
+            if use.is_known and use.content is not None:
+                use.memory.copy_(use.content)
+        self._fills = [use for use in self._fills if not use.is_known]
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Runtime`."""
         return tensor.clone()
-
-    def forget(self, memory: torch.Tensor) -> None:
-        """See `Runtime`."""
-        if self._hostile:
-            memory.fill_(0xFF)
-
-    def forget_after_copy(self, memory: torch.Tensor) -> None:
-        """See `Runtime`."""
-        if self._hostile:
-            self._copy.launch(lambda: self.forget(memory))

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 from weakref import WeakSet
 
+import numpy as np
 import torch
 
 from tiered_emb import _core
@@ -30,7 +31,7 @@ from tiered_emb.device.executor import (
     PlannedRange,
     StagedBatch,
 )
-from tiered_emb.device.runtime import CudaRuntime, EmulatedRuntime, Event, Runtime
+from tiered_emb.device.runtime import CudaRuntime, EmulatedRuntime, Event, Runtime, Slots
 from tiered_emb.device.torch_executor import TorchExecutor
 from tiered_emb.device.transfers import Transfers
 from tiered_emb.table_spec import TableSpec
@@ -121,8 +122,11 @@ class HbmTier:
     def stage(self, batch: StagedBatch) -> None:
         """Brings the rows of a planned batch to the device, and its plan."""
         batch.places_in_dram, is_new = self.with_room(lambda: self._transfers.stage(batch.plan))
-        if is_new and self._executor is not None:
+        if not is_new:
+            return
+        if self._executor is not None:
             self._send_image(batch)
+        self._runtime.compute_waits(self._runtime.record_copy())
 
     def pool(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
         """Pooled rows of each feature to `outs`, [bags, dim]; then the backward may come."""
@@ -132,10 +136,14 @@ class HbmTier:
                 (_address(w), out.data_ptr() or 1, 0.0, 0.0)
                 for w, out in zip(batch.weights, outs, strict=True)
             ]
-            self._runtime.on_compute(lambda: self._core.forward(batch.plan, tensors), seen=True)
+            self._runtime.on_compute(
+                lambda: self._core.forward(batch.plan, tensors), self._slots_of(batch), seen=True
+            )
         else:
             batch.argmax = [None] * len(outs)
-            self._runtime.on_compute(lambda: self._pool(executor, batch, outs), seen=True)
+            self._runtime.on_compute(
+                lambda: self._pool(executor, batch, outs), self._slots_of(batch), seen=True
+            )
             batch.buffer.read = self._runtime.record_compute()
             self._core.pooled(batch.plan)
         self._finish_in_dram(batch)
@@ -157,6 +165,7 @@ class HbmTier:
             calls = [_backward_tuple(f, u) for f, u in zip(batch.features, updates, strict=True)]
             self._runtime.on_compute(
                 lambda: self._core.backward(batch.plan, calls, hyper or _NO_HYPER, False),
+                self._slots_of(batch),
                 seen=True,
             )
         else:
@@ -178,9 +187,19 @@ class HbmTier:
                 update.step = step
                 update.grad = self._runtime.keep(update.grad)
                 seen |= update.row_grad is not None or update.weights_grad is not None
+        assert batch.image is not None
         self._runtime.on_compute(
-            lambda: executor.backward(self._layouts, batch, updates, hyper or _NO_HYPER), seen
+            lambda: executor.backward(self._layouts, batch, updates, hyper or _NO_HYPER),
+            self._slots_of(batch),
+            seen,
+            reads=batch.image.numbers[0],
         )
+
+    def _slots_of(self, batch: StagedBatch) -> Slots:
+        return lambda: [
+            (layout, np.frombuffer(slots, dtype=np.int32))
+            for layout, slots in self._core.slots_of(batch.plan)
+        ]
 
     def _finish_in_dram(self, batch: StagedBatch) -> None:
         """The host may touch rows in dram, or let go of them, once the device has used them."""
@@ -207,8 +226,7 @@ class HbmTier:
             self._runtime.host_waits(buffer.read)
         seldom = self._core.write_image(batch.plan, OFTEN, buffer.host.data_ptr())
         source, target = buffer.host[:plan_bytes], buffer.device[:plan_bytes]
-        self._runtime.on_copy(lambda: _copy_bytes(source, target))
-        self._runtime.compute_waits(self._runtime.record_copy())
+        self._runtime.on_copy(lambda: _copy_bytes(source, target), tuple, reads=source)
         arrays = [
             buffer.device[begin : max(begin, end)].view(dtype)
             for begin, end, dtype in zip(begins, [*begins[1:], plan_bytes], _ARRAYS, strict=True)

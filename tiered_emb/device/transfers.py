@@ -70,7 +70,7 @@ class Transfers:
         self._releases: deque[tuple[int, Event]] = deque(maxlen=_RELEASES_KEPT)
 
     def stage(self, plan: _core.Plan) -> tuple[int, bool]:
-        """Brings a batch's rows to where the device finds them.
+        """Brings a batch's rows to where the device finds them, in the copy stream.
 
         Returns the number of unique rows that stay in dram, and whether the places are new.
         """
@@ -81,8 +81,6 @@ class Transfers:
             layout = self._layouts[number]
             self._go_down(layout, _slots(spill_from), _slots(spill_to), left=True)
             self._go_up(layout, _slots(fill_from), _slots(fill_to))
-        if moves:
-            self._runtime.compute_waits(self._runtime.record_copy())
         return places_in_dram, is_new
 
     def released(self) -> None:
@@ -114,9 +112,10 @@ class Transfers:
                 layout.number, from_dram.ctypes.data, len(from_dram), rows.data_ptr()
             )
             self._runtime.on_copy(
-                lambda to=to, rows=rows: self._copier.copy(rows, None, layout.device, to)
+                lambda to=to, rows=rows: self._copier.copy(rows, None, layout.device, to),
+                lambda part=part: [(layout.number, slots[part])],
+                reads=chunk.memory,
             )
-            self._runtime.forget_after_copy(chunk.memory)
             chunk.event = self._runtime.record_copy()
 
     def _go_down(
@@ -132,7 +131,10 @@ class Transfers:
             self._runtime.on_copy(
                 lambda source=source, rows=rows: self._copier.copy(
                     layout.device, source, rows, None
-                )
+                ),
+                lambda part=part: [(layout.number, slots[part])],
+                reads=source,
+                fills=rows,
             )
             chunk.event = self._runtime.record_copy()
             chunk.layout, chunk.dram, chunk.left = layout.number, dram[part], left
@@ -158,7 +160,6 @@ class Transfers:
             chunk.layout, chunk.dram.ctypes.data, count, rows.data_ptr(), chunk.left
         )
         chunk.dram = None
-        self._runtime.forget(chunk.memory)
 
     def bring_down(self) -> None:
         """All rows that are newer on the device are in dram as well."""
@@ -179,14 +180,14 @@ class Transfers:
         self.settle()
 
     def renew(self, table: int, layout: int, ids: torch.Tensor) -> None:
-        """Rows `ids` (int64 [n]) of a table that are on the device are there as in dram."""
+        """Rows `ids` (int64 [n]) of a table that are on the device are there as in dram.
+
+        In the copy stream, where `bring_down` of them has waited for what used them; the next stage
+        is waited for.
+        """
         device, dram = self._core.copies_of(table, ids.data_ptr(), ids.numel(), False)
         slots, first = np.unique(_slots(device), return_index=True)
-        if slots.size == 0:
-            return
-        self._runtime.copy_waits(self._runtime.record_compute())
         self._go_up(self._layouts[layout], _slots(dram)[first], slots)
-        self._runtime.compute_waits(self._runtime.record_copy())
 
     def empty(self) -> None:
         """Rows that no plan uses leave the device."""
