@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
 _KNOWN_CHUNK_ROWS = 1 << 16
+_BUFFERS = 8  # pinned ones of an hbm tier: two each way, and as much for plans
+_BUFFER_HEAD_BYTES = 64  # beside a row
 _READER_DRAM_BYTES = 16 << 20  # of tables that are opened to copy their rows
 
 
@@ -89,7 +91,9 @@ class TableEngine:
         from tiered_emb.device.pooling import DevicePooling
         from tiered_emb.device.tier import HbmTier
 
-        self._tier = HbmTier(self._core, self._hbm, self.tables, self._kind, self._seed)
+        self._tier = HbmTier(
+            self._core, self._hbm, self._buffer_bytes, self.tables, self._kind, self._seed
+        )
         self._pooling = DevicePooling(
             self._core, self.optimizer, self._grad_parameters, self._tier
         )
@@ -132,7 +136,13 @@ class TableEngine:
         hbm = self._hbm
         if hbm is None or source is not None:
             return 0, False, 0
-        return int(hbm.size), hbm.torch_device.type == "cpu", hbm.pinned_bytes
+        return int(hbm.size), hbm.torch_device.type == "cpu", _BUFFERS * self._buffer_bytes
+
+    @property
+    def _buffer_bytes(self) -> int:
+        """Of one pinned buffer, which holds a row at least."""
+        row = max(table.row_bytes(self._kind) for table in self.tables)
+        return max(self.tiers.buffer_bytes, row + _BUFFER_HEAD_BYTES)
 
     def begin_save(self, path: str) -> None:
         """Takes the cut; batches may go on. `finish_save` must follow, in any thread."""

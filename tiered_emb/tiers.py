@@ -100,8 +100,8 @@ class SSD:
 
 
 EXECUTORS = ("core", "torch", "triton")
-_ROW_BUFFERS = 4  # two each way
-_PLAN_BUFFERS = 4  # of the same size, together
+_BUFFER_BYTES = 4 << 20
+_BUFFERS_IN_DRAM = 256
 
 
 @dataclass(frozen=True)
@@ -118,8 +118,8 @@ class HBM:
             package; ``"core"``: the CPU's kernels, the default on ``"cpu"`` and only possible
             there.
         buffer: bytes of each of the four pinned buffers through which rows move. As much again is
-            for plans on their way, those of larger batches go through memory that is not pinned.
-            All of it is a part of the dram budget.
+            for plans on their way; those of larger batches go through memory that is not pinned.
+            All of it is a part of the dram budget. None: 4 MiB, or a 256th of that budget.
 
     Raises:
         RuntimeError: no device is given and there is no CUDA.
@@ -128,11 +128,12 @@ class HBM:
     size: Size
     device: str | torch.device | None = None
     executor: str | None = field(default=None, kw_only=True)
-    buffer: Size = field(default="4MiB", kw_only=True)
+    buffer: Size | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "size", parse_bytes(self.size))
-        object.__setattr__(self, "buffer", parse_bytes(self.buffer))
+        if self.buffer is not None:
+            object.__setattr__(self, "buffer", parse_bytes(self.buffer))
         object.__setattr__(self, "device", str(_resolve_device(self)))
         executor = self.executor
         if executor is None:
@@ -151,21 +152,6 @@ class HBM:
     def torch_device(self) -> torch.device:
         """The device, with its index if it is a CUDA device."""
         return torch.device(str(self.device))
-
-    @property
-    def buffer_bytes(self) -> int:
-        """Bytes of one pinned buffer."""
-        return int(self.buffer)
-
-    @property
-    def pinned_bytes(self) -> int:
-        """Bytes of all pinned buffers."""
-        return _ROW_BUFFERS * self.buffer_bytes + self.pinned_plan_bytes
-
-    @property
-    def pinned_plan_bytes(self) -> int:
-        """Those of plans."""
-        return _PLAN_BUFFERS * self.buffer_bytes
 
 
 def _resolve_device(hbm: HBM) -> torch.device:
@@ -227,6 +213,15 @@ class Tiers:
             raise ValueError(
                 f"Tiers(policy=...): must be one of {', '.join(POLICIES)}, got {self.policy!r}"
             )
+
+    @property
+    def buffer_bytes(self) -> int:
+        """Bytes of one pinned buffer of the hbm tier."""
+        if isinstance(self.hbm, HBM) and self.hbm.buffer is not None:
+            return int(self.hbm.buffer)
+        if self.dram is None:
+            return _BUFFER_BYTES
+        return min(_BUFFER_BYTES, int(self.dram) // _BUFFERS_IN_DRAM)
 
     def __str__(self) -> str:
         dram = "all rows" if self.dram is None else format_bytes(int(self.dram))

@@ -66,11 +66,14 @@ void gather(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t c
   engine->gather(LayoutId(layout), slots_at(dram, count), at<std::byte>(rows));
 }
 
-void settle(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
-            uintptr_t rows, bool left) {
-  run([&] {
-    return engine->settle(LayoutId(layout), slots_at(dram, count), at<const std::byte>(rows), left);
-  });
+void scatter(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
+             uintptr_t rows) {
+  const WithoutGil without_gil;
+  engine->scatter(LayoutId(layout), slots_at(dram, count), at<const std::byte>(rows));
+}
+
+void settle(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count, bool left) {
+  run([&] { return engine->settle(LayoutId(layout), slots_at(dram, count), left); });
 }
 
 // Steps of the features' tables, 0 where one is not updated.
@@ -179,6 +182,7 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("newer_copies", &newer_copies)
       .def("copies_of", &copies_of)
       .def("gather", &gather)
+      .def("scatter", &scatter)
       .def("settle", &settle)
       .def("drop_unused",
            [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })

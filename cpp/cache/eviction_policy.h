@@ -27,6 +27,8 @@ class EvictionPolicy {
   virtual void admit(std::span<const SlotIndex> slots) = 0;
   // Slots whose last pin ended, in the order of the plan.
   virtual void park(std::span<const SlotIndex> slots) = 0;
+  // Slots that a plan which ends has used, and that stay pinned: their rows are on a device too.
+  virtual void used(std::span<const SlotIndex> slots) { (void)slots; }
   // The rows of parked slots stand in others now, with their marks and frequencies.
   virtual void moved(std::span<const SlotIndex> from, std::span<const SlotIndex> to) {
     (void)from;

@@ -101,16 +101,16 @@ class LookaheadPolicy final : public EvictionPolicy {
     for (size_t i = 0; i < slots.size(); ++i) {
       prefetch(slots[std::min(i + kSlotsAhead, slots.size() - 1)]);
       const SlotIndex s = slots[i];
-      Slot& slot = directory_[s];
-      if (slot.frequency < ReuseProfile::kFrequencyMax) ++slot.frequency;
       if (expected_[s.value] == kTaken) expected_[s.value] = 0;  // a victim that stays after all
-      now_ = std::max(now_, directory_.mark(s));
-      profile_.use(slot.row, directory_.mark(s), ReuseProfile::level(slot.frequency));
+      count_use(s);
       push(s);
     }
-    uses_ += slots.size();
-    if (uses_ >= aging_uses_) age();
-    profile_.advance(slots.size(), now_, window_marks());
+    count_uses(slots.size());
+  }
+
+  void used(std::span<const SlotIndex> slots) override {
+    for (SlotIndex s : slots) count_use(s);
+    count_uses(slots.size());
   }
 
   void expect(std::span<const SlotIndex> slots, std::span<const uint32_t> batches) override {
@@ -162,6 +162,18 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
  private:
+  void count_use(SlotIndex s) {
+    Slot& slot = directory_[s];
+    if (slot.frequency < ReuseProfile::kFrequencyMax) ++slot.frequency;
+    now_ = std::max(now_, directory_.mark(s));
+    profile_.use(slot.row, directory_.mark(s), ReuseProfile::level(slot.frequency));
+  }
+  void count_uses(size_t uses) {
+    uses_ += uses;
+    if (uses_ >= aging_uses_) age();
+    profile_.advance(uses, now_, window_marks());
+  }
+
   void prefetch(SlotIndex s) const {
     directory_.prefetch(s);
     directory_.prefetch_mark(s);

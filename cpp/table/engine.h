@@ -145,8 +145,9 @@ class Engine {
   void gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
   // See plan_image.h.
   void write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
-  // Rows that went down, one after another at `rows`. `left`: by a stage.
-  Status settle(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows, bool left);
+  // The other way, for rows that went down; then `settle` of them. `left`: by a stage.
+  void scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows);
+  Status settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
   // Frees the slots of the device that no plan uses; their rows stay in dram.
   Status drop_unused();
   // Slots of a layout on the device, bytes of one, and where those of dram begin in memory; the

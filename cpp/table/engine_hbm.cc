@@ -142,15 +142,16 @@ void Engine::write_image(const Plan& plan, uint32_t often, std::byte* to,
   write_plan_image(plan, *tiers_, often, to, seldom);
 }
 
-Status Engine::settle(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows,
-                      bool left) {
+void Engine::scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows) {
+  const LayoutTier& tier = tiers_->layout(layout);
+  const std::lock_guard turn(turn_);
+  copy_slots_between({rows, nullptr}, {tier.data(SlotIndex(0)), raw(dram)}, dram.size(),
+                     tier.stride_bytes);
+}
+
+Status Engine::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
-  const LayoutTier& tier = tiers_->layout(layout);
-  turn.without_mutex([&] {
-    copy_slots_between({rows, nullptr}, {tier.data(SlotIndex(0)), raw(dram)}, dram.size(),
-                       tier.stride_bytes);
-  });
   hbm_.settle(layout, dram, left);
   if (left) prefetch_.slots_released();
   return Status::ok();

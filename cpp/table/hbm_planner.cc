@@ -12,42 +12,73 @@ constexpr size_t kOccurrencesPerTask = 1 << 15;
 
 }  // namespace
 
-void HbmPlanner::pin_in_dram(LayoutId layout, SlotIndex dram) {
-  LayoutTier& tier = tiers_.layout(layout);
-  if (tier.policy != nullptr) tier.directory.pin(tier.directory[dram]);
+// The device's policy begins with what dram's knows of a row; that goes on counting.
+void HbmPlanner::enter(LayoutTier& tier, SlotIndex s, SlotIndex dram) {
+  if (tier.policy == nullptr) return;
+  Slot& slot = tier.directory[dram];
+  tier.directory.pin(slot);
+  tier.hbm->directory[s].frequency = slot.frequency;
 }
+
 
 void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram) {
   LayoutTier& tier = tiers_.layout(layout);
   if (tier.policy == nullptr) return;
   slots_.clear();
-  for (SlotIndex d : dram) {
-    if (tier.directory.unpin(tier.directory[d])) slots_.push_back(d);
+  for (size_t i = 0; i < dram.size(); ++i) {
+    tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
+    if (tier.directory.unpin(tier.directory[dram[i]])) slots_.push_back(dram[i]);
   }
   tier.policy->park(slots_);
 }
 
-// Rows that are on the device, or used in dram by another plan, are pinned where they are.
-void HbmPlanner::find(Plan& plan, const UniqueRange& range) {
+// Rows that are on the device, or used in dram by another plan, are pinned where they are. By threads
+// that work on different ranges, and so on different rows.
+void HbmPlanner::find(Plan& plan, size_t r) {
+  const UniqueRange& range = plan.acquired.ranges[r];
+  Found& found = found_[r];
+  found.missing.clear();
+  found.pinned = found.hits = found.in_dram = 0;
   HbmTier& hbm = *tiers_.layout(range.layout).hbm;
+  const SlotIndex* slots = plan.acquired.slots.data();
   const size_t end = range.first + range.count;
   for (size_t u = range.first; u < end; ++u) {
-    hbm.prefetch_place(plan.acquired.slots[std::min(u + kAhead, end - 1)]);
-    const SlotIndex dram = plan.acquired.slots[u];
-    HbmTier::Place& place = hbm.place(dram);
+    hbm.prefetch_place(slots[std::min(u + 2 * kAhead, end - 1)]);
+    if (const HbmTier::Place ahead = hbm.place(slots[std::min(u + kAhead, end - 1)]);
+        ahead.is_on_device()) {
+      hbm.directory.prefetch(ahead.slot());
+      hbm.directory.prefetch_mark(ahead.slot());
+    }
+    HbmTier::Place& place = hbm.place(slots[u]);
     if (place.is_none()) {
-      missing_[range.layout.value].push_back(static_cast<uint32_t>(u));
+      found.missing.push_back(static_cast<uint32_t>(u));
     } else if (place.is_on_device()) {
       const SlotIndex s = place.slot();
-      hbm.directory.pin(hbm.directory[s]);
+      found.pinned += SlotDirectory::pin_uncounted(hbm.directory[s]);
       hbm.directory.mark(s) = plan.acquired.mark_base + static_cast<uint32_t>(u);
       plan.places[u] = s.value;
-      ++stats_.rows_hit;
+      ++found.hits;
     } else {
       ++place.bits;
-      plan.places[u] = hbm.slots() + dram.value;
-      ++plan.places_in_dram;
+      plan.places[u] = hbm.slots() + slots[u].value;
+      ++found.in_dram;
     }
+  }
+}
+
+void HbmPlanner::find_all(Plan& plan, ThreadPool& threads) {
+  const std::vector<UniqueRange>& ranges = plan.acquired.ranges;
+  if (found_.size() < ranges.size()) found_.resize(ranges.size());
+  threads.run(ranges.size(), [&](size_t r) { find(plan, r); });
+  missing_.resize(tiers_.layouts());
+  for (auto& missing : missing_) missing.clear();
+  for (size_t r = 0; r < ranges.size(); ++r) {
+    const Found& found = found_[r];
+    tiers_.layout(ranges[r].layout).hbm->directory.count_pinned(found.pinned);
+    stats_.rows_hit += found.hits;
+    plan.places_in_dram += found.in_dram;
+    std::vector<uint32_t>& missing = missing_[ranges[r].layout.value];
+    missing.insert(missing.end(), found.missing.begin(), found.missing.end());
   }
 }
 
@@ -59,7 +90,12 @@ void HbmPlanner::take_victims(LayoutId layout, size_t count, HbmMoves& moves) {
   TE_CHECK(slots_.size() == count);
   hbm.policy->evicted(slots_);
   dram_.clear();
-  for (SlotIndex s : slots_) {
+  for (size_t i = 0; i < slots_.size(); ++i) {
+    const SlotIndex s = slots_[i];
+    hbm.prefetch(slots_[std::min(i + kAhead, slots_.size() - 1)]);
+    const SlotIndex dram = hbm.dram_of[slots_[std::min(i + kAhead / 2, slots_.size() - 1)].value];
+    hbm.prefetch_place(dram);
+    tier.directory.prefetch(dram);
     moves.after = std::max(moves.after, hbm.released_at[s.value]);
     if (hbm.directory[s].dirty != 0) {  // pinned in dram until it has come there
       moves.spill_from.push_back(s);
@@ -77,7 +113,8 @@ void HbmPlanner::take_victims(LayoutId layout, size_t count, HbmMoves& moves) {
 void HbmPlanner::place_missing(Plan& plan, LayoutId layout) {
   const std::vector<uint32_t>& missing = missing_[layout.value];
   if (missing.empty()) return;
-  HbmTier& hbm = *tiers_.layout(layout).hbm;
+  LayoutTier& tier = tiers_.layout(layout);
+  HbmTier& hbm = *tier.hbm;
   HbmMoves& moves = plan.moves[layout.value];
   const size_t unused = hbm.slots() - hbm.directory.pinned();
   const size_t placed = std::min(missing.size(), unused);
@@ -90,12 +127,15 @@ void HbmPlanner::place_missing(Plan& plan, LayoutId layout) {
     moves.after = std::max(moves.after, hbm.released_at[s.value]);
     hbm.directory.mark(s) = plan.acquired.mark_base + u;
     hbm.directory.pin(hbm.directory[s]);
-    pin_in_dram(layout, dram);
     plan.places[u] = s.value;
     moves.fill_from.push_back(dram);
     moves.fill_to.push_back(s);
   }
   if (hbm.policy != nullptr) hbm.policy->admit(moves.fill_to);
+  for (size_t i = 0; i < placed; ++i) {
+    tier.directory.prefetch(moves.fill_from[std::min(i + kAhead, placed - 1)]);
+    enter(tier, moves.fill_to[i], moves.fill_from[i]);
+  }
   for (size_t i = placed; i < missing.size(); ++i) {
     const uint32_t u = missing[i];
     const SlotIndex dram = plan.acquired.slots[u];
@@ -112,9 +152,7 @@ void HbmPlanner::stage(Plan& plan, ThreadPool& threads) {
   plan.places_in_dram = 0;
   plan.moves.resize(tiers_.layouts());
   for (HbmMoves& moves : plan.moves) moves.clear();
-  missing_.resize(tiers_.layouts());
-  for (auto& missing : missing_) missing.clear();
-  for (const UniqueRange& range : plan.acquired.ranges) find(plan, range);
+  find_all(plan, threads);
   for (size_t l = 0; l < tiers_.layouts(); ++l)
     place_missing(plan, LayoutId(static_cast<uint16_t>(l)));
   stats_.rows_in_dram += plan.places_in_dram;
@@ -138,6 +176,8 @@ void HbmPlanner::release(Plan& plan) {
     slots_.clear();
     const size_t end = range.first + range.count;
     for (size_t u = range.first; u < end; ++u) {
+      const uint32_t ahead = plan.places[std::min(u + kAhead, end - 1)];
+      if (ahead < hbm.slots()) hbm.prefetch(SlotIndex(ahead));
       const uint32_t place = plan.places[u];
       if (place >= hbm.slots()) {
         HbmTier::Place& in_dram = hbm.place(SlotIndex(place - hbm.slots()));
@@ -156,6 +196,8 @@ void HbmPlanner::mark_dirty(const Plan& plan, const UniqueRange& range) {
   LayoutTier& tier = tiers_.layout(range.layout);
   HbmTier& hbm = *tier.hbm;
   for (size_t u = range.first; u < range.first + range.count; ++u) {
+    const uint32_t ahead = plan.places[std::min(u + kAhead, range.first + range.count - 1)];
+    if (ahead < hbm.slots()) hbm.directory.prefetch(SlotIndex(ahead));
     const uint32_t place = plan.places[u];
     if (place >= hbm.slots()) {
       tiers_.mark_dirty(range.layout, tier.directory[SlotIndex(place - hbm.slots())]);
@@ -189,7 +231,10 @@ bool HbmPlanner::take_dirty(HbmTier& hbm, SlotIndex s) {
 void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
   LayoutTier& tier = tiers_.layout(layout);
   unsettled_ -= dram.size();
-  for (SlotIndex d : dram) tiers_.mark_dirty(layout, tier.directory[d]);
+  for (size_t i = 0; i < dram.size(); ++i) {
+    tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
+    tiers_.mark_dirty(layout, tier.directory[dram[i]]);
+  }
   if (left) unpin_in_dram(layout, dram);
 }
 

@@ -56,10 +56,19 @@ class HbmPlanner {
   const HbmStats& stats() const { return stats_; }
 
  private:
-  void find(Plan& plan, const UniqueRange& range);
+  // What one range of a plan finds.
+  struct Found {
+    std::vector<uint32_t> missing;  // unique rows
+    uint32_t pinned = 0;            // slots that no plan used before
+    uint32_t hits = 0;
+    uint32_t in_dram = 0;
+  };
+  void find(Plan& plan, size_t r);
+  void find_all(Plan& plan, ThreadPool& threads);
   void place_missing(Plan& plan, LayoutId layout);
   void take_victims(LayoutId layout, size_t count, HbmMoves& moves);
-  void pin_in_dram(LayoutId layout, SlotIndex dram);
+  // The row of a slot in dram has come to slot `s` of the device.
+  static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);
   void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
 
   Tiers& tiers_;
@@ -67,6 +76,7 @@ class HbmPlanner {
   uint64_t releases_ = 0;
   uint64_t unsettled_ = 0;
   // Scratch of one call.
+  std::vector<Found> found_;                    // by range
   std::vector<std::vector<uint32_t>> missing_;  // unique rows, by layout
   std::vector<SlotIndex> slots_;
   std::vector<SlotIndex> dram_;

@@ -42,6 +42,12 @@ struct HbmTier {
   };
   Place& place(SlotIndex dram) { return places_[dram.value]; }
   void prefetch_place(SlotIndex dram) const { __builtin_prefetch(&places_[dram.value], 1); }
+  // All about a slot of the device.
+  void prefetch(SlotIndex s) const {
+    directory.prefetch(s);
+    __builtin_prefetch(&dram_of[s.value]);
+    __builtin_prefetch(&released_at[s.value], 1);
+  }
   // Whether the row of a slot in dram has one on the device too.
   bool holds(SlotIndex dram) const { return places_[dram.value].is_on_device(); }
 

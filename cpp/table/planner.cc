@@ -236,14 +236,21 @@ void Planner::unpin(Acquisition& acquired) {
   for (const UniqueRange& range : acquired.ranges) {
     LayoutTier& tier = tiers_.layout(range.layout);
     slots_.clear();
+    on_device_.clear();
     const size_t end = range.first + range.count;
     for (size_t u = range.first; u < end; ++u) {
       const SlotIndex ahead = acquired.slots[std::min(u + kSlotAhead, end - 1)];
       if (!ahead.is_none()) tier.directory.prefetch(ahead);
       const SlotIndex s = acquired.slots[u];
-      if (!s.is_none() && tier.directory.unpin(tier.directory[s])) slots_.push_back(s);
+      if (s.is_none()) continue;
+      if (tier.directory.unpin(tier.directory[s])) {
+        slots_.push_back(s);
+      } else if (tier.hbm != nullptr && tier.hbm->holds(s)) {
+        on_device_.push_back(s);
+      }
     }
     tier.policy->park(slots_);
+    tier.policy->used(on_device_);
   }
 }
 

@@ -112,6 +112,7 @@ class Planner {
   std::vector<Plan*> ready_;    // likewise
   // Scratch of one call.
   std::vector<SlotIndex> slots_;
+  std::vector<SlotIndex> on_device_;
   std::vector<RowId> rows_;
   std::vector<uint32_t> missing_;  // by layout
   std::vector<uint32_t> needed_;   // likewise

@@ -64,7 +64,8 @@ struct Side {
     Engine::Copies copies;
     check_ok(engine->newer_copies(LayoutId(0), copies));
     const std::vector<std::byte> rows = download(copies.device);
-    check_ok(engine->settle(LayoutId(0), copies.dram, rows.data(), false));
+    engine->scatter(LayoutId(0), copies.dram, rows.data());
+    check_ok(engine->settle(LayoutId(0), copies.dram, false));
   }
   template <class Call>
   auto with_room(Call call) const {
@@ -85,7 +86,8 @@ struct Side {
     const HbmMoves& moves = plan.moves[0];
     const std::vector<std::byte> down = download(moves.spill_from);
     upload(moves.fill_from, moves.fill_to);
-    check_ok(engine->settle(LayoutId(0), moves.spill_to, down.data(), true));
+    engine->scatter(LayoutId(0), moves.spill_to, down.data());
+    check_ok(engine->settle(LayoutId(0), moves.spill_to, true));
   }
   std::vector<float> rows(uint32_t table) const {
     const std::vector<int64_t> ids = all_ids(static_cast<int64_t>(config.tables[table].rows));
@@ -262,7 +264,8 @@ BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
   BOOST_TEST(read(7).message().find("newer") != std::string::npos);  // some are under way
   BOOST_TEST((side.engine->flush().code() == StatusCode::kInvalidArgument));
   const std::vector<std::byte> rows = side.download(copies.device);
-  check_ok(side.engine->settle(LayoutId(0), copies.dram, rows.data(), false));
+  side.engine->scatter(LayoutId(0), copies.dram, rows.data());
+  check_ok(side.engine->settle(LayoutId(0), copies.dram, false));
   check_ok(read(2));
   BOOST_TEST(side.engine->stats().hbm_rows == 3u);
   check_ok(side.engine->drop_unused());

@@ -43,6 +43,7 @@ _ARRAYS = (
     torch.int32, torch.int32, torch.float32,
 )  # fmt: skip
 _IMAGE_BYTES_MIN = 1 << 16
+_PLAN_BUFFERS = 4
 _IMAGES_MIN = 3  # in turn, so that the host need not wait for the batch before
 _NO_HYPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
@@ -63,32 +64,32 @@ class HbmTier:
     Args:
         core: the engine, made with an hbm budget.
         hbm: that budget and its device.
+        buffer_bytes: of a pinned buffer for rows. There are four, and as much for plans.
         tables: of the engine.
         optimizer: its number in the core.
         seed: of the engine.
-        runtime: of the device; tests give one that forgets to wait.
     """
 
     def __init__(
         self,
         core: _core.Engine,
         hbm: HBM,
+        buffer_bytes: int,
         tables: Sequence[TableSpec],
         optimizer: int,
         seed: int,
-        runtime: Runtime | None = None,
     ) -> None:
         self.device = hbm.torch_device
         self.lock = threading.RLock()
         self._core = core
-        self._runtime = runtime or runtime_of(self.device)
+        self._runtime = runtime_of(self.device)
         self._layouts, self._layout_of = _layouts(core, hbm, len(tables))
         self._executor = _make_executor(hbm, tables, optimizer, seed)
         copier = self._executor or CoreCopier()
-        self._transfers = Transfers(core, self._layouts, self._runtime, copier, hbm.buffer_bytes)
+        self._transfers = Transfers(core, self._layouts, self._runtime, copier, buffer_bytes)
         self._images: deque[_ImageBuffer] = deque()
         self._all_images: WeakSet[_ImageBuffer] = WeakSet()  # those of plans under way too
-        self._pinned_plan_bytes = hbm.pinned_plan_bytes
+        self._pinned_plan_bytes = _PLAN_BUFFERS * buffer_bytes
 
     def batch(self, plan: _core.Plan, features: list[Feature], will_update: bool) -> StagedBatch:
         """A planned batch, to be staged."""

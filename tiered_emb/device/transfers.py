@@ -30,9 +30,8 @@ class _Chunk:
 
     memory: torch.Tensor
     event: Event | None = None
-    layout: int = 0
-    dram: np.ndarray | None = None
-    left: bool = False
+    layout: LayoutMemory | None = None
+    dram: np.ndarray | None = None  # where its rows have still to be brought
 
     def parts(self, count: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         """int32 [count] and uint8 [count, stride]."""
@@ -67,6 +66,7 @@ class Transfers:
         self._bytes = buffer_bytes
         self._up = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
         self._down = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
+        self._unsettled: list[tuple[LayoutMemory, np.ndarray, bool]] = []
         self._releases: deque[tuple[int, Event]] = deque(maxlen=_RELEASES_KEPT)
 
     def stage(self, plan: _core.Plan) -> tuple[int, bool]:
@@ -125,7 +125,7 @@ class Transfers:
         for part in self._parts(layout, len(slots)):
             chunk = self._down[0]
             self._down.rotate()
-            self._settle(chunk)
+            self._scatter(chunk)
             source, rows = chunk.parts(len(slots[part]), layout.stride)
             source.numpy()[:] = slots[part]
             self._runtime.on_copy(
@@ -137,7 +137,9 @@ class Transfers:
                 fills=rows,
             )
             chunk.event = self._runtime.record_copy()
-            chunk.layout, chunk.dram, chunk.left = layout.number, dram[part], left
+            chunk.layout, chunk.dram = layout, dram[part]
+        if len(dram):
+            self._unsettled.append((layout, dram, left))
 
     def _parts(self, layout: LayoutMemory, count: int) -> list[slice]:
         """[0, count) in parts that a buffer holds."""
@@ -147,17 +149,19 @@ class Transfers:
     def settle(self) -> None:
         """All rows that went down stand in dram."""
         for chunk in self._down:
-            self._settle(chunk)
+            self._scatter(chunk)
+        for layout, dram, left in self._unsettled:
+            self._core.settle(layout.number, dram.ctypes.data, len(dram), left)
+        self._unsettled.clear()
 
-    def _settle(self, chunk: _Chunk) -> None:
-        if chunk.dram is None or chunk.event is None:
+    def _scatter(self, chunk: _Chunk) -> None:
+        """The rows in a buffer go to their slots in dram, once they have come."""
+        if chunk.dram is None or chunk.layout is None or chunk.event is None:
             return
         self._runtime.host_waits(chunk.event)
-        stride = self._layouts[chunk.layout].stride
-        count = len(chunk.dram)
-        _, rows = chunk.parts(count, stride)
-        self._core.settle(
-            chunk.layout, chunk.dram.ctypes.data, count, rows.data_ptr(), chunk.left
+        _, rows = chunk.parts(len(chunk.dram), chunk.layout.stride)
+        self._core.scatter(
+            chunk.layout.number, chunk.dram.ctypes.data, len(chunk.dram), rows.data_ptr()
         )
         chunk.dram = None
 
