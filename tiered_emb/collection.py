@@ -97,7 +97,8 @@ class TieredEmbeddingCollection(nn.Module):
             )
         self.tables = tuple(tables)
         self._engine = TableEngine(specs, tiers, optimizer, seed)
-        self._lookups = {spec.name: spec.lookup(t, device=self._engine.device) for t, spec in enumerate(specs)}
+        device = self._engine.device
+        self._lookups = {spec.name: spec.lookup(t, device=device) for t, spec in enumerate(specs)}
         for t in range(len(specs)):
             # A parameter's name may not hold a dot; the table's number is unique.
             self.register_parameter(f"touched_rows_{t}", self._engine.grad_parameter(t))

@@ -31,8 +31,8 @@ class TieredEmbedding(nn.Module):
     """A drop-in for `torch.nn.EmbeddingBag` whose rows live on a device, in dram and on ssd.
 
     The positional arguments are those of `nn.EmbeddingBag`, in its order, with its meaning.
-    `sparse` is accepted and means nothing: only touched rows are ever updated. `device` is where the
-    outputs are: that of the hbm tier, the CPU without one.
+    `sparse` is accepted and means nothing: only touched rows are ever updated. `device` is where
+    outputs are: that of the hbm tier, or the CPU without one.
 
     Args:
         tiers: budgets, a `te.Tiers`; None: all rows in dram.

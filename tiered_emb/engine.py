@@ -94,9 +94,7 @@ class TableEngine:
         self._tier = HbmTier(
             self._core, self._hbm, self._buffer_bytes, self.tables, self._kind, self._seed
         )
-        self._pooling = DevicePooling(
-            self._core, self.optimizer, self._grad_parameters, self._tier
-        )
+        self._pooling = DevicePooling(self._core, self.optimizer, self._grad_parameters, self._tier)
 
     @contextmanager
     def _rows_in_dram(
@@ -321,6 +319,7 @@ class TableEngine:
             shape = (len(index), spec.embedding_dim)
             weight = _row_values(spec, "weight", weight, shape, spec.dtype)
         packed = None if state is None else _pack_state(spec, self._kind, len(index), state)
+
         def write() -> None:
             self._core.write_rows(
                 table,

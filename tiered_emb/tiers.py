@@ -155,24 +155,16 @@ class HBM:
 
 
 def _resolve_device(hbm: HBM) -> torch.device:
-    if hbm.device is None:
-        if not torch.cuda.is_available():
-            raise RuntimeError(
-                f"HBM({format_bytes(int(hbm.size))}): no CUDA device is present; "
-                "device='cpu' emulates one in this machine's memory"
-            )
-        return torch.device("cuda", torch.cuda.current_device())
-    device = torch.device(hbm.device)
+    name = "cuda" if hbm.device is None else str(hbm.device)
+    device = torch.device(name)
     if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"HBM(device=...): must be a CUDA device or 'cpu', got {hbm.device!r}")
+        raise ValueError(f"HBM(device=...): must be a CUDA device or 'cpu', got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise RuntimeError(
-            f"HBM(device={hbm.device!r}): no CUDA device is present; "
+            f"HBM({format_bytes(int(hbm.size))}, {name!r}): no CUDA device is present; "
             "device='cpu' emulates one in this machine's memory"
         )
-    if device.type == "cuda" and device.index is None:
-        return torch.device("cuda", torch.cuda.current_device())
-    return device
+    return torch.device("cuda", torch.cuda.current_device()) if name == "cuda" else device
 
 
 POLICIES = ("lookahead", "lfu", "lru", "s3fifo")

@@ -154,7 +154,8 @@ void copy_slots(uintptr_t source, uintptr_t source_slots, uintptr_t target, uint
                 size_t count, size_t stride_bytes) {
   const WithoutGil without_gil;
   copy_slots_between({at<const std::byte>(source), at<const uint32_t>(source_slots)},
-                     {at<std::byte>(target), at<const uint32_t>(target_slots)}, count, stride_bytes);
+                     {at<std::byte>(target), at<const uint32_t>(target_slots)}, count,
+                     stride_bytes);
 }
 
 }  // namespace
@@ -184,8 +185,7 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("gather", &gather)
       .def("scatter", &scatter)
       .def("settle", &settle)
-      .def("drop_unused",
-           [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
+      .def("drop_unused", [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
       .def("hbm_layout", &hbm_layout)
       .def("image", [](const OwnedEngine&, PlanHandle& handle) { return image(handle); })
       .def("features", [](const OwnedEngine&, PlanHandle& handle) { return features(handle); })

@@ -372,8 +372,7 @@ NB_MODULE(_core, m) {
       .def("unique_counts", &unique_counts)
       .def("unique_rows", &unique_rows);
   nb::class_<OwnedEngine> engine(m, "Engine");
-  engine
-      .def("lookup", &lookup)
+  engine.def("lookup", &lookup)
       .def("plan", &plan)
       .def("announce", &announce)
       .def("prefetch", &prefetch)

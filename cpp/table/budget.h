@@ -22,8 +22,8 @@ constexpr uint64_t index_headroom_bytes(uint64_t dram_bytes) {
 }
 
 struct LayoutDemand {
-  uint64_t rows = 0;          // of all tables of the layout
-  uint64_t stride_bytes = 0;        // a row in its slot
+  uint64_t rows = 0;                 // of all tables of the layout
+  uint64_t stride_bytes = 0;         // a row in its slot
   uint64_t slot_overhead_bytes = 0;  // a slot's share of what is kept of an hbm tier
 };
 
@@ -36,8 +36,8 @@ uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
 // The most slots of each layout within `dram_bytes`, at least one each.
 std::vector<uint32_t> slots_within(std::span<const LayoutDemand> layouts, uint64_t dram_bytes,
                                    uint64_t index_bytes);
-// The most slots of each layout that `hbm_bytes` of a device hold, none more than it has rows; empty
-// if it cannot hold one of each.
+// The most slots of each layout that `hbm_bytes` of a device hold, none more than it has rows;
+// empty if it cannot hold one of each.
 std::vector<uint32_t> hbm_slots_within(std::span<const LayoutDemand> layouts, uint64_t hbm_bytes);
 
 }  // namespace te

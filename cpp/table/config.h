@@ -31,9 +31,10 @@ struct EngineConfig {
   std::string policy = "lookahead";
   uint64_t dram_bytes = 0;  // budget; 0: every row may be in dram
   uint64_t hbm_bytes = 0;   // budget of the device's slots; 0: no hbm tier
-  bool hbm_on_host = false;     // the device is this machine's processor: its slots lie beside those in dram
-  uint64_t pinned_bytes = 0;    // transfer buffers, a part of the dram budget
-  std::string ssd_path;     // empty: no ssd tier
+  bool hbm_on_host =
+      false;  // the device is this machine's processor: its slots lie beside those in dram
+  uint64_t pinned_bytes = 0;  // transfer buffers, a part of the dram budget
+  std::string ssd_path;       // empty: no ssd tier
   uint64_t ssd_capacity_bytes = 0;
   double ssd_space_bound_ratio = 1.45;  // see LogOptions
   uint64_t ssd_rows_told_at_once = LogOptions().rows_told_at_once;

@@ -128,8 +128,7 @@ class Engine {
   // A staged plan has been pooled on the device: its backward may come.
   Status pooled(Plan& plan);
   // Its update follows on the device; `steps`: of each feature's table, 0 where it is not updated.
-  Status begin_update(Plan& plan, std::span<const uint8_t> is_updated,
-                      std::span<uint64_t> steps);
+  Status begin_update(Plan& plan, std::span<const uint8_t> is_updated, std::span<uint64_t> steps);
   // Releases of staged plans so far; see HbmMoves::after.
   uint64_t releases();
   // Slots of the device and of dram, pairwise, of rows on the device. Those of `newer` rows count
@@ -238,7 +237,7 @@ class Engine {
   std::atomic<uint64_t> move_ns_{0};
   std::atomic<uint64_t> forward_ns_{0};
   std::atomic<uint64_t> backward_ns_{0};
-  Scratch<float> scattered_;  // of one apply_gradients
+  Scratch<float> scattered_;         // of one apply_gradients
   std::vector<uint8_t> is_updated_;  // of one backward
   bool closed_ = false;
   // With a store that is written. Those with threads come last, so that these end before what they

@@ -20,7 +20,6 @@ void HbmPlanner::enter(LayoutTier& tier, SlotIndex s, SlotIndex dram) {
   tier.hbm->directory[s].frequency = slot.frequency;
 }
 
-
 void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram) {
   LayoutTier& tier = tiers_.layout(layout);
   if (tier.policy == nullptr) return;
@@ -32,8 +31,8 @@ void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram)
   tier.policy->park(slots_);
 }
 
-// Rows that are on the device, or used in dram by another plan, are pinned where they are. By threads
-// that work on different ranges, and so on different rows.
+// Rows that are on the device, or used in dram by another plan, are pinned where they are. By
+// threads that work on different ranges, and so on different rows.
 void HbmPlanner::find(Plan& plan, size_t r) {
   const UniqueRange& range = plan.acquired.ranges[r];
   Found& found = found_[r];

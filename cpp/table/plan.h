@@ -81,8 +81,8 @@ struct Acquisition {
   size_t hits = 0;     // occurrences whose row had a slot already
 };
 
-// What has to move in one layout before a staged batch is pooled: spills, then fills. Rows go between
-// slots of the device and those in dram.
+// What has to move in one layout before a staged batch is pooled: spills, then fills. Rows go
+// between slots of the device and those in dram.
 struct HbmMoves {
   std::vector<SlotIndex> spill_from;
   std::vector<SlotIndex> spill_to;

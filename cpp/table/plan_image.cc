@@ -66,7 +66,8 @@ void write_plan_image(const Plan& plan, const Tiers& tiers, uint32_t often, std:
   copy(plan.bag_begin, plan.bags + plan.features.size(), to + image.bag_begin);
   bool is_by_position = false;
   for (const FeaturePlan& feature : plan.features) {
-    is_by_position |= feature.is_weighted || tiers.table(feature.table).config.mode == PoolMode::kMax;
+    is_by_position |=
+        feature.is_weighted || tiers.table(feature.table).config.mode == PoolMode::kMax;
     if (!feature.is_weighted) continue;
     auto* bag_of = array_at<uint32_t>(to, image.bag_of) + feature.occurrence_first;
     const int64_t* begin = plan.bag_begin.data() + feature.begin_first;

@@ -20,11 +20,11 @@ struct PlanImage {
   size_t bag_begin = 0;         // int64, bags + 1 a feature
   size_t bag_of = 0;            // int32 [occurrences]; features with sample weights
   // Of a plan that will update:
-  size_t places = 0;           // int32 [uniques]
-  size_t rows = 0;             // int64 [uniques], numbers in their tables
-  size_t which = 0;            // int32 [uniques]: by range, unique rows of it that occur seldom, others
-  size_t csr_begin = 0;        // int32, count + 1 a range: range r begins at its first + r
-  size_t csr_bags = 0;         // int32 [occurrences]
+  size_t places = 0;     // int32 [uniques]
+  size_t rows = 0;       // int64 [uniques], numbers in their tables
+  size_t which = 0;      // int32 [uniques]: by range, unique rows of it that occur seldom, others
+  size_t csr_begin = 0;  // int32, count + 1 a range: range r begins at its first + r
+  size_t csr_bags = 0;   // int32 [occurrences]
   size_t csr_occurrences = 0;  // int32 [occurrences], where sample weights or mode max need it
   size_t bag_scale = 0;        // float32 [bags], features in mode mean
   size_t bytes = 0;

@@ -125,9 +125,8 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
         row_layouts[i], demands_[i].rows, static_cast<uint32_t>(slots_max),
         static_cast<uint32_t>(demands_[i].stride_bytes), config_.hbm_on_host ? hbm_slots[i] : 0));
     if (!has_hbm()) continue;
-    layouts_[i]->hbm =
-        std::make_unique<HbmTier>(hbm_slots[i], static_cast<uint32_t>(slots_max), demands_[i].rows,
-                                  config_.policy);
+    layouts_[i]->hbm = std::make_unique<HbmTier>(hbm_slots[i], static_cast<uint32_t>(slots_max),
+                                                 demands_[i].rows, config_.policy);
     hbm_directory_bytes_ += uint64_t{hbm_slots[i]} * HbmTier::kBytesPerSlot;
   }
   return Status::ok();

@@ -92,8 +92,8 @@ struct Side {
   std::vector<float> rows(uint32_t table) const {
     const std::vector<int64_t> ids = all_ids(static_cast<int64_t>(config.tables[table].rows));
     std::vector<float> values(ids.size() * 2 * kDim);
-    check_ok(engine->read_rows(TableId(table), ids, values.data(),
-                               values.data() + ids.size() * kDim));
+    check_ok(
+        engine->read_rows(TableId(table), ids, values.data(), values.data() + ids.size() * kDim));
     return values;
   }
 };
@@ -174,8 +174,8 @@ struct Pair {
       std::vector<FeatureBackward> backwards;
       for (size_t begin : batch.begins) backwards.push_back({.grad = batch.grads.data() + begin});
       sides[s]->stage(*batch.plans[s]);
-      check_ok(sides[s]->engine->backward(*batch.plans[s], backwards, {.lr = 0.1, .eps = 1e-8},
-                                          false));
+      check_ok(
+          sides[s]->engine->backward(*batch.plans[s], backwards, {.lr = 0.1, .eps = 1e-8}, false));
       sides[s]->engine->release(*batch.plans[s]);
     }
   }
@@ -186,10 +186,11 @@ struct Pair {
     tiered.bring_down();
     for (const Side* side : {&plain, &tiered}) {
       check_ok(side->with_room([&]() -> Result<bool> {
-        TE_RETURN_IF_ERROR(
-            side->engine->write_rows(TableId(0), ids, weights.data(), nullptr));
-        return true;
-      }).status());
+                     TE_RETURN_IF_ERROR(
+                         side->engine->write_rows(TableId(0), ids, weights.data(), nullptr));
+                     return true;
+                   })
+                   .status());
       Engine::Copies copies;
       check_ok(side->engine->copies(TableId(0), ids, copies));
       if (!copies.device.empty()) side->upload(copies.dram, copies.device);
@@ -256,7 +257,8 @@ BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
     return side.engine->read_rows(TableId(0), {&id, 1}, out.data(), nullptr);
   };
   BOOST_TEST(read(2).message().find("newer") != std::string::npos);
-  BOOST_TEST((side.engine->write_rows(TableId(0), ids, out.data(), nullptr).code() == StatusCode::kInvalidArgument));
+  BOOST_TEST((side.engine->write_rows(TableId(0), ids, out.data(), nullptr).code() ==
+              StatusCode::kInvalidArgument));
   check_ok(read(7));
   Engine::Copies copies;
   check_ok(side.engine->newer_copies(LayoutId(0), copies));

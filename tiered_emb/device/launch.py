@@ -225,9 +225,7 @@ class StepNumbers:
     @classmethod
     def at(cls, memory: torch.Tensor, decays: bool) -> StepNumbers:
         """Those in `memory`, int32 [`NUMBERS`]."""
-        return cls(
-            memory.view(torch.float32)[:6], memory[_COUNTERS : _COUNTERS + 4], decays
-        )
+        return cls(memory.view(torch.float32)[:6], memory[_COUNTERS : _COUNTERS + 4], decays)
 
 
 def sum_gradients(

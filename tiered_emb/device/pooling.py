@@ -118,7 +118,9 @@ class DevicePooling(Pooling):
             if optimizer is not None and optimizer.check_finite:
                 _check_finite(f, grad)
             weights = batch.weights[i]
-            wants = weights is not None and wants_weights_grad[i]
+            weights_grad = None
+            if weights is not None and wants_weights_grad[i]:
+                weights_grad = torch.zeros_like(weights)
             updates.append(
                 FeatureUpdate(
                     grad,
@@ -126,7 +128,7 @@ class DevicePooling(Pooling):
                     row_grad=(
                         torch.empty((counts[i], f.lookup.dim), device=device) if collects else None
                     ),
-                    weights_grad=torch.zeros_like(weights) if wants else None,
+                    weights_grad=weights_grad,
                 )
             )
         self._tier.stage(batch)

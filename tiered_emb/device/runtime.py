@@ -53,7 +53,10 @@ class Runtime(Protocol):
     def on_compute(
         self, work: Work, slots: Slots, seen: bool, reads: torch.Tensor | None = None
     ) -> None:
-        """Launches `work` in the compute stream; `seen`: the caller's operations use its results."""
+        """Launches `work` in the compute stream.
+
+        `seen`: operations of the caller use its results.
+        """
 
     def record_copy(self) -> Event:
         """The end of what is in the copy stream now."""
@@ -79,7 +82,7 @@ class CudaRuntime:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self._copy = torch.cuda.Stream(device)
+        self._copy = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._compute_seen: torch.cuda.Stream | None = None
 
     def pinned(self, nbytes: int) -> torch.Tensor:
@@ -115,11 +118,13 @@ class CudaRuntime:
 
     def record_copy(self) -> Event:
         """See `Runtime`."""
-        return self._copy.record_event()
+        event: Event = self._copy.record_event()
+        return event
 
     def record_compute(self) -> Event:
         """See `Runtime`."""
-        return self._compute().record_event()
+        event: Event = self._compute().record_event()
+        return event
 
     def copy_waits(self, event: Any) -> None:
         """See `Runtime`."""
@@ -294,7 +299,9 @@ class EmulatedRuntime:
             for number in numbers.tolist():
                 uses = self._used.setdefault((layout, number), {})
                 for other, last in uses.items():
-                    if other is not queue and last >= queue.after.get(other, 0):
+                    # Before this launch by an event, or as the host has waited for it.
+                    done = max(queue.after.get(other, 0), other.known)
+                    if other is not queue and last >= done:
                         raise RaceError(
                             f"slot {number} of layout {layout} is used in two streams at once"
                         )

@@ -38,10 +38,19 @@ from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import HBM
 
 T = TypeVar("T")
-_ARRAYS = (
-    torch.int32, torch.int64, torch.int32, torch.int32, torch.int64, torch.int32, torch.int32,
-    torch.int32, torch.int32, torch.float32,
-)  # fmt: skip
+# Of an image, in its order.
+_ARRAYS = {
+    "occurrence_slots": torch.int32,
+    "bag_begin": torch.int64,
+    "bag_of": torch.int32,
+    "places": torch.int32,
+    "rows": torch.int64,
+    "which": torch.int32,
+    "csr_begin": torch.int32,
+    "csr_bags": torch.int32,
+    "csr_occurrences": torch.int32,
+    "bag_scale": torch.float32,
+}
 _IMAGE_BYTES_MIN = 1 << 16
 _PLAN_BUFFERS = 4
 _IMAGES_MIN = 3  # in turn, so that the host need not wait for the batch before
@@ -149,9 +158,7 @@ class HbmTier:
             self._core.pooled(batch.plan)
         self._finish_in_dram(batch)
 
-    def _pool(
-        self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]
-    ) -> None:
+    def _pool(self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
         for f, out in enumerate(outs):
             executor.pool(self._layouts[batch.layouts[f]], batch, f, out)
 
@@ -161,7 +168,10 @@ class HbmTier:
         updates: Sequence[FeatureUpdate | None],
         hyper: _core.HyperTuple | None,
     ) -> None:
-        """Gradients of weights, then updates or gradients of rows; `hyper` None: rows are frozen."""
+        """Gradients of weights, then updates or gradients of rows.
+
+        `hyper` None: rows are frozen.
+        """
         if self._executor is None:
             calls = [_backward_tuple(f, u) for f, u in zip(batch.features, updates, strict=True)]
             self._runtime.on_compute(
@@ -228,20 +238,21 @@ class HbmTier:
         seldom = self._core.write_image(batch.plan, OFTEN, buffer.host.data_ptr())
         source, target = buffer.host[:plan_bytes], buffer.device[:plan_bytes]
         self._runtime.on_copy(lambda: _copy_bytes(source, target), tuple, reads=source)
-        arrays = [
-            buffer.device[begin : max(begin, end)].view(dtype)
-            for begin, end, dtype in zip(begins, [*begins[1:], plan_bytes], _ARRAYS, strict=True)
-        ]
         ranges = self._core.ranges(batch.plan) if batch.will_update else []
         batch.buffer = buffer
         batch.image = Image(
-            *arrays,
-            [
+            **{
+                name: buffer.device[begin : max(begin, end)].view(dtype)
+                for (name, dtype), begin, end in zip(
+                    _ARRAYS.items(), begins, [*begins[1:], plan_bytes], strict=True
+                )
+            },
+            numbers=[
                 memory[plan_bytes:nbytes].view(torch.int32).view(-1, NUMBERS)
                 for memory in (buffer.host, buffer.device)
             ],
-            [PlannedFeature(*numbers) for numbers in self._core.features(batch.plan)],
-            [PlannedRange(*numbers, n) for numbers, n in zip(ranges, seldom, strict=False)],
+            features=[PlannedFeature(*numbers) for numbers in self._core.features(batch.plan)],
+            ranges=[PlannedRange(*numbers, n) for numbers, n in zip(ranges, seldom, strict=False)],
         )
 
     def _take_image_buffer(self, nbytes: int) -> _ImageBuffer:
@@ -276,9 +287,7 @@ def _host_memory(address: int, nbytes: int) -> torch.Tensor:
     return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
 
 
-def _layouts(
-    core: _core.Engine, hbm: HBM, tables: int
-) -> tuple[list[LayoutMemory], list[int]]:
+def _layouts(core: _core.Engine, hbm: HBM, tables: int) -> tuple[list[LayoutMemory], list[int]]:
     """The memory of each layout, and the layout of each table."""
     layouts: dict[int, LayoutMemory] = {}
     layout_of = []
@@ -304,8 +313,13 @@ def _make_executor(
     if hbm.executor == "torch":
         return TorchExecutor(tables, optimizer, seed)
     if hbm.executor == "triton":
-        from tiered_emb.device.triton_executor import TritonExecutor  # needs triton
-
+        try:
+            from tiered_emb.device.triton_executor import TritonExecutor
+        except ImportError as error:
+            raise RuntimeError(
+                "HBM(executor='triton') needs the package triton, which CUDA builds of torch "
+                f"bring ({error}); executor='torch' does without"
+            ) from error
         return TritonExecutor(tables, optimizer, seed)
     return None
 

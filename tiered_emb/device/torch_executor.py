@@ -43,7 +43,11 @@ class TorchExecutor:
         self._keys = [_core.table_key(seed, t.name) for t in tables]
 
     def copy(
-        self, source: Tensor, source_slots: Tensor | None, target: Tensor, target_slots: Tensor | None
+        self,
+        source: Tensor,
+        source_slots: Tensor | None,
+        target: Tensor,
+        target_slots: Tensor | None,
     ) -> None:
         """See `Executor`."""
         source, target = source.view(torch.int32), target.view(torch.int32)
@@ -64,9 +68,7 @@ class TorchExecutor:
         if planned.bags == 0:
             return
         x = self._weights(memory, lookup.table, places.clamp(min=0), batch).to(torch.float32)
-        pooled, argmax = _embedding_bag(
-            x, places < 0, begin, lookup.mode, batch.weights[f]
-        )
+        pooled, argmax = _embedding_bag(x, places < 0, begin, lookup.mode, batch.weights[f])
         out.copy_(pooled)
         if lookup.mode == "max":
             batch.argmax[f] = argmax
@@ -115,7 +117,8 @@ class TorchExecutor:
         self, memory: LayoutMemory, batch: StagedBatch, f: int, update: FeatureUpdate
     ) -> None:
         image = batch.image
-        assert image is not None and update.weights_grad is not None
+        assert image is not None
+        assert update.weights_grad is not None
         planned = image.features[f]
         at = slice(planned.occurrence_first, planned.occurrence_first + planned.pooled)
         places, bags = image.occurrence_slots[at], image.bag_of[at].long()

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import torch
@@ -88,7 +89,7 @@ class Transfers:
         self._releases.append((self._core.releases, self._runtime.record_compute()))
 
     def _wait_for_release(self, number: int) -> None:
-        """What is copied next comes after all that plans released up to this number had launched."""
+        """What is copied next comes after all that plans up to this release had launched."""
         if number == 0:
             return
         for release, event in self._releases:
@@ -108,12 +109,10 @@ class Transfers:
             to, rows = chunk.parts(len(slots[part]), layout.stride)
             to.numpy()[:] = slots[part]
             from_dram = dram[part]
-            self._core.gather(
-                layout.number, from_dram.ctypes.data, len(from_dram), rows.data_ptr()
-            )
+            self._core.gather(layout.number, from_dram.ctypes.data, len(from_dram), rows.data_ptr())
             self._runtime.on_copy(
-                lambda to=to, rows=rows: self._copier.copy(rows, None, layout.device, to),
-                lambda part=part: [(layout.number, slots[part])],
+                partial(self._copier.copy, rows, None, layout.device, to),
+                partial(_listed, layout, slots[part]),
                 reads=chunk.memory,
             )
             chunk.event = self._runtime.record_copy()
@@ -129,10 +128,8 @@ class Transfers:
             source, rows = chunk.parts(len(slots[part]), layout.stride)
             source.numpy()[:] = slots[part]
             self._runtime.on_copy(
-                lambda source=source, rows=rows: self._copier.copy(
-                    layout.device, source, rows, None
-                ),
-                lambda part=part: [(layout.number, slots[part])],
+                partial(self._copier.copy, layout.device, source, rows, None),
+                partial(_listed, layout, slots[part]),
                 reads=source,
                 fills=rows,
             )
@@ -197,6 +194,10 @@ class Transfers:
         """Rows that no plan uses leave the device."""
         self.bring_down()
         self._core.drop_unused()
+
+
+def _listed(layout: LayoutMemory, slots: np.ndarray) -> list[tuple[int, np.ndarray]]:
+    return [(layout.number, slots)]
 
 
 def _slots(numbers: bytes) -> np.ndarray:

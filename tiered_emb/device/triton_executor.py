@@ -110,7 +110,8 @@ class TritonExecutor:
             return Slots(layout, memory.device)
         address = memory.dram.data_ptr()
         if address not in self._registered:
-            done = torch.cuda.cudart().cudaHostRegister(address, memory.dram.numel(), 0)
+            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
+            done = runtime.cudaHostRegister(address, memory.dram.numel(), 0)
             if int(done) != 0:
                 raise RuntimeError(
                     f"{memory.dram.numel()} bytes of dram cannot be page-locked (CUDA error "
@@ -125,7 +126,8 @@ class TritonExecutor:
         self, memory: LayoutMemory, batch: StagedBatch, f: int, update: FeatureUpdate
     ) -> None:
         image = batch.image
-        assert image is not None and update.weights_grad is not None
+        assert image is not None
+        assert update.weights_grad is not None
         planned = image.features[f]
         if planned.pooled == 0:
             return
