@@ -186,16 +186,18 @@ bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in i
 # CUDA: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= python3
 GPU_SITE := $(CURDIR)/build/gpu
-gpu-check: ## tests and benchmark of the kernels on a GPU; says so where there is none
+gpu-check: ## tests and benchmarks on a GPU; says so where there is none
 	@$(GPU_PYTHON) -c 'import torch; exit(not torch.cuda.is_available())' 2>/dev/null || \
 	  { echo "no GPU is present, or $(GPU_PYTHON) has no torch for it: nothing was checked"; exit 0; }; \
 	$(GPU_PYTHON) -m pip install -q --no-deps --upgrade --target $(GPU_SITE) . && \
-	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) -m pytest -q tests/test_device_kernels.py $(PYTEST_ARGS) && \
-	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_device.py --out build/gpu/device.json
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) -m pytest -q tests/test_device_kernels.py tests/gpu \
+	  $(PYTEST_ARGS) && \
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_device.py --out build/gpu/device.json && \
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_gpu.py --out build/gpu/gpu.json
 
 # The tests, and the examples in the docstrings of the installed package.
 test-py: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## Python tests and docstring examples
-	pytest tests --doctest-modules \
+	pytest tests -n 2 --doctest-modules \
 	  "$$($(PY) -I -c 'import pathlib, tiered_emb; print(pathlib.Path(tiered_emb.__file__).parent)')" \
 	  $(PYTEST_ARGS)
 

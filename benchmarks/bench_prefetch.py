@@ -131,12 +131,13 @@ class Contender:
         return {**figures, "step_ms_p25": spread[0], "step_ms_p75": spread[2]}
 
 
-def make_contender(args: argparse.Namespace, folder: Path | None, rows_ahead: int) -> Contender:
+def row_bytes(args: argparse.Namespace) -> int:
+    """Of all rows, with their optimizer state."""
+    return args.rows * (args.dim + 1) * 4
+
+
+def make_contender(args: argparse.Namespace, tiers: te.Tiers | None, rows_ahead: int) -> Contender:
     rows = table_rows(args.rows)
-    tiers = None
-    if folder is not None:
-        budget = int(args.rows * (args.dim + 1) * 4 * args.dram)
-        tiers = te.Tiers(dram=budget, ssd=te.SSD(str(folder)))
     tables = te.TieredEmbeddingCollection(
         [
             te.Table(name, n, args.dim, init=te.init.Uniform(-0.05, 0.05))
@@ -205,9 +206,12 @@ def main(argv: list[str] | None = None) -> int:
     folder = Path(tempfile.mkdtemp(prefix="tiered-emb-prefetch-", dir=args.dir))
     try:
         reads_per_s = drive_reads(folder, args)
+        dram = int(row_bytes(args) * args.dram)
         contenders = {
-            "prefetch": make_contender(args, folder / "ahead", args.rows_ahead),
-            "in line": make_contender(args, folder / "line", 0),
+            "prefetch": make_contender(
+                args, te.Tiers(dram=dram, ssd=str(folder / "ahead")), args.rows_ahead
+            ),
+            "in line": make_contender(args, te.Tiers(dram=dram, ssd=str(folder / "line")), 0),
             "in dram": make_contender(args, None, 0),
             "in dram, prefetch": make_contender(args, None, args.rows_ahead),
         }

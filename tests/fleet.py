@@ -228,7 +228,7 @@ class Fleet:
         for r, replica in enumerate(self.replicas):
             replica.use_threads()
             pairs = [
-                (out, grad)
+                (out, grad.to(out.device))
                 for record, of_record in zip(records, grads, strict=True)
                 for out, grad, unused in zip(record.outs[r], of_record, record.unused, strict=True)
                 if out.requires_grad and not unused
@@ -334,8 +334,9 @@ class Fleet:
         self.snapshot_bits = [m.seen for m in self.tables]
 
     def _agree(self, values: list[Tensor], what: str) -> None:
+        first = values[0].cpu()
         for replica, value in zip(self.replicas[1:], values[1:], strict=True):
-            assert_same_bits(values[0], value, f"{what}: {replica.config}")
+            assert_same_bits(first, value.cpu(), f"{what}: {replica.config}")
 
     def _near(
         self, value: Tensor, expected: Tensor, what: str, error: Tensor | None = None

@@ -118,7 +118,7 @@ class Config:
     """A way to lay out a case over tiers.
 
     dram: None (all rows), "batch", or a part of all rows. hbm: a part of all rows on an emulated
-    device, or None; with an executor that computes there.
+    `device`, or None; with an executor that computes there.
     """
 
     dram: str | float | None
@@ -127,6 +127,7 @@ class Config:
     threads: int
     hbm: float | None = None
     executor: str = "core"
+    device: str = "cpu"
 
     def tiers(self, case: Case, path: Path, resume: bool) -> te.Tiers:
         alignment = 4 if self.hbm is None else 16
@@ -145,7 +146,7 @@ class Config:
             size = min(int(case.all_bytes(alignment) * self.hbm), 1 << 20)
             size = max(size, case.one_row_each(alignment))
             # Buffers of a few rows, so that most stages need several.
-            hbm = te.HBM(size, "cpu", executor=self.executor, buffer=1024)
+            hbm = te.HBM(size, self.device, executor=self.executor, buffer=1024)
         return te.Tiers(hbm=hbm, dram=dram, ssd=ssd, policy=self.policy)
 
 
@@ -168,15 +169,16 @@ HBM_CONFIGS = (
 )
 
 
-def torch_configs() -> tuple[Config, ...]:
+def torch_configs(device: str = "cpu") -> tuple[Config, ...]:
     """The same with plain torch operations on the device, all of them."""
-    return tuple(replace(config, executor="torch") for config in HBM_CONFIGS[1:])
+    return tuple(replace(config, executor="torch", device=device) for config in HBM_CONFIGS[1:])
 
 
-def triton_configs() -> tuple[Config, ...]:
+def triton_configs(device: str = "cpu") -> tuple[Config, ...]:
     """One that is all in dram, and devices that run the Triton kernels."""
     chosen = [HBM_CONFIGS[1], HBM_CONFIGS[2], HBM_CONFIGS[4]]
-    return (HBM_CONFIGS[0], *(replace(config, executor="triton") for config in chosen))
+    on_device = [replace(config, executor="triton", device=device) for config in chosen]
+    return (HBM_CONFIGS[0], *on_device)
 
 
 @dataclass
