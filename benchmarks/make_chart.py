@@ -1,10 +1,10 @@
-"""Draws the charts of README and docs and writes README's tables from the checked-in results.
+"""Draws the charts of README and docs and writes their tables from the checked-in results.
 
-    python benchmarks/make_chart.py            redraw docs/*.svg and the tables of README.md
+    python benchmarks/make_chart.py            redraw docs/*.svg and the tables of both
     python benchmarks/make_chart.py --check    exit status 1 if they and the results disagree
 
 Charts are compared where the installed matplotlib is the release that drew them. Figures stand
-between markers in README.md and are never typed.
+between markers in the texts and are never typed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 from typing import Any
+
+import device_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -200,30 +202,12 @@ def prefetch_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def device_table(report: dict[str, Any]) -> str:
-    """Markdown: the kernels of the hbm tier on a GPU, beside torch's."""
-    lines = [
-        "| dim | ids | lookup | of copy | torch's | update | of copy | torch's |",
-        "|---|---|---|---|---|---|---|---|",
-    ]
-    for part in report["parts"]:
-        cells = [str(part["dim"]), "Zipf 1.05" if part["stream"] == "zipf" else "uniform"]
-        for ours, peer in (
-            ("forward", "torch_embedding_bag_ms"),
-            ("update", "torch_operations_ms"),
-        ):
-            cells.append(f"{part[f'{ours}_ms']['p50']:.3f} ms")
-            cells.append(f"{part[f'{ours}_of_copy']:.2f}")
-            cells.append(f"{part[peer]['p50']:.3f} ms")
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def render(readme: str) -> str:
     """`readme` with every marked block made anew."""
     bags, zipf, kernels = load("embedding_bag"), load("zipf_train"), load("kernels")
-    store, churn, ssd = load("store"), load("store_churn"), load("ssd_saves")
-    prefetch, device = load("prefetch"), load("device")
+    get, churn, ssd = load("store_get"), load("store_churn"), load("ssd_saves")
+    store = {**load("store"), "get": get["get"]}
+    prefetch, device, hbm = load("prefetch"), load("device"), load("hbm")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
@@ -231,21 +215,40 @@ def render(readme: str) -> str:
         "kernels-source": provenance_line(kernels),
         "prefetch": prefetch_table(prefetch),
         "prefetch-source": provenance_line(prefetch),
-        "device": device_table(device),
+        "hbm": device_tables.emulated_table(hbm),
+        "hbm-source": provenance_line(hbm),
+        "device": device_tables.device_table(device),
         "device-source": provenance_line(device),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),
         "store": store_table(store, churn, ssd),
-        "store-source": "; ".join(map(provenance_line, (store, churn, ssd))),
+        "store-source": "; ".join(map(provenance_line, (get, store, churn, ssd))),
     }
-    for name, text in blocks.items():
-        begin, end = f"<!-- begin {name} -->", f"<!-- end {name} -->"
+    return fill_blocks(readme, blocks, "README.md")
+
+
+def render_architecture(text: str) -> str:
+    """docs/ARCHITECTURE.md, likewise."""
+    compiled = json.loads((ROOT / "tests" / "compiled_kernels.json").read_text())
+    blocks = {
+        "compiled": device_tables.kernel_table(compiled),
+        "projection": device_tables.projection_table(),
+    }
+    return fill_blocks(text, blocks, "docs/ARCHITECTURE.md")
+
+
+def fill_blocks(text: str, blocks: dict[str, str], name: str) -> str:
+    for block, content in blocks.items():
+        begin, end = f"<!-- begin {block} -->", f"<!-- end {block} -->"
         pattern = re.escape(begin) + ".*?" + re.escape(end)
-        if not re.search(pattern, readme, re.DOTALL):
-            raise SystemExit(f"README.md has no block '{name}'")
-        replacement = f"{begin}\n{text}\n{end}"
-        readme = re.sub(pattern, lambda _, r=replacement: r, readme, flags=re.DOTALL)
-    return readme
+        if not re.search(pattern, text, re.DOTALL):
+            raise SystemExit(f"{name} has no block '{block}'")
+        replacement = f"{begin}\n{content}\n{end}"
+        text = re.sub(pattern, lambda _, r=replacement: r, text, flags=re.DOTALL)
+    return text
+
+
+PAGES = {"README.md": render, "docs/ARCHITECTURE.md": render_architecture}
 
 
 def draw_amplification(path: Path) -> None:
@@ -367,16 +370,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing; 1 if out of date")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    rendered = render(text)
+    texts = {name: (ROOT / name).read_text() for name in PAGES}
+    rendered = {name: PAGES[name](text) for name, text in texts.items()}
     if args.check:
-        stale = ["README.md"] if rendered != text else []
+        stale = [name for name, text in texts.items() if rendered[name] != text]
         stale += stale_charts(ROOT / "docs")
         for name in stale:
             print(f"{name} and the results disagree")
         return int(bool(stale))
-    readme.write_text(rendered)
+    for name, text in rendered.items():
+        (ROOT / name).write_text(text)
     draw_charts(ROOT / "docs")
     return 0
 

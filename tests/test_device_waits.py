@@ -183,3 +183,26 @@ def test_a_wait_that_is_missing_shows(
         if differs(found, wanted[name]):
             return
     pytest.fail("nothing differs without it")
+
+
+def test_moves_of_a_batch_do_not_wait_for_the_batch_before() -> None:
+    """Rows move while the device computes: only what used the overwritten slots comes first."""
+    runtime = Forgetful(None)
+    before, tier.runtime_of = tier.runtime_of, lambda device: runtime
+    try:
+        hbm = te.HBM(60 * ROW_BYTES, "cpu", executor="torch")
+        bag = te.TieredEmbedding(
+            ROWS, DIM, tiers=te.Tiers(hbm=hbm, policy="lru"), optimizer=te.optim.Adagrad(lr=0.1)
+        )
+    finally:
+        tier.runtime_of = before
+    compute, copy = runtime._compute, runtime._copy
+    launched = []
+    for batch in range(12):
+        out = bag((torch.arange(10) + 10 * batch)[None] % ROWS)
+        # The moves of this batch came before its own launches.
+        if batch >= 7:
+            assert copy.after[compute] <= launched[-3]
+        out.sum().backward()
+        launched.append(compute.end())
+    assert bag.stats().hbm_rows_spilled > 0
