@@ -46,6 +46,9 @@ def test_a_wrong_figure_is_noticed(tmp_path: Path, file: str, right: str, wrong:
         for source in (ROOT / folder).glob("*.*"):
             (tmp_path / folder / source.name).write_bytes(source.read_bytes())
     (tmp_path / "README.md").write_text(README, encoding="utf-8")
+    (tmp_path / "tests").mkdir()
+    compiled = Path("tests", "compiled_kernels.json")
+    (tmp_path / compiled).write_bytes((ROOT / compiled).read_bytes())
     changed = tmp_path / file
     changed.write_text(changed.read_text(encoding="utf-8").replace(right, wrong, 1), "utf-8")
     script = tmp_path / "benchmarks" / "make_chart.py"

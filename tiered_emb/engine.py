@@ -21,6 +21,14 @@ import torch
 from tiered_emb import _core, store_metadata, store_swap
 from tiered_emb.autograd import Pooling
 from tiered_emb.batch import Feature
+from tiered_emb.engine_arguments import (
+    available_bytes,
+    check_arguments,
+    check_memory,
+    pack_state,
+    row_ids,
+    row_values,
+)
 from tiered_emb.errors import IdOutOfRangeError
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
@@ -49,13 +57,13 @@ class TableEngine:
         seed: int,
     ) -> None:
         tiers = Tiers() if tiers is None else tiers
-        _check_arguments(tables, tiers, optimizer, seed)
+        check_arguments(tables, tiers, optimizer, seed)
         self.tables = list(tables)
         self.tiers = tiers
         self.optimizer = optimizer
         self._kind = 0 if optimizer is None else optimizer.kind
         if tiers.dram is None:
-            _check_memory(self.row_bytes)
+            check_memory(self.row_bytes)
         self._state_value = 0.0 if optimizer is None else optimizer.initial_state()
         self._seed = seed
         self.metadata = store_metadata.describe(tables, self._kind, self._state_value, seed)
@@ -259,7 +267,7 @@ class TableEngine:
     def rows(self, table: int, ids: Any) -> torch.Tensor:
         """Present weights [n, dim] of `ids`, wherever they are. Changes no cache state."""
         spec = self.tables[table]
-        index = _row_ids(spec, ids)
+        index = row_ids(spec, ids)
         weights = torch.empty((len(index), spec.embedding_dim), dtype=spec.dtype)
         self._read(table, index, weights, None)
         return weights
@@ -267,7 +275,7 @@ class TableEngine:
     def state_rows(self, table: int, ids: Any) -> dict[str, torch.Tensor]:
         """Present optimizer state of `ids`: name -> float32 [n, *`TableSpec.state_shapes`]."""
         spec = self.tables[table]
-        index = _row_ids(spec, ids)
+        index = row_ids(spec, ids)
         count = len(index)
         shapes = spec.state_shapes(self._kind)
         widths = [math.prod(shape) for shape in shapes.values()]
@@ -279,7 +287,7 @@ class TableEngine:
 
     def tier_of(self, table: int, ids: Any) -> torch.Tensor:
         """Where each row is: 0 nowhere yet, 1 ssd, 2 dram, 3 hbm; uint8 [n]. Moves nothing."""
-        index = _row_ids(self.tables[table], ids)
+        index = row_ids(self.tables[table], ids)
         tiers = torch.empty(len(index), dtype=torch.uint8)
         try:
             self._core.locate(table, index.data_ptr(), len(index), tiers.data_ptr())
@@ -314,11 +322,11 @@ class TableEngine:
         The last of duplicate ids wins.
         """
         spec = self.tables[table]
-        index = _row_ids(spec, ids)
+        index = row_ids(spec, ids)
         if weight is not None:
             shape = (len(index), spec.embedding_dim)
-            weight = _row_values(spec, "weight", weight, shape, spec.dtype)
-        packed = None if state is None else _pack_state(spec, self._kind, len(index), state)
+            weight = row_values(spec, "weight", weight, shape, spec.dtype)
+        packed = None if state is None else pack_state(spec, self._kind, len(index), state)
 
         def write() -> None:
             self._core.write_rows(
@@ -346,7 +354,7 @@ class TableEngine:
         """
         spec = self.tables[table]
         needed = spec.num_embeddings * spec.embedding_dim * spec.dtype.itemsize
-        available = _available_bytes()
+        available = available_bytes()
         if needed > available:
             raise ValueError(
                 f"table '{spec.name}': to_dense needs {needed} bytes ({format_bytes(needed)}), "
@@ -490,81 +498,3 @@ def _check_rows(reader: _core.Engine) -> None:
         for file, block, _, what, rows in reader.verify(segment):
             if rows:
                 raise OSError(errno.EIO, f"{file}: block {block}: {what}")
-
-
-def _available_bytes() -> int:
-    """Memory that can be had without swapping; free pages alone where the kernel does not say."""
-    try:
-        with open("/proc/meminfo", encoding="ascii") as file:
-            fields = dict(line.split(":", 1) for line in file)
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError):
-        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-
-
-def _check_arguments(tables: Sequence[TableSpec], tiers: Any, optimizer: Any, seed: int) -> None:
-    if not isinstance(tiers, Tiers):
-        raise TypeError(f"tiers must be a te.Tiers, got {type(tiers).__name__}")
-    if optimizer is not None and not isinstance(optimizer, RowOptimizer):
-        raise TypeError(f"optimizer must be one of te.optim.*, got {type(optimizer).__name__}")
-    names = [table.name for table in tables]
-    if len(set(names)) != len(names):
-        raise ValueError(
-            f"table names must differ, got {sorted(n for n in names if names.count(n) > 1)}"
-        )
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"seed must be in [0, 2**64), got {seed}")
-
-
-def _check_memory(needed: int) -> None:
-    """Without any budget the rows must at least fit in this machine's memory."""
-    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if needed > physical:
-        raise ValueError(
-            f"the rows take {needed} bytes ({format_bytes(needed)}), more than this machine's "
-            f"memory, {physical} bytes: give tiers=te.Tiers(dram=..., ssd=te.SSD(path))"
-        )
-
-
-def _row_ids(spec: TableSpec, ids: Any) -> torch.Tensor:
-    """`ids` as int64 [n]; the core checks their range."""
-    tensor = torch.as_tensor(ids)
-    if tensor.numel() == 0:
-        tensor = tensor.to(torch.int64)
-    if tensor.dim() != 1 or tensor.is_floating_point() or tensor.dtype == torch.bool:
-        raise TypeError(
-            f"table '{spec.name}': ids must be a 1-D integer Tensor, got "
-            f"{tensor.dtype} of shape {tuple(tensor.shape)}"
-        )
-    return tensor.to(device="cpu", dtype=torch.int64).contiguous()
-
-
-def _row_values(
-    spec: TableSpec, what: str, values: Any, shape: tuple[int, ...], dtype: torch.dtype
-) -> torch.Tensor:
-    """`values` as the core reads them: of `shape` and `dtype`, contiguous."""
-    if not isinstance(values, torch.Tensor) or not values.is_floating_point():
-        raise TypeError(
-            f"table '{spec.name}': {what} must be a floating point Tensor, got {values!r:.80}"
-        )
-    if tuple(values.shape) != shape:
-        raise ValueError(
-            f"table '{spec.name}': {what} must have shape {shape}, got {tuple(values.shape)}"
-        )
-    return values.detach().to(device="cpu", dtype=dtype).contiguous()
-
-
-def _pack_state(
-    spec: TableSpec, optimizer_kind: int, count: int, state: dict[str, torch.Tensor]
-) -> torch.Tensor:
-    """The parts of `state` side by side, float32 [count, numbers a row]."""
-    shapes = spec.state_shapes(optimizer_kind)
-    if set(state) != set(shapes):
-        raise ValueError(
-            f"table '{spec.name}': state must have the keys {sorted(shapes)}, got {sorted(state)}"
-        )
-    parts = [torch.empty(count, 0)]
-    for name, shape in shapes.items():
-        part = _row_values(spec, f"state '{name}'", state[name], (count, *shape), torch.float32)
-        parts.append(part.reshape(count, math.prod(shape)))
-    return torch.cat(parts, dim=1)

@@ -17,6 +17,8 @@ them the compiler cannot prove that rows begin at 16 bytes, and loads them in sm
 import triton
 import triton.language as tl
 
+from tiered_emb.device.rounding import nearest, random_halves, round_bfloat16, round_float16
+
 SUM = tl.constexpr(0)
 MEAN = tl.constexpr(1)
 MAX = tl.constexpr(2)
@@ -35,19 +37,6 @@ def _nothing(ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """-0, where sums begin: what is added first stays what it is, -0 too. Triton 3.8 reads the
     literal as 0."""
     return tl.full([ROWS, COLUMNS], 0x80000000, tl.uint32).to(tl.float32, bitcast=True)
-
-
-@triton.jit
-def _nearest(x, dtype: tl.constexpr):
-    """To `dtype`, ties to even: by whole numbers for bfloat16, which the interpreter cuts off."""
-    if dtype == tl.bfloat16:
-        bits = x.to(tl.uint32, bitcast=True)
-        even = bits + 0x7FFF + ((bits >> 16) & 1)
-        even = tl.where(x != x, bits | 0x400000, even)
-        nearest = (even & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
-    else:
-        nearest = x.to(dtype)
-    return nearest
 
 
 @triton.jit
@@ -148,7 +137,7 @@ def pool(
         result = tl.div_rn(result, tl.broadcast_to(size, [BAGS, COLUMNS]))
     place = bag.to(tl.int64)[:, None] * dim + column[None, :]
     mask = (bag < bags)[:, None] & in_row
-    tl.store(out + place, _nearest(result, out.dtype.element_ty), mask=mask)
+    tl.store(out + place, nearest(result, out.dtype.element_ty), mask=mask)
     if KEEP_ARGMAX:
         tl.store(argmax + place, winner, mask=mask)
 
@@ -203,7 +192,7 @@ def sample_weight_gradients(
         product = g.to(tl.float32) * w.to(tl.float32)
         lanes = tl.where((column < dim)[None, :], lanes + product, lanes)
     total = _total(lanes, ROWS)
-    tl.store(out + i, _nearest(total, out.dtype.element_ty), mask=there)
+    tl.store(out + i, nearest(total, out.dtype.element_ty), mask=there)
 
 
 @triton.jit
@@ -321,62 +310,6 @@ def sum_gradients(
 
 
 @triton.jit
-def _random_halves(row, counters, ROWS: tl.constexpr, GROUPS: tl.constexpr):
-    """Sixteen random bits a column [ROWS, 8 * GROUPS]: halves of Philox4x32-10 words, low first.
-
-    Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011; the
-    counter is that of `cpp/base/philox.h`.
-    """
-    zero = tl.zeros([ROWS, GROUPS], tl.uint32)
-    k0 = tl.load(counters).to(tl.uint32)
-    k1 = tl.load(counters + 1).to(tl.uint32)
-    c0 = row.to(tl.uint32)[:, None] + zero
-    c1 = tl.load(counters + 2).to(tl.uint32) + zero
-    c2 = tl.arange(0, GROUPS).to(tl.uint32)[None, :] + zero
-    c3 = ((row >> 32).to(tl.uint32) | tl.load(counters + 3).to(tl.uint32))[:, None] + zero
-    for _ in tl.static_range(10):
-        high0 = tl.umulhi(c0, tl.full([ROWS, GROUPS], 0xD2511F53, tl.uint32))
-        low0 = c0 * 0xD2511F53
-        high1 = tl.umulhi(c2, tl.full([ROWS, GROUPS], 0xCD9E8D57, tl.uint32))
-        low1 = c2 * 0xCD9E8D57
-        c0 = high1 ^ c1 ^ k0
-        c2 = high0 ^ c3 ^ k1
-        c1 = low1.to(tl.uint32)
-        c3 = low0.to(tl.uint32)
-        k0 = (k0 + 0x9E3779B9).to(tl.uint32)
-        k1 = (k1 + 0xBB67AE85).to(tl.uint32)
-    words = tl.interleave(tl.interleave(c0, c2), tl.interleave(c1, c3))
-    return tl.interleave(words & 0xFFFF, words >> 16)
-
-
-@triton.jit
-def _round_bfloat16(x, random16):
-    """To bfloat16, up with the probability of what is cut off."""
-    bits = x.to(tl.uint32, bitcast=True)
-    up = bits + random16
-    # An exponent of ones: infinities stay, NaNs stay NaNs.
-    bits = tl.where((bits & 0x7F800000) == 0x7F800000, tl.where(x != x, bits | 0x400000, bits), up)
-    return (bits & 0xFFFF0000).to(tl.float32, bitcast=True).to(tl.bfloat16)
-
-
-@triton.jit
-def _round_float16(x, random16):
-    """To float16, up with the probability of what is cut off; to nearest beyond its range."""
-    bits = x.to(tl.uint32, bitcast=True)
-    size = tl.abs(x)
-    normal = ((bits + (random16 >> 3)) & 0xFFFFE000).to(tl.float32, bitcast=True)
-    # Below 2^-14 the last place is 2^-24.
-    places = tl.where(size < 0.00006103515625, size, 0.0) * 16777216.0
-    lower = tl.floor(places)
-    part = ((places - lower) * 65536.0).to(tl.uint32)
-    lower += ((part + random16) >> 16).to(tl.float32)
-    tiny = lower * 0.000000059604644775390625
-    tiny = (tiny.to(tl.uint32, bitcast=True) | (bits & 0x80000000)).to(tl.float32, bitcast=True)
-    rounded = tl.where(size < 0.00006103515625, tiny, normal)
-    return tl.where(size < 65504.0, rounded, x).to(tl.float16)
-
-
-@triton.jit
 def _mean_square(g, dim: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
     """Mean of the squares over the columns of each row, summed in lanes as the reference does."""
     lane = tl.arange(0, LANES)
@@ -479,14 +412,13 @@ def update(
     1 - beta2, Adam's step size, weight decay (float32); `counters` the key of the table's random
     words, the step's low word, its high one in place.
     """
-    i = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, COLUMNS)
+    i, column = tl.program_id(0) * ROWS + tl.arange(0, ROWS), tl.arange(0, COLUMNS)
     there = i < count
     mask = there[:, None] & (column < dim)[None, :]
     u = tl.load(which + i, mask=there, other=0)
     slot = tl.load(slots + u, mask=there, other=0)
-    weight_at = weights + _at(slot, weight_stride, here, weight_shift, ELSEWHERE)[:, None]
-    weight_at += column[None, :]
+    row = _at(slot, weight_stride, here, weight_shift, ELSEWHERE)
+    weight_at = weights + row[:, None] + column[None, :]
     state_at = states + _at(slot, state_stride, here, state_shift, ELSEWHERE) + state_offset
 
     w = tl.load(weight_at, mask=mask, other=0.0).to(tl.float32)
@@ -509,10 +441,10 @@ def update(
     if weights.dtype.element_ty == tl.float32:
         tl.store(weight_at, w, mask=mask)
     else:
-        halves = _random_halves(
+        halves = random_halves(
             tl.load(rows + u, mask=there, other=0), counters, ROWS, COLUMNS // 8
         )
         if weights.dtype.element_ty == tl.bfloat16:
-            tl.store(weight_at, _round_bfloat16(w, halves), mask=mask)
+            tl.store(weight_at, round_bfloat16(w, halves), mask=mask)
         else:
-            tl.store(weight_at, _round_float16(w, halves), mask=mask)
+            tl.store(weight_at, round_float16(w, halves), mask=mask)
