@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import threading
+import weakref
 from pathlib import Path
 
 import pytest
@@ -274,3 +276,116 @@ def test_several_threads() -> None:
         thread.join()
     assert bag.stats().steps == 3 * optimizer_steps
     assert bag.to_dense().isfinite().all()
+
+
+def test_a_resumed_store_whose_rows_all_fit_in_dram(tmp_path: Path) -> None:
+    """Only the device evicts; blocks on ssd have rows for later batches all the same."""
+    first = make(None, dram="16KiB", path=tmp_path / "s")
+    train(first, 40)
+    dense = first.to_dense()
+    first.close()
+    bag = te.TieredEmbedding(
+        ROWS, DIM, mode="sum", optimizer=te.optim.RowwiseAdagrad(lr=0.1), seed=5,
+        tiers=te.Tiers(hbm=te.HBM(2000, "cpu"), ssd=te.SSD(str(tmp_path / "s"), resume=True)),
+    )  # fmt: skip
+    batches = list(torch.randperm(ROWS).view(-1, 5, 4)) * 2
+    for ids in te.Prefetcher(batches, bag, ids=lambda b: b, rows_ahead=2, ids_ahead=20):
+        with torch.no_grad():
+            bag(ids)
+    assert_same_bits(bag.to_dense(), dense, "rows")
+
+
+@pytest.mark.parametrize("executor", ["core", "torch"])
+def test_a_write_between_forward_and_backward(executor: str) -> None:
+    dense = []
+    for hbm in (te.HBM("4KiB", "cpu", executor=executor), None):
+        bag = te.TieredEmbedding(
+            9, 2, mode="sum", tiers=te.Tiers(hbm=hbm), optimizer=te.optim.SGD(lr=1.0)
+        )
+        out = bag(torch.arange(6)[None])
+        bag.write_rows(range(6), torch.full((6, 2), 10.0))
+        out.sum().backward()
+        dense.append(bag.to_dense())
+        assert dense[-1][:6].eq(9).all()
+    assert_same_bits(dense[0], dense[1], "rows")
+
+
+@pytest.mark.parametrize("executor", ["core", "torch"])
+@pytest.mark.parametrize("at", range(1, 12))
+def test_moves_that_fail_are_made_again(
+    at: int, executor: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A launch fails half way through a stage: what was decided is done by the next call."""
+    found = []
+    for fails in (True, False):
+        hbm = te.HBM(30 * 48, "cpu", executor=executor, buffer=300)
+        bag = te.TieredEmbedding(
+            ROWS, DIM, mode="sum", tiers=te.Tiers(hbm=hbm), optimizer=te.optim.SGD(lr=0.1), seed=5
+        )
+        train(bag, 5)
+        runtime = bag._engine._tier._runtime
+        on_copy, calls = runtime.on_copy, 0
+
+        def launch(*args: object, on_copy: object = on_copy, **options: object) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise RuntimeError("out of memory")
+            on_copy(*args, **options)
+
+        if fails:
+            monkeypatch.setattr(runtime, "on_copy", launch)
+        random = torch.Generator().manual_seed(8)
+        for _ in range(6):
+            ids = torch.randint(0, ROWS, (8, 4), generator=random)
+            grad = torch.randn(8, DIM, generator=random)
+            try:
+                out = bag(ids)
+            except RuntimeError:
+                assert fails
+                out = bag(ids)
+            out.backward(grad)
+        found.append(bag.to_dense())
+        assert calls > at or not fails
+    assert_same_bits(*found, "rows")
+
+
+def test_a_write_that_fails_half_way_leaves_tiers_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    bag = make()
+    bag(torch.arange(4)[None])
+    tier = bag._engine._tier
+    with_room = tier.with_room
+
+    def fails(call: object) -> None:
+        with_room(call)
+        raise OSError("the disk has gone")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tier, "with_room", fails)
+        with pytest.raises(OSError, match="gone"):
+            bag.write_rows([1, 2], torch.full((2, DIM), 7.0))
+    assert bag(torch.tensor([[1]])).eq(bag.rows([1])).all()
+
+
+def test_tables_without_rows_and_huge_rows() -> None:
+    empty = te.TieredEmbedding(0, 4, mode="sum", tiers=te.Tiers(hbm=te.HBM("1KiB", "cpu")))
+    assert empty(torch.zeros(3, 0, dtype=torch.int64)).shape == (3, 4)
+    wide = te.TieredEmbedding(
+        3, 3000, mode="sum", tiers=te.Tiers(hbm=te.HBM("13KiB", "cpu", buffer=16))
+    )
+    ids = torch.tensor([[0, 1], [2, 0]])
+    assert torch.equal(wide(ids), wide.rows([0, 2]) + wide.rows([1, 0]))
+
+
+def test_loading_gives_the_memory_of_the_device_back(tmp_path: Path) -> None:
+    model = torch.nn.Sequential(make())
+    train(model[0], 3)
+    te.save(model, tmp_path / "cut")
+    old = weakref.ref(model[0]._engine._tier)
+    te.load(model, tmp_path / "cut")
+    gc.collect()
+    assert old() is None
+    assert model[0]._engine._tier is not None
+    model[0].close()
+    with pytest.raises(ValueError, match="closed"):
+        model[0].write_rows([1], torch.ones(1, DIM))

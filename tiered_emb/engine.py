@@ -81,6 +81,10 @@ class TableEngine:
             store_metadata.check_store(self.store_path, self.metadata)
         self._hbm = hbm = tiers.hbm if isinstance(tiers.hbm, HBM) else None
         self.device = None if hbm is None else hbm.torch_device
+        if hbm is not None:
+            from tiered_emb.device.tier import check_device_tier
+
+            check_device_tier(hbm)  # before there is a store
         self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
         self._grad_parameters = [
@@ -103,6 +107,18 @@ class TableEngine:
             self._core, self._hbm, self._buffer_bytes, self.tables, self._kind, self._seed
         )
         self._pooling = DevicePooling(self._core, self.optimizer, self._grad_parameters, self._tier)
+
+    @contextmanager
+    def _last_use_of_tier(self) -> Iterator[None]:
+        """The core is closed within; then the device's memory is given back."""
+        tier = self._tier
+        if tier is None:
+            yield
+            return
+        with tier.lock:
+            yield
+            tier.close()
+            self._tier = None
 
     @contextmanager
     def _rows_in_dram(
@@ -142,7 +158,7 @@ class TableEngine:
         hbm = self._hbm
         if hbm is None or source is not None:
             return 0, False, 0
-        return int(hbm.size), hbm.torch_device.type == "cpu", _BUFFERS * self._buffer_bytes
+        return int(hbm.size), hbm.executor == "core", _BUFFERS * self._buffer_bytes
 
     @property
     def _buffer_bytes(self) -> int:
@@ -189,7 +205,8 @@ class TableEngine:
 
     def discard(self) -> None:
         """Closes without a flush."""
-        self._core.discard()
+        with self._last_use_of_tier():
+            self._core.discard()
 
     def finish_load(self, path: str) -> None:
         """After `discard`: becomes the tables of the store at `path`, which stays as it is.
@@ -200,16 +217,16 @@ class TableEngine:
             self._swap.finish()
         self._loaded = True
         self._core = self._make_core(resume=self._swap is not None)
-        self._make_pooling()
         self._last_stats = None
         if self.optimizer is not None:
             self.optimizer.zero_grad()
-        if self._swap is None:
-            try:
+        try:
+            self._make_pooling()
+            if self._swap is None:
                 self._copy_rows(path)
-            except BaseException:
-                self._core.discard()  # some rows of both are nobody's tables
-                raise
+        except BaseException:
+            self._core.discard()  # some rows of both are nobody's tables
+            raise
 
     def _copy_rows(self, path: str) -> None:
         """Writes all rows that the store at `path` has into these tables."""
@@ -342,8 +359,10 @@ class TableEngine:
                 write()
                 return
             with self._rows_in_dram(table, index):
-                self._tier.with_room(write)
-                self._tier.renew(table, index)
+                try:
+                    self._tier.with_room(write)
+                finally:
+                    self._tier.renew(table, index)
         except IndexError as error:
             raise IdOutOfRangeError(*error.args) from None
 
@@ -440,7 +459,7 @@ class TableEngine:
         """Flushes and gives everything back. Closing twice is fine."""
         if not self._core.is_closed:
             self.stats()
-            with self._rows_in_dram():
+            with self._last_use_of_tier(), self._rows_in_dram():
                 self._core.close()
 
     def step(self, table: int) -> int:

@@ -25,6 +25,7 @@ def available_bytes() -> int:
 
 
 def check_arguments(tables: Sequence[TableSpec], tiers: Any, optimizer: Any, seed: int) -> None:
+    """Raises `TypeError` or `ValueError` for what no engine can be made of."""
     if not isinstance(tiers, Tiers):
         raise TypeError(f"tiers must be a te.Tiers, got {type(tiers).__name__}")
     if optimizer is not None and not isinstance(optimizer, RowOptimizer):

@@ -18,17 +18,11 @@ std::span<const SlotIndex> slots_at(uintptr_t address, size_t count) {
   return {at<const SlotIndex>(address), count};
 }
 
-// ([(layout, after, spill from, spill to, fill from, fill to), ...], unique rows used in dram,
-//  whether the places are new).
+// ([(layout, after, spill from, spill to, fill from, fill to), ...],
+//  [(layout, slots of rows that found no room), ...]).
 nb::tuple stage(const OwnedEngine& engine, PlanHandle& handle) {
   Plan& plan = handle.plan();
-  bool is_new = false;
-  run([&] {
-    auto staged = engine->stage(plan);
-    if (!staged) return staged.status();
-    is_new = staged.value();
-    return Status::ok();
-  });
+  run([&] { return engine->stage(plan); });
   nb::list list;
   for (size_t l = 0; l < plan.moves.size(); ++l) {
     const HbmMoves& moves = plan.moves[l];
@@ -36,7 +30,11 @@ nb::tuple stage(const OwnedEngine& engine, PlanHandle& handle) {
     list.append(nb::make_tuple(l, moves.after, to_bytes(moves.spill_from), to_bytes(moves.spill_to),
                                to_bytes(moves.fill_from), to_bytes(moves.fill_to)));
   }
-  return nb::make_tuple(list, plan.places_in_dram, is_new);
+  nb::list in_dram;
+  for (size_t l = 0; l < plan.in_dram.size(); ++l) {
+    if (!plan.in_dram[l].empty()) in_dram.append(nb::make_tuple(l, to_bytes(plan.in_dram[l])));
+  }
+  return nb::make_tuple(list, in_dram);
 }
 
 nb::tuple to_tuple(const Engine::Copies& copies) {
@@ -62,14 +60,14 @@ nb::tuple copies_of(const OwnedEngine& engine, uint32_t table, uintptr_t ids, si
 
 void gather(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
             uintptr_t rows) {
-  const WithoutGil without_gil;
-  engine->gather(LayoutId(layout), slots_at(dram, count), at<std::byte>(rows));
+  run([&] { return engine->gather(LayoutId(layout), slots_at(dram, count), at<std::byte>(rows)); });
 }
 
 void scatter(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count,
              uintptr_t rows) {
-  const WithoutGil without_gil;
-  engine->scatter(LayoutId(layout), slots_at(dram, count), at<const std::byte>(rows));
+  run([&] {
+    return engine->scatter(LayoutId(layout), slots_at(dram, count), at<const std::byte>(rows));
+  });
 }
 
 void settle(const OwnedEngine& engine, uint16_t layout, uintptr_t dram, size_t count, bool left) {
@@ -86,12 +84,12 @@ std::vector<uint64_t> begin_update(const OwnedEngine& engine, PlanHandle& handle
   return steps;
 }
 
-// (layout, slots, bytes of one, where dram's begin in memory, their bytes).
+// (layout, slots, bytes of one, where they are in memory or 0, bytes there).
 nb::tuple hbm_layout(const OwnedEngine& engine, uint32_t table) {
   LayoutId layout;
   const Engine::HbmLayout hbm = engine->hbm_layout(TableId(table), &layout);
   return nb::make_tuple(layout.value, hbm.slots, hbm.stride_bytes,
-                        reinterpret_cast<uintptr_t>(hbm.dram), hbm.dram_bytes);
+                        reinterpret_cast<uintptr_t>(hbm.here), hbm.here_bytes);
 }
 
 // Bytes of the image, and where its arrays begin, in the order of plan_image.h.
@@ -144,8 +142,7 @@ std::vector<uint32_t> write_image(const OwnedEngine& engine, PlanHandle& handle,
                                   uintptr_t to) {
   const Plan& plan = handle.plan();
   std::vector<uint32_t> seldom(plan.acquired.ranges.size(), 0);
-  const WithoutGil without_gil;
-  engine->write_image(plan, often, at<std::byte>(to), seldom);
+  run([&] { return engine->write_image(plan, often, at<std::byte>(to), seldom); });
   return seldom;
 }
 

@@ -369,6 +369,7 @@ NB_MODULE(_core, m) {
   nb::class_<PlanHandle>(m, "Plan")
       .def("release", &PlanHandle::release)
       .def_prop_ro("is_released", &PlanHandle::is_released)
+      .def_prop_ro("is_staged", [](PlanHandle& handle) { return handle.plan().is_staged; })
       .def("unique_counts", &unique_counts)
       .def("unique_rows", &unique_rows);
   nb::class_<OwnedEngine> engine(m, "Engine");

@@ -123,8 +123,8 @@ class Engine {
   // those fail, and change nothing.
   // Bounds the norms of a plan's rows in dram; before it is staged.
   Status renormalise(Plan& plan, std::span<const FeatureForward> features);
-  // Whether its places are new: a plan that is staged already stays as it is.
-  Result<bool> stage(Plan& plan);
+  // Of a plan that is not staged, or no longer.
+  Status stage(Plan& plan);
   // A staged plan has been pooled on the device: its backward may come.
   Status pooled(Plan& plan);
   // Its update follows on the device; `steps`: of each feature's table, 0 where it is not updated.
@@ -141,21 +141,21 @@ class Engine {
   Status newer_copies(TableId table, std::span<const int64_t> ids, Copies& copies);
   Status copies(TableId table, std::span<const int64_t> ids, Copies& copies);
   // Whole slots of dram to `rows`, one after another. They are pinned, and settled.
-  void gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
+  Status gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
   // See plan_image.h.
-  void write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
+  Status write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
   // The other way, for rows that went down; then `settle` of them. `left`: by a stage.
-  void scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows);
+  Status scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows);
   Status settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
   // Frees the slots of the device that no plan uses; their rows stay in dram.
   Status drop_unused();
-  // Slots of a layout on the device, bytes of one, and where those of dram begin in memory; the
-  // device's lie in front of them if it is this processor.
+  // Slots of a layout on the device, bytes of one, and where they are if that is this processor:
+  // those in dram lie behind.
   struct HbmLayout {
     uint32_t slots = 0;
     uint32_t stride_bytes = 0;
-    std::byte* dram = nullptr;
-    uint64_t dram_bytes = 0;
+    std::byte* here = nullptr;
+    uint64_t here_bytes = 0;
   };
   HbmLayout hbm_layout(TableId table, LayoutId* layout);
 

@@ -58,13 +58,10 @@ Status Engine::renormalise(Plan& plan, std::span<const FeatureForward> features)
   return Status::ok();
 }
 
-Result<bool> Engine::stage(Plan& plan) {
+Status Engine::stage(Plan& plan) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
-  if (plan.is_staged) {
-    for (HbmMoves& moves : plan.moves) moves.clear();
-    return false;
-  }
+  TE_CHECK(!plan.is_staged);
   if (hbm_.unsettled_rows() != 0) return newer_on_device();
   if (plan.state == Plan::State::kRevoked) {
     const bool was_pooled = plan.was_pooled;
@@ -74,7 +71,7 @@ Result<bool> Engine::stage(Plan& plan) {
   if (plan.state != Plan::State::kReady && plan.state != Plan::State::kWaiting)
     return Status(StatusCode::kInvalidArgument, "the plan of this batch has ended");
   hbm_.stage(plan, thread_pool());
-  return true;
+  return Status::ok();
 }
 
 Status Engine::pooled(Plan& plan) {
@@ -129,24 +126,31 @@ Status Engine::copies(TableId table, std::span<const int64_t> ids, Copies& copie
   return Status::ok();
 }
 
-void Engine::gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows) {
-  const LayoutTier& tier = tiers_->layout(layout);
+// These three touch what no other thread does but at a close, which takes its turn.
+Status Engine::gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows) {
   const std::lock_guard turn(turn_);
+  TE_RETURN_IF_ERROR(check_open());
+  const LayoutTier& tier = tiers_->layout(layout);
   copy_slots_between({tier.data(SlotIndex(0)), raw(dram)}, {rows, nullptr}, dram.size(),
                      tier.stride_bytes);
+  return Status::ok();
 }
 
-void Engine::write_image(const Plan& plan, uint32_t often, std::byte* to,
-                         std::span<uint32_t> seldom) {
+Status Engine::write_image(const Plan& plan, uint32_t often, std::byte* to,
+                           std::span<uint32_t> seldom) {
   const std::lock_guard turn(turn_);
+  TE_RETURN_IF_ERROR(check_open());
   write_plan_image(plan, *tiers_, often, to, seldom);
+  return Status::ok();
 }
 
-void Engine::scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows) {
-  const LayoutTier& tier = tiers_->layout(layout);
+Status Engine::scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows) {
   const std::lock_guard turn(turn_);
+  TE_RETURN_IF_ERROR(check_open());
+  const LayoutTier& tier = tiers_->layout(layout);
   copy_slots_between({rows, nullptr}, {tier.data(SlotIndex(0)), raw(dram)}, dram.size(),
                      tier.stride_bytes);
+  return Status::ok();
 }
 
 Status Engine::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
@@ -169,8 +173,12 @@ Engine::HbmLayout Engine::hbm_layout(TableId table, LayoutId* layout) {
   std::lock_guard lock(mutex_);
   *layout = tiers_->table(table).layout;
   const LayoutTier& tier = tiers_->layout(*layout);
-  return {tier.hbm == nullptr ? 0 : tier.hbm->slots(), tier.stride_bytes, tier.data(SlotIndex(0)),
-          uint64_t{tier.directory.slots_max()} * tier.stride_bytes};
+  HbmLayout hbm{tier.hbm == nullptr ? 0 : tier.hbm->slots(), tier.stride_bytes};
+  if (tiers_->config().hbm_on_host) {
+    hbm.here = tier.arena.data();
+    hbm.here_bytes = tier.arena.bytes();
+  }
+  return hbm;
 }
 
 }  // namespace te

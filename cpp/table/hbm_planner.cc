@@ -37,7 +37,8 @@ void HbmPlanner::find(Plan& plan, size_t r) {
   const UniqueRange& range = plan.acquired.ranges[r];
   Found& found = found_[r];
   found.missing.clear();
-  found.pinned = found.hits = found.in_dram = 0;
+  found.in_dram.clear();
+  found.pinned = found.hits = 0;
   HbmTier& hbm = *tiers_.layout(range.layout).hbm;
   const SlotIndex* slots = plan.acquired.slots.data();
   const size_t end = range.first + range.count;
@@ -59,8 +60,7 @@ void HbmPlanner::find(Plan& plan, size_t r) {
       ++found.hits;
     } else {
       ++place.bits;
-      plan.places[u] = hbm.slots() + slots[u].value;
-      ++found.in_dram;
+      found.in_dram.push_back(static_cast<uint32_t>(u));
     }
   }
 }
@@ -75,7 +75,7 @@ void HbmPlanner::find_all(Plan& plan, ThreadPool& threads) {
     const Found& found = found_[r];
     tiers_.layout(ranges[r].layout).hbm->directory.count_pinned(found.pinned);
     stats_.rows_hit += found.hits;
-    plan.places_in_dram += found.in_dram;
+    for (uint32_t u : found.in_dram) place_in_dram(plan, ranges[r].layout, u);
     std::vector<uint32_t>& missing = missing_[ranges[r].layout.value];
     missing.insert(missing.end(), found.missing.begin(), found.missing.end());
   }
@@ -136,25 +136,32 @@ void HbmPlanner::place_missing(Plan& plan, LayoutId layout) {
     enter(tier, moves.fill_to[i], moves.fill_from[i]);
   }
   for (size_t i = placed; i < missing.size(); ++i) {
-    const uint32_t u = missing[i];
-    const SlotIndex dram = plan.acquired.slots[u];
-    hbm.place(dram).bits = HbmTier::Place::kInDram + 1;
-    plan.places[u] = hbm.slots() + dram.value;
+    hbm.place(plan.acquired.slots[missing[i]]).bits = HbmTier::Place::kInDram + 1;
+    place_in_dram(plan, layout, missing[i]);
   }
-  plan.places_in_dram += missing.size() - placed;
   stats_.rows_filled += placed;
+}
+
+void HbmPlanner::place_in_dram(Plan& plan, LayoutId layout, uint32_t unique) const {
+  const LayoutTier& tier = tiers_.layout(layout);
+  const SlotIndex dram = plan.acquired.slots[unique];
+  std::vector<SlotIndex>& in_dram = plan.in_dram[layout.value];
+  const auto position = static_cast<uint32_t>(in_dram.size());
+  plan.places[unique] = tier.hbm->slots() + (tiers_.config().hbm_on_host ? dram.value : position);
+  in_dram.push_back(dram);
 }
 
 void HbmPlanner::stage(Plan& plan, ThreadPool& threads) {
   TE_CHECK(!plan.is_staged);
   plan.places.resize(plan.acquired.slots.size());
-  plan.places_in_dram = 0;
+  plan.in_dram.resize(tiers_.layouts());
+  for (auto& in_dram : plan.in_dram) in_dram.clear();
   plan.moves.resize(tiers_.layouts());
   for (HbmMoves& moves : plan.moves) moves.clear();
   find_all(plan, threads);
   for (size_t l = 0; l < tiers_.layouts(); ++l)
     place_missing(plan, LayoutId(static_cast<uint16_t>(l)));
-  stats_.rows_in_dram += plan.places_in_dram;
+  for (const auto& in_dram : plan.in_dram) stats_.rows_in_dram += in_dram.size();
   const size_t tasks = (plan.occurrences + kOccurrencesPerTask - 1) / kOccurrencesPerTask;
   threads.run(tasks, [&](size_t task) {
     const size_t end = std::min((task + 1) * kOccurrencesPerTask, plan.occurrences);
@@ -179,7 +186,7 @@ void HbmPlanner::release(Plan& plan) {
       if (ahead < hbm.slots()) hbm.prefetch(SlotIndex(ahead));
       const uint32_t place = plan.places[u];
       if (place >= hbm.slots()) {
-        HbmTier::Place& in_dram = hbm.place(SlotIndex(place - hbm.slots()));
+        HbmTier::Place& in_dram = hbm.place(plan.acquired.slots[u]);
         if (--in_dram.bits == HbmTier::Place::kInDram) in_dram = HbmTier::Place();
         continue;
       }
@@ -199,7 +206,7 @@ void HbmPlanner::mark_dirty(const Plan& plan, const UniqueRange& range) {
     if (ahead < hbm.slots()) hbm.directory.prefetch(SlotIndex(ahead));
     const uint32_t place = plan.places[u];
     if (place >= hbm.slots()) {
-      tiers_.mark_dirty(range.layout, tier.directory[SlotIndex(place - hbm.slots())]);
+      tiers_.mark_dirty(range.layout, tier.directory[plan.acquired.slots[u]]);
     } else if (uint8_t& dirty = hbm.directory[SlotIndex(place)].dirty; dirty == 0) {
       dirty = 1;
       ++hbm.dirty_rows;

@@ -61,11 +61,12 @@ class HbmPlanner {
     std::vector<uint32_t> missing;  // unique rows
     uint32_t pinned = 0;            // slots that no plan used before
     uint32_t hits = 0;
-    uint32_t in_dram = 0;
+    std::vector<uint32_t> in_dram;  // unique rows that others use there
   };
   void find(Plan& plan, size_t r);
   void find_all(Plan& plan, ThreadPool& threads);
   void place_missing(Plan& plan, LayoutId layout);
+  void place_in_dram(Plan& plan, LayoutId layout, uint32_t unique) const;
   void take_victims(LayoutId layout, size_t count, HbmMoves& moves);
   // The row of a slot in dram has come to slot `s` of the device.
   static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);

@@ -3,7 +3,8 @@
 // A row on the device keeps its slot in dram, pinned, so that it has a place to go back to; the
 // bytes there are older while the device's slot is dirty. Everything but the bytes of rows is here,
 // on the host. Numbers: plans of an engine with an hbm tier name places as the device sees them:
-// p < slots() is slot p of the device, the others are slots in dram, p - slots().
+// p < slots() is slot p of the device. The others are rows that found no room there: p - slots() is
+// their slot in dram if the device is this processor, else a position in Plan::in_dram.
 // Invariants: a slot of the device holds a row, and `dram_of` names that row's slot in dram, which
 // `place` leads back from; a row that a plan uses where it lies in dram stays there until no plan
 // does. Thread-safety: none; the engine's mutex guards it. Cost: 32 bytes a slot and what the

@@ -126,8 +126,8 @@ struct Plan {
   bool is_staged = false;
   bool was_pooled = false;  // its backward is what comes next
   Scratch<uint32_t> places;
-  size_t places_in_dram = 0;    // unique rows that are used where they lie in dram
-  std::vector<HbmMoves> moves;  // by layout
+  std::vector<HbmMoves> moves;                  // by layout
+  std::vector<std::vector<SlotIndex>> in_dram;  // by layout: slots of rows that found no room
   size_t occurrences = 0;
   size_t lookups = 0;  // occurrences that are pooled
   size_t bags = 0;

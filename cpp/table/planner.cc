@@ -141,6 +141,7 @@ Status Planner::piggyback(Plan& plan) {
   for (size_t begin = 0, end = 0; begin < all.size(); begin = end) {
     const LayoutId layout = all[begin].layout;
     while (end < all.size() && all[end].layout == layout) ++end;
+    if (tiers_.layout(layout).policy == nullptr) continue;  // all of them have room anyway
     Status done = piggyback(layout, all.subspan(begin, end - begin), plan);
     if (done.code() == StatusCode::kNoSpace) break;  // a later batch says so, if it needs space
     TE_RETURN_IF_ERROR(std::move(done));

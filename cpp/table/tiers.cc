@@ -16,6 +16,7 @@ namespace {
 // Slot numbers from here on are provisional: rows that a plan is about to fetch.
 constexpr uint32_t kSlotsMax = 0x60000000u;
 constexpr uint32_t kMetadataVersion = 1;
+constexpr uint64_t kPlacesMax = uint64_t{1} << 31;  // where a batch finds rows: hbm_tier.h
 constexpr uint32_t kDramAlignment = 4;
 constexpr uint32_t kHbmAlignment = 16;  // a thread of the device loads 128 bits at once
 // The list of rows that changed takes at most this part of the budget, with what sorting it takes.
@@ -121,6 +122,10 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
                      std::to_string(kSlotsMax - 1) + " of one layout are possible");
     // A row on the device keeps its slot in dram.
     hbm_slots[i] = std::min(hbm_slots[i], static_cast<uint32_t>(slots_max));
+    if (hbm_slots[i] + slots_max >= kPlacesMax)
+      return invalid(std::to_string(hbm_slots[i]) + " rows in hbm and " +
+                     std::to_string(slots_max) + " in dram; at most " +
+                     std::to_string(kPlacesMax - 1) + " of one layout are possible");
     layouts_.push_back(std::make_unique<LayoutTier>(
         row_layouts[i], demands_[i].rows, static_cast<uint32_t>(slots_max),
         static_cast<uint32_t>(demands_[i].stride_bytes), config_.hbm_on_host ? hbm_slots[i] : 0));

@@ -44,7 +44,7 @@ struct Side {
   }
   std::byte* device(SlotIndex s) const {
     const Engine::HbmLayout l = layout();
-    return l.dram - uint64_t{l.slots} * l.stride_bytes + uint64_t{s.value} * l.stride_bytes;
+    return l.here + uint64_t{s.value} * l.stride_bytes;
   }
   std::vector<std::byte> download(std::span<const SlotIndex> slots) const {
     const uint32_t stride = layout().stride_bytes;
@@ -56,7 +56,7 @@ struct Side {
   void upload(std::span<const SlotIndex> dram, std::span<const SlotIndex> slots) const {
     const uint32_t stride = layout().stride_bytes;
     std::vector<std::byte> rows(slots.size() * stride);
-    engine->gather(LayoutId(0), dram, rows.data());
+    check_ok(engine->gather(LayoutId(0), dram, rows.data()));
     for (size_t i = 0; i < slots.size(); ++i)
       std::memcpy(device(slots[i]), rows.data() + i * stride, stride);
   }
@@ -64,7 +64,7 @@ struct Side {
     Engine::Copies copies;
     check_ok(engine->newer_copies(LayoutId(0), copies));
     const std::vector<std::byte> rows = download(copies.device);
-    engine->scatter(LayoutId(0), copies.dram, rows.data());
+    check_ok(engine->scatter(LayoutId(0), copies.dram, rows.data()));
     check_ok(engine->settle(LayoutId(0), copies.dram, false));
   }
   template <class Call>
@@ -81,12 +81,15 @@ struct Side {
     return planned.value();
   }
   void stage(Plan& plan) const {
-    if (!has_hbm()) return;
-    check_ok(with_room([&] { return engine->stage(plan); }).status());
+    if (!has_hbm() || plan.is_staged) return;
+    check_ok(with_room([&]() -> Result<bool> {
+               TE_RETURN_IF_ERROR(engine->stage(plan));
+               return true;
+             }).status());
     const HbmMoves& moves = plan.moves[0];
     const std::vector<std::byte> down = download(moves.spill_from);
     upload(moves.fill_from, moves.fill_to);
-    engine->scatter(LayoutId(0), moves.spill_to, down.data());
+    check_ok(engine->scatter(LayoutId(0), moves.spill_to, down.data()));
     check_ok(engine->settle(LayoutId(0), moves.spill_to, true));
   }
   std::vector<float> rows(uint32_t table) const {
@@ -149,7 +152,7 @@ struct Pair {
     const PlanImage image = plan_image(plan);
     std::vector<std::byte> memory(image.bytes);
     std::vector<uint32_t> seldom(plan.acquired.ranges.size());
-    tiered.engine->write_image(plan, 1, memory.data(), seldom);
+    check_ok(tiered.engine->write_image(plan, 1, memory.data(), seldom));
     BOOST_TEST_REQUIRE(std::memcmp(memory.data() + image.occurrence_slots,
                                    plan.occurrence_slots.data(),
                                    plan.occurrences * sizeof(uint32_t)) == 0);
@@ -266,7 +269,7 @@ BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
   BOOST_TEST(read(7).message().find("newer") != std::string::npos);  // some are under way
   BOOST_TEST((side.engine->flush().code() == StatusCode::kInvalidArgument));
   const std::vector<std::byte> rows = side.download(copies.device);
-  side.engine->scatter(LayoutId(0), copies.dram, rows.data());
+  check_ok(side.engine->scatter(LayoutId(0), copies.dram, rows.data()));
   check_ok(side.engine->settle(LayoutId(0), copies.dram, false));
   check_ok(read(2));
   BOOST_TEST(side.engine->stats().hbm_rows == 3u);

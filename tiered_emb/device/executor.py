@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 
 from tiered_emb import _core
@@ -21,22 +22,19 @@ NUMBERS = 16
 
 @dataclass(frozen=True)
 class LayoutMemory:
-    """Slots of one row layout: on the device, and in dram where the device reaches them.
+    """Slots of one row layout on the device.
 
     Args:
         number: the layout's in the core.
-        slots: of the device.
+        slots: how many.
         stride: bytes of a slot.
-        device: uint8 [slots, stride]; on the emulated device [slots + those in dram, stride], as
-            there dram lies behind.
-        dram: uint8 [slots in dram, stride].
+        device: uint8 [slots, stride].
     """
 
     number: int
     slots: int
     stride: int
     device: torch.Tensor
-    dram: torch.Tensor
 
 
 @dataclass(slots=True)
@@ -99,7 +97,9 @@ class StagedBatch:
         image: the plan on the device, for executors other than the core.
         buffer: that the image lies in.
         argmax: what `pool` kept of features in mode "max".
-        places_in_dram: unique rows that found no room on the device.
+        in_dram: by layout, slots in dram of unique rows that found no room on the device.
+        guests: by layout, those rows on the device while it works on the batch, uint8 [n, stride].
+            A place from `LayoutMemory.slots` on is one of them.
     """
 
     plan: _core.Plan
@@ -110,7 +110,8 @@ class StagedBatch:
     image: Image | None = None
     buffer: Any = None
     argmax: list[torch.Tensor | None] = field(default_factory=list)
-    places_in_dram: int = 0
+    in_dram: dict[int, np.ndarray] = field(default_factory=dict)
+    guests: dict[int, torch.Tensor] = field(default_factory=dict)
 
 
 @dataclass(slots=True)

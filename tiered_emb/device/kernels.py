@@ -441,9 +441,7 @@ def update(
     if weights.dtype.element_ty == tl.float32:
         tl.store(weight_at, w, mask=mask)
     else:
-        halves = random_halves(
-            tl.load(rows + u, mask=there, other=0), counters, ROWS, COLUMNS // 8
-        )
+        halves = random_halves(tl.load(rows + u, mask=there, other=0), counters, ROWS, COLUMNS // 8)
         if weights.dtype.element_ty == tl.bfloat16:
             tl.store(weight_at, round_bfloat16(w, halves), mask=mask)
         else:

@@ -74,10 +74,13 @@ class DevicePooling(Pooling):
         for f, rows in zip(bounded, ids, strict=True):
             self._tier.bring_down(f.lookup.table, rows)
         bounds = [(0, 0, f.lookup.max_norm, f.lookup.norm_type) for f in batch.features]
-        self._core.renormalise(batch.plan, bounds)
-        for f, rows in zip(bounded, ids, strict=True):
-            self._renormalise_padding(f)
-            self._tier.renew(f.lookup.table, rows)
+        try:
+            self._core.renormalise(batch.plan, bounds)
+            for f in bounded:
+                self._renormalise_padding(f)
+        finally:
+            for f, rows in zip(bounded, ids, strict=True):
+                self._tier.renew(f.lookup.table, rows)
 
     def _renormalise_row(self, call: _core.FeatureTuple, feature: Feature) -> None:
         plan = self._tier.with_room(lambda: self._core.plan([call], False, False))

@@ -34,6 +34,9 @@ class Runtime(Protocol):
     def pinned(self, nbytes: int) -> torch.Tensor:
         """Host memory that the device reaches, uint8 [nbytes]; what is in it means nothing."""
 
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """Memory of the device for both streams, uint8 [nbytes]; what is in it means nothing."""
+
     def on_copy(
         self,
         work: Work,
@@ -73,6 +76,9 @@ class Runtime(Protocol):
     def host_waits(self, event: Event) -> None:
         """Returns when all before `event` is done."""
 
+    def finish(self) -> None:
+        """Returns when all that was launched is done, before memory is given back."""
+
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """`tensor` as it is now, for work that is launched next in the compute stream."""
 
@@ -88,6 +94,15 @@ class CudaRuntime:
     def pinned(self, nbytes: int) -> torch.Tensor:
         """See `Runtime`."""
         return torch.empty(nbytes, dtype=torch.uint8, pin_memory=True)
+
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """See `Runtime`."""
+        memory = torch.empty(nbytes, dtype=torch.uint8, device=self.device)
+        # torch may have had it from work that is still queued in the caller's stream, and may give
+        # it away again to such.
+        self._copy.wait_stream(self._compute())
+        memory.record_stream(self._copy)
+        return memory
 
     def on_copy(
         self,
@@ -137,6 +152,10 @@ class CudaRuntime:
     def host_waits(self, event: Any) -> None:
         """See `Runtime`."""
         event.synchronize()
+
+    def finish(self) -> None:
+        """See `Runtime`."""
+        torch.cuda.synchronize(self.device)
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Runtime`."""
@@ -245,6 +264,13 @@ class EmulatedRuntime:
         """See `Runtime`."""
         return torch.full((nbytes,), 0xFF, dtype=torch.uint8)
 
+    def empty(self, nbytes: int) -> torch.Tensor:
+        """See `Runtime`."""
+        memory = torch.empty(nbytes, dtype=torch.uint8)
+        if self._hostile:
+            memory.fill_(0xFF)
+        return memory
+
     def on_copy(
         self,
         work: Work,
@@ -349,6 +375,11 @@ class EmulatedRuntime:
             if use.is_known and use.content is not None:
                 use.memory.copy_(use.content)
         self._fills = [use for use in self._fills if not use.is_known]
+
+    def finish(self) -> None:
+        """See `Runtime`."""
+        self._copy.run_to(self._copy.end())
+        self._compute.run_to(self._compute.end())
 
     def keep(self, tensor: torch.Tensor) -> torch.Tensor:
         """See `Runtime`."""

@@ -54,7 +54,7 @@ class Slots:
     """Slots of `layout` in memory `bytes`, uint8 [slots, stride].
 
     Numbers from `here` on are those of slots elsewhere, `shift_bytes` further than they would be in
-    `bytes`: in dram, where the device reaches it.
+    `bytes`.
     """
 
     def __init__(

@@ -57,13 +57,20 @@ _IMAGES_MIN = 3  # in turn, so that the host need not wait for the batch before
 _NO_HYPER = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 
 
+def check_device_tier(hbm: HBM) -> None:
+    """Raises `RuntimeError` if the device lacks the memory, or its executor a package."""
+    _make_executor(hbm, [], 0, 0)
+    if hbm.torch_device.type == "cuda":
+        torch.empty(int(hbm.size), dtype=torch.uint8, device=hbm.torch_device)
+
+
 class _ImageBuffer:
     """Memory of one plan's image, here and on the device; kept for other plans."""
 
     def __init__(self, runtime: Runtime, nbytes: int, is_pinned: bool) -> None:
         self.is_pinned = is_pinned
         self.host = runtime.pinned(nbytes) if is_pinned else torch.empty(nbytes, dtype=torch.uint8)
-        self.device = torch.empty(nbytes, dtype=torch.uint8, device=runtime.device)
+        self.device = runtime.empty(nbytes)
         self.read: Event | None = None  # until then the device may read it
 
 
@@ -92,8 +99,8 @@ class HbmTier:
         self.lock = threading.RLock()
         self._core = core
         self._runtime = runtime_of(self.device)
-        self._layouts, self._layout_of = _layouts(core, hbm, len(tables))
         self._executor = _make_executor(hbm, tables, optimizer, seed)
+        self._layouts, self._layout_of = _layouts(core, self._runtime, len(tables))
         copier = self._executor or CoreCopier()
         self._transfers = Transfers(core, self._layouts, self._runtime, copier, buffer_bytes)
         self._images: deque[_ImageBuffer] = deque()
@@ -131,10 +138,10 @@ class HbmTier:
 
     def stage(self, batch: StagedBatch) -> None:
         """Brings the rows of a planned batch to the device, and its plan."""
-        batch.places_in_dram, is_new = self.with_room(lambda: self._transfers.stage(batch.plan))
-        if not is_new:
-            return
-        if self._executor is not None:
+        if not batch.plan.is_staged:  # or no longer
+            batch.image = None
+            batch.in_dram = self.with_room(lambda: self._transfers.stage(batch.plan))
+        if self._executor is not None and batch.image is None:
             self._send_image(batch)
         self._runtime.compute_waits(self._runtime.record_copy())
 
@@ -151,12 +158,12 @@ class HbmTier:
             )
         else:
             batch.argmax = [None] * len(outs)
+            self._fetch_guests(batch)
             self._runtime.on_compute(
                 lambda: self._pool(executor, batch, outs), self._slots_of(batch), seen=True
             )
             batch.buffer.read = self._runtime.record_compute()
             self._core.pooled(batch.plan)
-        self._finish_in_dram(batch)
 
     def _pool(self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
         for f, out in enumerate(outs):
@@ -180,8 +187,10 @@ class HbmTier:
                 seen=True,
             )
         else:
+            self._fetch_guests(batch)
             self._launch_backward(self._executor, batch, updates, hyper)
-        self._finish_in_dram(batch)
+            for layout, guests in batch.guests.items():
+                self._transfers.bring_back(layout, guests, batch.in_dram[layout])
 
     def _launch_backward(
         self,
@@ -212,10 +221,21 @@ class HbmTier:
             for layout, slots in self._core.slots_of(batch.plan)
         ]
 
-    def _finish_in_dram(self, batch: StagedBatch) -> None:
-        """The host may touch rows in dram, or let go of them, once the device has used them."""
-        if batch.places_in_dram:
-            self._runtime.host_waits(self._runtime.record_compute())
+    def _fetch_guests(self, batch: StagedBatch) -> None:
+        """Rows that found no room come for the length of a forward or backward.
+
+        In between they are in dram, where other batches may move them.
+        """
+        batch.guests = {
+            layout: self._transfers.fetch(layout, dram) for layout, dram in batch.in_dram.items()
+        }
+
+    def close(self) -> None:
+        """Waits for the device, and gives its memory back."""
+        self._runtime.finish()
+        self._layouts.clear()
+        self._images.clear()
+        del self._transfers
 
     def end(self, batch: StagedBatch) -> None:
         """The batch's work is launched: its rows may leave the device after it."""
@@ -284,25 +304,24 @@ def runtime_of(device: torch.device) -> Runtime:
 
 def _host_memory(address: int, nbytes: int) -> torch.Tensor:
     """Memory of the core as uint8 [nbytes]; the core keeps it."""
+    if nbytes == 0:
+        return torch.empty(0, dtype=torch.uint8)
     return torch.frombuffer((ctypes.c_uint8 * nbytes).from_address(address), dtype=torch.uint8)
 
 
-def _layouts(core: _core.Engine, hbm: HBM, tables: int) -> tuple[list[LayoutMemory], list[int]]:
+def _layouts(
+    core: _core.Engine, runtime: Runtime, tables: int
+) -> tuple[list[LayoutMemory], list[int]]:
     """The memory of each layout, and the layout of each table."""
     layouts: dict[int, LayoutMemory] = {}
     layout_of = []
     for table in range(tables):
-        number, slots, stride, address, dram_bytes = core.hbm_layout(table)
+        number, slots, stride, address, nbytes = core.hbm_layout(table)
         layout_of.append(number)
         if number in layouts:
             continue
-        dram = _host_memory(address, dram_bytes).view(-1, stride)
-        if hbm.torch_device.type == "cpu":
-            first = address - slots * stride
-            device = _host_memory(first, slots * stride + dram_bytes).view(-1, stride)
-        else:
-            device = torch.empty(slots, stride, dtype=torch.uint8, device=hbm.torch_device)
-        layouts[number] = LayoutMemory(number, slots, stride, device, dram)
+        memory = _host_memory(address, nbytes) if address else runtime.empty(slots * stride)
+        layouts[number] = LayoutMemory(number, slots, stride, memory.view(-1, stride))
     return [layouts[n] for n in sorted(layouts)], layout_of
 
 

@@ -202,25 +202,23 @@ class TorchExecutor:
 
 def _read(memory: LayoutMemory, places: Tensor, batch: StagedBatch) -> Tensor:
     """Slots [n, stride] at `places`."""
-    if memory.device.device.type == "cpu" or not batch.places_in_dram:
+    guests = batch.guests.get(memory.number)
+    if guests is None:
         return memory.device.index_select(0, places)
-    here = places < memory.slots
-    slots = memory.device.new_empty(len(places), memory.stride)
-    slots[here] = memory.device[places[here].long()]
-    in_dram = (places[~here] - memory.slots).cpu()
-    slots[~here] = memory.dram[in_dram.long()].to(slots.device)
-    return slots
+    slots = memory.device.index_select(0, places.clamp(max=memory.slots - 1))
+    others = guests.index_select(0, (places - memory.slots).clamp(min=0))
+    return torch.where((places < memory.slots)[:, None], slots, others)
 
 
 def _write(memory: LayoutMemory, places: Tensor, slots: Tensor, batch: StagedBatch) -> None:
     """Slots at `places` become `slots` [n, stride]."""
-    if memory.device.device.type == "cpu" or not batch.places_in_dram:
+    guests = batch.guests.get(memory.number)
+    if guests is None:
         memory.device.index_copy_(0, places.long(), slots)
         return
     here = places < memory.slots
     memory.device[places[here].long()] = slots[here]
-    in_dram = (places[~here] - memory.slots).cpu()
-    memory.dram[in_dram.long()] = slots[~here].cpu()
+    guests[(places[~here] - memory.slots).long()] = slots[~here]
 
 
 def _embedding_bag(

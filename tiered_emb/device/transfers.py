@@ -3,7 +3,8 @@
 A stage of a batch spills rows and fills others, as the core has decided. Rows pass through pinned
 buffers of a fixed size, two each way, so that one is filled while the other is being copied. The
 core does not touch a row that is under way: it has left its slot on the device, and is settled when
-its bytes stand in dram again, at the latest before the next stage.
+its bytes stand in dram again, at the latest before the next stage. What the core has decided is
+written down before it begins: if it fails half way, the next call does it again from there.
 """
 
 from __future__ import annotations
@@ -23,6 +24,21 @@ from tiered_emb.device.runtime import Event, Runtime
 _LIST_BYTES = 4  # of a slot's number
 _ALIGNMENT = 16
 _RELEASES_KEPT = 64  # later ones stand for those before
+
+
+@dataclass(slots=True, eq=False)
+class _Move:
+    """Rows between slots of the device and slots in dram.
+
+    `after`: the release that overwritten slots wait for; None: all that was launched.
+    """
+
+    layout: LayoutMemory
+    slots: np.ndarray
+    dram: np.ndarray
+    is_down: bool
+    left: bool = False
+    after: int | None = None
 
 
 @dataclass(slots=True)
@@ -67,40 +83,58 @@ class Transfers:
         self._bytes = buffer_bytes
         self._up = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
         self._down = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
-        self._unsettled: list[tuple[LayoutMemory, np.ndarray, bool]] = []
+        self._planned: deque[_Move] = deque()
+        self._unsettled: deque[_Move] = deque()
         self._releases: deque[tuple[int, Event]] = deque(maxlen=_RELEASES_KEPT)
 
-    def stage(self, plan: _core.Plan) -> tuple[int, bool]:
+    def stage(self, plan: _core.Plan) -> dict[int, np.ndarray]:
         """Brings a batch's rows to where the device finds them, in the copy stream.
 
-        Returns the number of unique rows that stay in dram, and whether the places are new.
+        Returns the slots in dram of those that found no room, by layout.
         """
         self.settle()
-        moves, places_in_dram, is_new = self._core.stage(plan)
+        moves, in_dram = self._core.stage(plan)
         for number, after, spill_from, spill_to, fill_from, fill_to in moves:
-            self._wait_for_release(after)
             layout = self._layouts[number]
-            self._go_down(layout, _slots(spill_from), _slots(spill_to), left=True)
-            self._go_up(layout, _slots(fill_from), _slots(fill_to))
-        return places_in_dram, is_new
+            down, up = (_slots(spill_from), _slots(spill_to)), (_slots(fill_to), _slots(fill_from))
+            self._planned.append(_Move(layout, *down, is_down=True, left=True, after=after))
+            self._planned.append(_Move(layout, *up, is_down=False, after=after))
+        self._move()
+        return {number: _slots(dram) for number, dram in in_dram}
 
     def released(self) -> None:
         """Plans have ended whose work is in the compute stream."""
         self._releases.append((self._core.releases, self._runtime.record_compute()))
 
-    def _wait_for_release(self, number: int) -> None:
+    def _wait_for_release(self, number: int | None) -> None:
         """What is copied next comes after all that plans up to this release had launched."""
         if number == 0:
             return
         for release, event in self._releases:
-            if release >= number:
+            if number is not None and release >= number:
                 self._runtime.copy_waits(event)
                 return
-        # It was taken from a plan that still waits for its backward.
+        # All is wanted, or it was taken from a plan that still waits for its backward.
         self._runtime.copy_waits(self._runtime.record_compute())
 
-    def _go_up(self, layout: LayoutMemory, dram: np.ndarray, slots: np.ndarray) -> None:
-        """Rows in `dram` slots are copied to `slots` of the device."""
+    def _move(self) -> None:
+        """Launches what is planned."""
+        while self._planned:
+            move = self._planned[0]
+            if len(move.slots):
+                self._wait_for_release(move.after)
+                if move.is_down:
+                    self._go_down(move.layout, move.layout.device, move.slots, move.dram)
+                    if move not in self._unsettled:
+                        self._unsettled.append(move)
+                else:
+                    self._go_up(move.layout, move.layout.device, move.dram, move.slots)
+            self._planned.popleft()
+
+    def _go_up(
+        self, layout: LayoutMemory, target: torch.Tensor, dram: np.ndarray, slots: np.ndarray
+    ) -> None:
+        """Rows in `dram` slots are copied to `slots` of `target`."""
         for part in self._parts(layout, len(slots)):
             chunk = self._up[0]
             self._up.rotate()
@@ -111,32 +145,30 @@ class Transfers:
             from_dram = dram[part]
             self._core.gather(layout.number, from_dram.ctypes.data, len(from_dram), rows.data_ptr())
             self._runtime.on_copy(
-                partial(self._copier.copy, rows, None, layout.device, to),
-                partial(_listed, layout, slots[part]),
+                partial(self._copier.copy, rows, None, target, to),
+                partial(_used, layout, target, slots[part]),
                 reads=chunk.memory,
             )
             chunk.event = self._runtime.record_copy()
 
     def _go_down(
-        self, layout: LayoutMemory, slots: np.ndarray, dram: np.ndarray, left: bool
+        self, layout: LayoutMemory, source: torch.Tensor, slots: np.ndarray, dram: np.ndarray
     ) -> None:
-        """Rows in `slots` of the device are on their way to `dram` slots, until `settle`."""
+        """Rows in `slots` of `source` are on their way to `dram` slots, until `_scatter`."""
         for part in self._parts(layout, len(slots)):
             chunk = self._down[0]
             self._down.rotate()
             self._scatter(chunk)
-            source, rows = chunk.parts(len(slots[part]), layout.stride)
-            source.numpy()[:] = slots[part]
+            numbers, rows = chunk.parts(len(slots[part]), layout.stride)
+            numbers.numpy()[:] = slots[part]
             self._runtime.on_copy(
-                partial(self._copier.copy, layout.device, source, rows, None),
-                partial(_listed, layout, slots[part]),
-                reads=source,
+                partial(self._copier.copy, source, numbers, rows, None),
+                partial(_used, layout, source, slots[part]),
+                reads=numbers,
                 fills=rows,
             )
             chunk.event = self._runtime.record_copy()
             chunk.layout, chunk.dram = layout, dram[part]
-        if len(dram):
-            self._unsettled.append((layout, dram, left))
 
     def _parts(self, layout: LayoutMemory, count: int) -> list[slice]:
         """[0, count) in parts that a buffer holds."""
@@ -145,11 +177,13 @@ class Transfers:
 
     def settle(self) -> None:
         """All rows that went down stand in dram."""
+        self._move()
         for chunk in self._down:
             self._scatter(chunk)
-        for layout, dram, left in self._unsettled:
-            self._core.settle(layout.number, dram.ctypes.data, len(dram), left)
-        self._unsettled.clear()
+        while self._unsettled:
+            move = self._unsettled[0]
+            self._core.settle(move.layout.number, move.dram.ctypes.data, len(move.dram), move.left)
+            self._unsettled.popleft()
 
     def _scatter(self, chunk: _Chunk) -> None:
         """The rows in a buffer go to their slots in dram, once they have come."""
@@ -165,30 +199,47 @@ class Transfers:
     def bring_down(self) -> None:
         """All rows that are newer on the device are in dram as well."""
         self.settle()
-        copies = [self._core.newer_copies(layout.number) for layout in self._layouts]
-        self._bring_down(list(zip(self._layouts, copies, strict=True)))
+        for layout in self._layouts:
+            device, dram = self._core.newer_copies(layout.number)
+            self._planned.append(_Move(layout, _slots(device), _slots(dram), is_down=True))
+        self.settle()
 
     def bring_down_rows(self, table: int, layout: int, ids: torch.Tensor) -> None:
         """Likewise for rows `ids` (int64 [n]) of a table."""
         self.settle()
-        copies = self._core.copies_of(table, ids.data_ptr(), ids.numel(), True)
-        self._bring_down([(self._layouts[layout], copies)])
-
-    def _bring_down(self, copies: list[tuple[LayoutMemory, tuple[bytes, bytes]]]) -> None:
-        self._runtime.copy_waits(self._runtime.record_compute())
-        for layout, (device, dram) in copies:
-            self._go_down(layout, _slots(device), _slots(dram), left=False)
+        device, dram = self._core.copies_of(table, ids.data_ptr(), ids.numel(), True)
+        self._planned.append(
+            _Move(self._layouts[layout], _slots(device), _slots(dram), is_down=True)
+        )
         self.settle()
 
     def renew(self, table: int, layout: int, ids: torch.Tensor) -> None:
         """Rows `ids` (int64 [n]) of a table that are on the device are there as in dram.
 
-        In the copy stream, where `bring_down` of them has waited for what used them; the next stage
-        is waited for.
+        In the copy stream, for which every stage waits.
         """
         device, dram = self._core.copies_of(table, ids.data_ptr(), ids.numel(), False)
         slots, first = np.unique(_slots(device), return_index=True)
-        self._go_up(self._layouts[layout], _slots(dram)[first], slots)
+        self._planned.append(
+            _Move(self._layouts[layout], slots, _slots(dram)[first], is_down=False)
+        )
+        self._move()
+
+    def fetch(self, number: int, dram: np.ndarray) -> torch.Tensor:
+        """Rows in slots `dram` of a layout, in memory of their own: uint8 [n, stride]."""
+        layout = self._layouts[number]
+        guests = self._runtime.empty(len(dram) * layout.stride).view(len(dram), layout.stride)
+        self._go_up(layout, guests, dram, np.arange(len(dram), dtype=np.int32))
+        self._runtime.compute_waits(self._runtime.record_copy())
+        return guests
+
+    def bring_back(self, number: int, guests: torch.Tensor, dram: np.ndarray) -> None:
+        """They are in dram again, as the compute stream has left them."""
+        layout = self._layouts[number]
+        self._runtime.copy_waits(self._runtime.record_compute())
+        self._go_down(layout, guests, np.arange(len(dram), dtype=np.int32), dram)
+        for chunk in self._down:
+            self._scatter(chunk)
 
     def empty(self) -> None:
         """Rows that no plan uses leave the device."""
@@ -196,8 +247,11 @@ class Transfers:
         self._core.drop_unused()
 
 
-def _listed(layout: LayoutMemory, slots: np.ndarray) -> list[tuple[int, np.ndarray]]:
-    return [(layout.number, slots)]
+def _used(
+    layout: LayoutMemory, memory: torch.Tensor, slots: np.ndarray
+) -> list[tuple[int, np.ndarray]]:
+    """Slots of the device's that a copy uses; none of memory that only one batch knows."""
+    return [(layout.number, slots)] if memory is layout.device else []
 
 
 def _slots(numbers: bytes) -> np.ndarray:

@@ -32,7 +32,6 @@ class TritonExecutor:
         self._optimizer = optimizer
         self._layouts = [SlotLayout(t.embedding_dim, t.dtype, optimizer) for t in tables]
         self._keys = [_core.table_key(seed, t.name) for t in tables]
-        self._registered: set[int] = set()
 
     def copy(
         self,
@@ -104,23 +103,13 @@ class TritonExecutor:
                     launch.update(slots, often, occurrences, mode, sums, step)
 
     def _slots(self, memory: LayoutMemory, table: int, batch: StagedBatch) -> Slots:
-        """Slots of a table's layout, those in dram too where the batch has rows there."""
-        layout = self._layouts[table]
-        if memory.device.is_cpu or not batch.places_in_dram:
-            return Slots(layout, memory.device)
-        address = memory.dram.data_ptr()
-        if address not in self._registered:
-            runtime = torch.cuda.cudart()  # type: ignore[no-untyped-call]
-            done = runtime.cudaHostRegister(address, memory.dram.numel(), 0)
-            if int(done) != 0:
-                raise RuntimeError(
-                    f"{memory.dram.numel()} bytes of dram cannot be page-locked (CUDA error "
-                    f"{int(done)}), as a batch with more rows than hbm holds needs: raise hbm, or "
-                    "use smaller batches"
-                )
-            self._registered.add(address)
-        shift = address - memory.device.data_ptr() - memory.slots * memory.stride
-        return Slots(layout, memory.device, memory.slots, shift)
+        """Slots of a table's layout, and behind them the batch's guests."""
+        guests = batch.guests.get(memory.number)
+        if guests is None:
+            return Slots(self._layouts[table], memory.device)
+        end = memory.device.data_ptr() + memory.slots * memory.stride
+        shift = guests.data_ptr() - end
+        return Slots(self._layouts[table], memory.device, memory.slots, shift)
 
     def _weight_gradients(
         self, memory: LayoutMemory, batch: StagedBatch, f: int, update: FeatureUpdate
