@@ -7,11 +7,10 @@ Thread-safe as the core is.
 
 from __future__ import annotations
 
-import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,8 @@ from tiered_emb.engine_arguments import (
     available_bytes,
     check_arguments,
     check_memory,
+    check_not_in_checkpoint,
+    check_rows,
     pack_state,
     row_ids,
     row_values,
@@ -74,7 +75,7 @@ class TableEngine:
         self.is_read_only = ssd is not None and ssd.read_only
         self._swap: StoreSwap | None = None
         if self.store_path is not None and not self.is_read_only:
-            _check_not_in_checkpoint(Path(self.store_path))
+            check_not_in_checkpoint(Path(self.store_path))
             store_swap.recover(self.store_path)
             self._swap = StoreSwap(self.store_path)
         if self.store_path is not None and self.resumed:
@@ -108,16 +109,15 @@ class TableEngine:
         )
         self._pooling = DevicePooling(self._core, self.optimizer, self._grad_parameters, self._tier)
 
-    @contextmanager
-    def _last_use_of_tier(self) -> Iterator[None]:
-        """The core is closed within; then the device's memory is given back."""
-        tier = self._tier
-        if tier is None:
-            yield
+    def _close_core(self, close: Callable[[], None]) -> None:
+        """`close()`, with nothing under way on the device, whose memory is given back then."""
+        if self._tier is None:
+            close()
             return
-        with tier.lock:
-            yield
-            tier.close()
+        with self._tier.lock:
+            self._tier.finish()
+            close()
+            self._tier.close()
             self._tier = None
 
     @contextmanager
@@ -187,7 +187,7 @@ class TableEngine:
         reader = self._make_core(resume=True, source=path)
         try:
             if self._swap is None:
-                _check_rows(reader)
+                check_rows(reader)
         finally:
             reader.close()
         if self._swap is not None:
@@ -205,8 +205,7 @@ class TableEngine:
 
     def discard(self) -> None:
         """Closes without a flush."""
-        with self._last_use_of_tier():
-            self._core.discard()
+        self._close_core(self._core.discard)
 
     def finish_load(self, path: str) -> None:
         """After `discard`: becomes the tables of the store at `path`, which stays as it is.
@@ -459,8 +458,8 @@ class TableEngine:
         """Flushes and gives everything back. Closing twice is fine."""
         if not self._core.is_closed:
             self.stats()
-            with self._last_use_of_tier(), self._rows_in_dram():
-                self._core.close()
+            with self._rows_in_dram():
+                self._close_core(self._core.close)
 
     def step(self, table: int) -> int:
         """Updates of a table so far."""
@@ -499,21 +498,3 @@ def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
             return
         yield ids[:count]
         first = int(ids[count - 1]) + 1
-
-
-def _check_not_in_checkpoint(store: Path) -> None:
-    """Raises `ValueError` if the store is, or would be, a part of a checkpoint of `te.save`."""
-    for folder in (store, store.resolve().parent):
-        if (folder / "CHECKPOINT").exists():
-            raise ValueError(
-                f"{store}: {folder} is a checkpoint, which stays as it is: use te.load, a copy, or "
-                "te.SSD(..., resume=True, read_only=True) of one of its tables"
-            )
-
-
-def _check_rows(reader: _core.Engine) -> None:
-    """Raises `OSError` naming the first place where a row is lost; reads every block."""
-    for segment, _, _ in reader.segments():
-        for file, block, _, what, rows in reader.verify(segment):
-            if rows:
-                raise OSError(errno.EIO, f"{file}: block {block}: {what}")

@@ -1,14 +1,17 @@
-"""What the engine's callers pass, checked: budgets, ids of rows, their values."""
+"""What the engine's callers pass, checked: budgets, stores, ids of rows, their values."""
 
 from __future__ import annotations
 
+import errno
 import math
 import os
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from tiered_emb import _core
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import Tiers, format_bytes
@@ -91,3 +94,21 @@ def pack_state(
         part = row_values(spec, f"state '{name}'", state[name], (count, *shape), torch.float32)
         parts.append(part.reshape(count, math.prod(shape)))
     return torch.cat(parts, dim=1)
+
+
+def check_not_in_checkpoint(store: Path) -> None:
+    """Raises `ValueError` if the store is, or would be, a part of a checkpoint of `te.save`."""
+    for folder in (store, store.resolve().parent):
+        if (folder / "CHECKPOINT").exists():
+            raise ValueError(
+                f"{store}: {folder} is a checkpoint, which stays as it is: use te.load, a copy, or "
+                "te.SSD(..., resume=True, read_only=True) of one of its tables"
+            )
+
+
+def check_rows(reader: _core.Engine) -> None:
+    """Raises `OSError` naming the first place where a row is lost; reads every block."""
+    for segment, _, _ in reader.segments():
+        for file, block, _, what, rows in reader.verify(segment):
+            if rows:
+                raise OSError(errno.EIO, f"{file}: block {block}: {what}")

@@ -11,6 +11,7 @@ import ctypes
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -230,9 +231,16 @@ class HbmTier:
             layout: self._transfers.fetch(layout, dram) for layout, dram in batch.in_dram.items()
         }
 
-    def close(self) -> None:
-        """Waits for the device, and gives its memory back."""
+    def finish(self) -> None:
+        """Returns when nothing is under way on the device."""
         self._runtime.finish()
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # of one that never was
+            self.finish()  # before the memory goes that it works on
+
+    def close(self) -> None:
+        """Gives the device's memory back; nothing is under way there."""
         self._layouts.clear()
         self._images.clear()
         del self._transfers
