@@ -1,6 +1,6 @@
 #include "table/plan_image.h"
 
-#include <cstring>
+#include <algorithm>
 
 #include "base/check.h"
 
@@ -11,7 +11,7 @@ constexpr size_t kAlignment = 16;
 
 template <class T>
 void copy(const Scratch<T>& from, size_t count, std::byte* to) {
-  if (count != 0) std::memcpy(to, from.data(), count * sizeof(T));
+  std::copy_n(from.data(), count, reinterpret_cast<T*>(to));
 }
 
 template <class T>
@@ -83,12 +83,12 @@ void write_plan_image(const Plan& plan, const Tiers& tiers, uint32_t often, std:
     const UniqueRange& range = plan.acquired.ranges[r];
     const uint64_t first_row = tiers.table(range.table).first_row.value;
     auto* places = array_at<uint32_t>(to, image.places) + range.first;
-    std::memcpy(places, plan.places.data() + range.first, range.count * sizeof(uint32_t));
+    std::copy_n(plan.places.data() + range.first, range.count, places);
     auto* rows = array_at<int64_t>(to, image.rows) + range.first;
     for (size_t u = 0; u < range.count; ++u)
       rows[u] = static_cast<int64_t>(plan.acquired.rows[range.first + u].value - first_row);
-    std::memcpy(array_at<uint32_t>(to, image.csr_begin) + range.first + r,
-                plan.csr_begin.data() + range.first + r, (range.count + 1) * sizeof(uint32_t));
+    std::copy_n(plan.csr_begin.data() + range.first + r, range.count + 1,
+                array_at<uint32_t>(to, image.csr_begin) + range.first + r);
     seldom[r] = sort_by_count(plan, r, often, array_at<uint32_t>(to, image.which) + range.first);
   }
 }
