@@ -18,9 +18,8 @@ std::span<const SlotIndex> slots_at(uintptr_t address, size_t count) {
   return {at<const SlotIndex>(address), count};
 }
 
-// ([(layout, after, spill from, spill to, fill from, fill to), ...],
-//  [(layout, slots of rows that found no room), ...]).
-nb::tuple stage(const OwnedEngine& engine, PlanHandle& handle) {
+// [(layout, after, spill from, spill to, fill from, fill to), ...]
+nb::list stage(const OwnedEngine& engine, PlanHandle& handle) {
   Plan& plan = handle.plan();
   run([&] { return engine->stage(plan); });
   nb::list list;
@@ -30,11 +29,17 @@ nb::tuple stage(const OwnedEngine& engine, PlanHandle& handle) {
     list.append(nb::make_tuple(l, moves.after, to_bytes(moves.spill_from), to_bytes(moves.spill_to),
                                to_bytes(moves.fill_from), to_bytes(moves.fill_to)));
   }
-  nb::list in_dram;
+  return list;
+}
+
+// [(layout, slots in dram of rows that found no room), ...] of a staged plan.
+nb::list in_dram(PlanHandle& handle) {
+  const Plan& plan = handle.plan();
+  nb::list list;
   for (size_t l = 0; l < plan.in_dram.size(); ++l) {
-    if (!plan.in_dram[l].empty()) in_dram.append(nb::make_tuple(l, to_bytes(plan.in_dram[l])));
+    if (!plan.in_dram[l].empty()) list.append(nb::make_tuple(l, to_bytes(plan.in_dram[l])));
   }
-  return nb::make_tuple(list, in_dram);
+  return list;
 }
 
 nb::tuple to_tuple(const Engine::Copies& copies) {
@@ -184,6 +189,7 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("settle", &settle)
       .def("drop_unused", [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
       .def("hbm_layout", &hbm_layout)
+      .def("in_dram", [](const OwnedEngine&, PlanHandle& handle) { return in_dram(handle); })
       .def("image", [](const OwnedEngine&, PlanHandle& handle) { return image(handle); })
       .def("features", [](const OwnedEngine&, PlanHandle& handle) { return features(handle); })
       .def("ranges", [](const OwnedEngine&, PlanHandle& handle) { return ranges(handle); })

@@ -92,6 +92,7 @@ class StagedBatch:
     Args:
         plan, features: the batch.
         will_update: a backward may follow.
+        is_ready: it has been staged, to the end.
         layouts: by feature.
         weights: per-sample weights of the features, on the device.
         image: the plan on the device, for executors other than the core.
@@ -107,6 +108,7 @@ class StagedBatch:
     will_update: bool
     layouts: list[int]
     weights: list[torch.Tensor | None]
+    is_ready: bool = False
     image: Image | None = None
     buffer: Any = None
     argmax: list[torch.Tensor | None] = field(default_factory=list)

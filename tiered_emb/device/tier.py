@@ -140,10 +140,14 @@ class HbmTier:
     def stage(self, batch: StagedBatch) -> None:
         """Brings the rows of a planned batch to the device, and its plan."""
         if not batch.plan.is_staged:  # or no longer
-            batch.image = None
-            batch.in_dram = self.with_room(lambda: self._transfers.stage(batch.plan))
-        if self._executor is not None and batch.image is None:
-            self._send_image(batch)
+            batch.is_ready = False
+            self.with_room(lambda: self._transfers.stage(batch.plan))
+        if not batch.is_ready:
+            self._transfers.launch()  # what was left of a stage that failed
+            batch.in_dram = self._transfers.in_dram(batch.plan)
+            if self._executor is not None:
+                self._send_image(batch)
+            batch.is_ready = True
         self._runtime.compute_waits(self._runtime.record_copy())
 
     def pool(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:

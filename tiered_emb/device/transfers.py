@@ -87,20 +87,20 @@ class Transfers:
         self._unsettled: deque[_Move] = deque()
         self._releases: deque[tuple[int, Event]] = deque(maxlen=_RELEASES_KEPT)
 
-    def stage(self, plan: _core.Plan) -> dict[int, np.ndarray]:
-        """Brings a batch's rows to where the device finds them, in the copy stream.
-
-        Returns the slots in dram of those that found no room, by layout.
-        """
+    def stage(self, plan: _core.Plan) -> None:
+        """Brings a batch's rows to where the device finds them, in the copy stream."""
         self.settle()
-        moves, in_dram = self._core.stage(plan)
+        moves = self._core.stage(plan)
         for number, after, spill_from, spill_to, fill_from, fill_to in moves:
             layout = self._layouts[number]
             down, up = (_slots(spill_from), _slots(spill_to)), (_slots(fill_to), _slots(fill_from))
             self._planned.append(_Move(layout, *down, is_down=True, left=True, after=after))
             self._planned.append(_Move(layout, *up, is_down=False, after=after))
-        self._move()
-        return {number: _slots(dram) for number, dram in in_dram}
+        self.launch()
+
+    def in_dram(self, plan: _core.Plan) -> dict[int, np.ndarray]:
+        """Slots in dram of a staged batch's rows that found no room on the device, by layout."""
+        return {number: _slots(dram) for number, dram in self._core.in_dram(plan)}
 
     def released(self) -> None:
         """Plans have ended whose work is in the compute stream."""
@@ -117,7 +117,7 @@ class Transfers:
         # All is wanted, or it was taken from a plan that still waits for its backward.
         self._runtime.copy_waits(self._runtime.record_compute())
 
-    def _move(self) -> None:
+    def launch(self) -> None:
         """Launches what is planned."""
         while self._planned:
             move = self._planned[0]
@@ -177,7 +177,7 @@ class Transfers:
 
     def settle(self) -> None:
         """All rows that went down stand in dram."""
-        self._move()
+        self.launch()
         for chunk in self._down:
             self._scatter(chunk)
         while self._unsettled:
@@ -223,7 +223,7 @@ class Transfers:
         self._planned.append(
             _Move(self._layouts[layout], slots, _slots(dram)[first], is_down=False)
         )
-        self._move()
+        self.launch()
 
     def fetch(self, number: int, dram: np.ndarray) -> torch.Tensor:
         """Rows in slots `dram` of a layout, in memory of their own: uint8 [n, stride]."""
