@@ -110,7 +110,8 @@ class HBM:
 
     Args:
         size: bytes of slots, as int or ``"8GiB"``. A row there keeps its place in dram, so hbm
-            beyond what dram holds is not used.
+            beyond what dram holds is not used. Rows of a batch that find no room take memory of the
+            device besides while it is looked up or updated.
         device: a CUDA device, as torch names it; None: the current one. ``"cpu"`` emulates a device
             in this machine's memory, beside dram's budget.
         executor: what computes there. ``"triton"``: this package's kernels, the default on CUDA,
