@@ -14,16 +14,22 @@ ROWS, DIM = 300, 5
 MIN, SOME, ALL = 40, 120, None  # rows in dram
 
 
-def make_bag(path: Path, slots: int | None, optimizer: Any = None, **options: Any) -> Any:
-    """A table of ROWS rows with room in dram for `slots` of them."""
+def make_bag(
+    path: Path, slots: int | None, optimizer: Any = None, hbm: int | None = None, **options: Any
+) -> Any:
+    """A table of ROWS rows with room in dram for `slots` of them, and on a device for `hbm`."""
     optimizer = te.optim.SGD(0.1) if optimizer is None else optimizer
     options = {"mode": "sum", **options}
     probe = te.TieredEmbedding(ROWS, DIM, dtype=options.get("dtype"), optimizer=optimizer)
     row_bytes = probe.row_bytes // ROWS
+    device = None
+    if hbm is not None:
+        row_bytes = -(-row_bytes // 16) * 16
+        device = te.HBM(hbm * row_bytes, "cpu", buffer=600)
     dram = None if slots is None else slots * row_bytes
     return te.TieredEmbedding(
         ROWS, DIM, optimizer=OPTIMIZERS_OF[type(optimizer)](optimizer), seed=3,
-        tiers=te.Tiers(dram=dram, ssd=te.SSD(str(path))), **options,
+        tiers=te.Tiers(hbm=device, dram=dram, ssd=te.SSD(str(path))), **options,
     )  # fmt: skip
 
 

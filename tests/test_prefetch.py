@@ -98,6 +98,26 @@ def test_the_same_bits_at_any_depth(tmp_path: Path, name: str, slots: int | None
                 assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("slots", [MIN, SOME, ALL])
+def test_the_same_bits_at_any_depth_on_a_device(
+    tmp_path: Path, name: str, slots: int | None
+) -> None:
+    fused = name != "adagrad"
+    options = {"max_norm": 1.5, "padding_idx": 4} if name == "sgd" else {}
+    batches = random_batches(60, 5)
+    results = []
+    for depth, hbm in ((0, None), (0, 12), (1, 70), (3, 300), (10, 30)):
+        optimizer = OPTIMIZERS[name](fused)
+        bag = make_bag(tmp_path / f"{depth}-{hbm}", slots, optimizer, hbm, **options)
+        loop = batches if depth == 0 else te.Prefetcher(batches, bag, rows_ahead=depth)
+        results.append(run_program(bag, loop, 5))
+        bag.close()
+    for other in results[1:]:
+        for a, b in zip(results[0], other, strict=True):
+            assert torch.equal(a, b)
+
+
 def test_announced_batches_are_taken_and_most_are_ready(tmp_path: Path) -> None:
     bag = make_bag(tmp_path / "store", SOME)
     loop = te.Prefetcher(random_batches(50, 1), bag, rows_ahead=2)

@@ -36,7 +36,8 @@ class EvictionPolicy {
   }
   // The next batches that will use the rows of these slots, 0 where none is known; batches have
   // numbers from 1 in the order of their use. For slots of a plan that ends, while they are still
-  // pinned; and for parked slots whose row has turned up in a later batch.
+  // pinned; and for parked slots whose row has turned up in a later batch, or will not be used by
+  // the one that was told.
   virtual void expect(std::span<const SlotIndex> slots, std::span<const uint32_t> batches) {
     (void)slots, (void)batches;
   }

@@ -119,9 +119,12 @@ class LookaheadPolicy final : public EvictionPolicy {
     for (size_t i = 0; i < slots.size(); ++i) {
       prefetch(slots[std::min(i + kSlotsAhead, slots.size() - 1)]);
       const SlotIndex s = slots[i];
-      expected_[s.value] = batches[i];
+      const uint32_t before = std::exchange(expected_[s.value], batches[i]);
       last_told_ = std::max(last_told_, batches[i]);
-      if (directory_[s].pins == 0 && batches[i] > finished_) push(s);
+      if (directory_[s].pins != 0) continue;
+      // A parked slot of which nothing is expected any more has left its batch's queue, too.
+      const bool was_expected = before > finished_ && before != kTaken;
+      if (batches[i] > finished_ || was_expected) push(s);
     }
   }
 
