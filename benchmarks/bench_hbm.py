@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import bench_prefetch
-from bench_prefetch import Contender, make_contender, row_bytes
+from bench_prefetch import Contender, make_contender, parse_arguments, row_bytes
 from bench_zipf_train import Clicks, table_rows
 from provenance import provenance, write_report
 from tqdm import tqdm
@@ -35,33 +35,6 @@ from tqdm import tqdm
 import tiered_emb as te
 
 SLOT_GROWTH = 1.1  # a slot on the device begins at a multiple of 16 bytes
-
-
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Time a DLRM step with and without an hbm tier on an emulated device.",
-        epilog="example: python benchmarks/bench_hbm.py --hbm 0.05 --out result.json",
-    )
-    add = parser.add_argument
-    add("--rows", type=int, default=4_000_000, help="over all 26 tables (4,000,000)")
-    add("--dim", type=int, default=32, help="embedding dimension (32)")
-    add("--dram", type=float, default=0.2, help="DRAM budget, of the bytes of all rows (0.2)")
-    add("--hbm", type=float, default=0.05, help="budget of the device, likewise (0.05)")
-    add("--batch-size", type=int, default=2048, help="samples a step (2,048)")
-    add("--exponent", type=float, default=1.05, help="of Zipf's law (1.05)")
-    add("--mlp", type=int, nargs="+", default=[64, 32], help="hidden sizes (64 32)")
-    add("--rows-ahead", type=int, default=4, help="batches (4)")
-    add("--warm-up", type=int, default=200, help="steps before the first that counts (200)")
-    add("--rounds", type=int, default=7, help="(7)")
-    add("--steps", type=int, default=40, help="of each contender a round (40)")
-    add("--dir", metavar="DIR", help="where the stores go (default: a temporary folder)")
-    add("--smoke", action="store_true", help="a few seconds: 100,000 rows, 2 rounds")
-    add("--out", metavar="FILE.json", type=Path, help="where the figures go")
-    args = parser.parse_args(argv)
-    if args.smoke:
-        args.rows, args.batch_size, args.warm_up = 100_000, 128, 5
-        args.rounds, args.steps, args.mlp = 2, 5, [32]
-    return args
 
 
 def make_pairs(args: argparse.Namespace, folder: Path) -> dict[str, tuple[Contender, Contender]]:
@@ -108,7 +81,13 @@ def figures(pair: tuple[Contender, Contender]) -> dict[str, Any]:
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    parser = argparse.ArgumentParser(
+        description="Time a DLRM step with and without an hbm tier on an emulated device.",
+        epilog="example: python benchmarks/bench_hbm.py --hbm 0.05 --out result.json",
+    )
+    help = "budget of the device, of the bytes of all rows (%(default)s)"
+    parser.add_argument("--hbm", type=float, default=0.05, help=help)
+    args = parse_arguments(parser, argv, rows=4_000_000, dram=0.2, mlp=[64, 32], steps=40)
     folder = Path(tempfile.mkdtemp(prefix="tiered-emb-hbm-", dir=args.dir))
     try:
         pairs = make_pairs(args, folder)

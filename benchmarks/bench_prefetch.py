@@ -45,25 +45,25 @@ WRITE_ROWS = 1 << 18  # of one call, while the store is filled
 DENSE_FEATURES = 13
 
 
-def parse_arguments(argv: list[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="Time a DLRM step with and without fetching rows ahead.",
-        epilog="example: python benchmarks/bench_prefetch.py --rows-ahead 4 --out result.json",
-    )
+def parse_arguments(
+    parser: argparse.ArgumentParser, argv: list[str] | None, **defaults: Any
+) -> argparse.Namespace:
+    """The arguments of a benchmark of DLRM steps; `defaults` where they differ from these."""
     add = parser.add_argument
-    add("--rows", type=int, default=10_000_000, help="over all 26 tables (10,000,000)")
-    add("--dim", type=int, default=32, help="embedding dimension (32)")
-    add("--dram", type=float, default=0.1, help="DRAM budget, of the bytes of all rows (0.1)")
-    add("--batch-size", type=int, default=2048, help="samples a step (2,048)")
-    add("--exponent", type=float, default=1.05, help="of Zipf's law (1.05)")
-    add("--mlp", type=int, nargs="+", default=[512, 256], help="hidden sizes (512 256)")
-    add("--rows-ahead", type=int, default=4, help="batches (4)")
-    add("--warm-up", type=int, default=200, help="steps before the first that counts (200)")
-    add("--rounds", type=int, default=7, help="(7)")
-    add("--steps", type=int, default=20, help="of each contender a round (20)")
+    add("--rows", type=int, default=10_000_000, help="over all 26 tables (%(default)s)")
+    add("--dim", type=int, default=32, help="embedding dimension (%(default)s)")
+    add("--dram", type=float, default=0.1, help="budget, of the bytes of all rows (%(default)s)")
+    add("--batch-size", type=int, default=2048, help="samples a step (%(default)s)")
+    add("--exponent", type=float, default=1.05, help="of Zipf's law (%(default)s)")
+    add("--mlp", type=int, nargs="+", default=[512, 256], help="hidden sizes (%(default)s)")
+    add("--rows-ahead", type=int, default=4, help="batches (%(default)s)")
+    add("--warm-up", type=int, default=200, help="steps before the first that counts (%(default)s)")
+    add("--rounds", type=int, default=7, help="(%(default)s)")
+    add("--steps", type=int, default=20, help="of each contender a round (%(default)s)")
     add("--dir", metavar="DIR", help="where the stores go (default: a temporary folder)")
     add("--smoke", action="store_true", help="a few seconds: 100,000 rows, 2 rounds")
     add("--out", metavar="FILE.json", type=Path, help="where the figures go")
+    parser.set_defaults(**defaults)
     args = parser.parse_args(argv)
     if args.smoke:
         args.rows, args.batch_size, args.warm_up = 100_000, 128, 5
@@ -202,7 +202,11 @@ def judge(contenders: dict[str, Contender], reads_per_s: float | None) -> dict[s
 
 
 def main(argv: list[str] | None = None) -> int:
-    args = parse_arguments(argv)
+    parser = argparse.ArgumentParser(
+        description="Time a DLRM step with and without fetching rows ahead.",
+        epilog="example: python benchmarks/bench_prefetch.py --rows-ahead 4 --out result.json",
+    )
+    args = parse_arguments(parser, argv)
     folder = Path(tempfile.mkdtemp(prefix="tiered-emb-prefetch-", dir=args.dir))
     try:
         reads_per_s = drive_reads(folder, args)
