@@ -11,7 +11,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -42,8 +42,7 @@ if TYPE_CHECKING:
 
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
 _KNOWN_CHUNK_ROWS = 1 << 16
-_BUFFERS = 8  # pinned ones of an hbm tier: two each way, and as much for plans
-_BUFFER_HEAD_BYTES = 64  # beside a row
+_BUFFERS, _BUFFER_HEAD_BYTES = 8, 64  # pinned, half of them for rows; beside a row
 _READER_DRAM_BYTES = 16 << 20  # of tables that are opened to copy their rows
 
 
@@ -111,13 +110,12 @@ class TableEngine:
 
     def _close_core(self, close: Callable[[], None]) -> None:
         """`close()`, with nothing under way on the device, whose memory is given back then."""
-        if self._tier is None:
+        with self._tier.lock if self._tier is not None else nullcontext():
+            if self._tier is not None:
+                self._tier.finish()
             close()
-            return
-        with self._tier.lock:
-            self._tier.finish()
-            close()
-            self._tier.close()
+            if self._tier is not None:
+                self._tier.close()
             self._tier = None
 
     @contextmanager
@@ -125,11 +123,13 @@ class TableEngine:
         self, table: int | None = None, ids: torch.Tensor | None = None
     ) -> Iterator[None]:
         """Within, dram has the newest bytes of all rows, or of rows `ids` of a table."""
-        if self._tier is None or self._core.is_closed:
+        tier = self._tier
+        if tier is None:
             yield
             return
-        with self._tier.lock:
-            self._tier.bring_down(table, ids)
+        with tier.lock:
+            if not self._core.is_closed:  # else what comes says so
+                tier.bring_down(table, ids)
             yield
 
     def _make_core(self, resume: bool, source: str | None = None) -> _core.Engine:
@@ -224,7 +224,7 @@ class TableEngine:
             if self._swap is None:
                 self._copy_rows(path)
         except BaseException:
-            self._core.discard()  # some rows of both are nobody's tables
+            self._close_core(self._core.discard)  # some rows of both are nobody's tables
             raise
 
     def _copy_rows(self, path: str) -> None:

@@ -109,6 +109,8 @@ class DevicePooling(Pooling):
         grads: Sequence[torch.Tensor | None],
         wants_weights_grad: Sequence[bool],
     ) -> list[torch.Tensor | None]:
+        if self._core.is_closed:
+            raise ValueError("the table is closed")
         optimizer, device = self._optimizer, self._tier.device
         collects = optimizer is not None and not optimizer.fused
         counts = batch.plan.unique_counts() if collects else []

@@ -154,12 +154,8 @@ class HbmTier:
         """Pooled rows of each feature to `outs`, [bags, dim]; then the backward may come."""
         executor = self._executor
         if executor is None:
-            tensors = [
-                (_address(w), out.data_ptr() or 1, 0.0, 0.0)
-                for w, out in zip(batch.weights, outs, strict=True)
-            ]
             self._runtime.on_compute(
-                lambda: self._core.forward(batch.plan, tensors), self._slots_of(batch), seen=True
+                lambda: self._pool_in_core(batch, outs), self._slots_of(batch), seen=True
             )
         else:
             batch.argmax = [None] * len(outs)
@@ -169,6 +165,14 @@ class HbmTier:
             )
             batch.buffer.read = self._runtime.record_compute()
             self._core.pooled(batch.plan)
+            batch.guests = {}
+
+    def _pool_in_core(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
+        tensors = [
+            (_address(w), out.data_ptr() or 1, 0.0, 0.0)
+            for w, out in zip(batch.weights, outs, strict=True)
+        ]
+        self._core.forward(batch.plan, tensors)
 
     def _pool(self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
         for f, out in enumerate(outs):
@@ -185,9 +189,8 @@ class HbmTier:
         `hyper` None: rows are frozen.
         """
         if self._executor is None:
-            calls = [_backward_tuple(f, u) for f, u in zip(batch.features, updates, strict=True)]
             self._runtime.on_compute(
-                lambda: self._core.backward(batch.plan, calls, hyper or _NO_HYPER, False),
+                lambda: self._update_in_core(batch, updates, hyper or _NO_HYPER),
                 self._slots_of(batch),
                 seen=True,
             )
@@ -196,6 +199,16 @@ class HbmTier:
             self._launch_backward(self._executor, batch, updates, hyper)
             for layout, guests in batch.guests.items():
                 self._transfers.bring_back(layout, guests, batch.in_dram[layout])
+            batch.guests = {}
+
+    def _update_in_core(
+        self,
+        batch: StagedBatch,
+        updates: Sequence[FeatureUpdate | None],
+        hyper: _core.HyperTuple,
+    ) -> None:
+        calls = [_backward_tuple(f, u) for f, u in zip(batch.features, updates, strict=True)]
+        self._core.backward(batch.plan, calls, hyper, False)
 
     def _launch_backward(
         self,

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,6 +40,8 @@ class _Move:
     is_down: bool
     left: bool = False
     after: int | None = None
+    settled: list[None] = field(default_factory=list)
+    """One None once the core has been told that the rows stand in dram."""
 
 
 @dataclass(slots=True)
@@ -49,6 +52,7 @@ class _Chunk:
     event: Event | None = None
     layout: LayoutMemory | None = None
     dram: np.ndarray | None = None  # where its rows have still to be brought
+    is_unsure: bool = False  # something may use it that `event` does not tell of
 
     def parts(self, count: int, stride: int) -> tuple[torch.Tensor, torch.Tensor]:
         """int32 [count] and uint8 [count, stride]."""
@@ -83,19 +87,16 @@ class Transfers:
         self._bytes = buffer_bytes
         self._up = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
         self._down = deque(_Chunk(runtime.pinned(buffer_bytes)) for _ in range(2))
-        self._planned: deque[_Move] = deque()
+        # Moves, and what the core has answered that is yet to become some. An answer comes here in
+        # one step with the call that gives it, so that no signal comes between the two.
+        self._planned: list[Any] = []
         self._unsettled: deque[_Move] = deque()
         self._releases: deque[tuple[int, Event]] = deque(maxlen=_RELEASES_KEPT)
 
     def stage(self, plan: _core.Plan) -> None:
         """Brings a batch's rows to where the device finds them, in the copy stream."""
         self.settle()
-        moves = self._core.stage(plan)
-        for number, after, spill_from, spill_to, fill_from, fill_to in moves:
-            layout = self._layouts[number]
-            down, up = (_slots(spill_from), _slots(spill_to)), (_slots(fill_to), _slots(fill_from))
-            self._planned.append(_Move(layout, *down, is_down=True, left=True, after=after))
-            self._planned.append(_Move(layout, *up, is_down=False, after=after))
+        self._planned.extend(zip((None,), map(self._core.stage, (plan,)), strict=True))
         self.launch()
 
     def in_dram(self, plan: _core.Plan) -> dict[int, np.ndarray]:
@@ -121,6 +122,9 @@ class Transfers:
         """Launches what is planned."""
         while self._planned:
             move = self._planned[0]
+            if not isinstance(move, _Move):
+                self._planned[:1] = self._moves_of(*move)
+                continue
             if len(move.slots):
                 self._wait_for_release(move.after)
                 if move.is_down:
@@ -129,7 +133,20 @@ class Transfers:
                         self._unsettled.append(move)
                 else:
                     self._go_up(move.layout, move.layout.device, move.dram, move.slots)
-            self._planned.popleft()
+            del self._planned[0]
+
+    def _moves_of(self, layout: LayoutMemory | None, answer: Any) -> list[_Move]:
+        """Of an answer to `stage`, or to a question for newer rows of a layout."""
+        if layout is not None:
+            device, dram = answer
+            return [_Move(layout, _slots(device), _slots(dram), is_down=True)]
+        moves = []
+        for number, after, spill_from, spill_to, fill_from, fill_to in answer:
+            of = self._layouts[number]
+            down, up = (_slots(spill_from), _slots(spill_to)), (_slots(fill_to), _slots(fill_from))
+            moves.append(_Move(of, *down, is_down=True, left=True, after=after))
+            moves.append(_Move(of, *up, is_down=False, after=after))
+        return moves
 
     def _go_up(
         self, layout: LayoutMemory, target: torch.Tensor, dram: np.ndarray, slots: np.ndarray
@@ -138,18 +155,21 @@ class Transfers:
         for part in self._parts(layout, len(slots)):
             chunk = self._up[0]
             self._up.rotate()
+            self._make_sure(chunk)
             if chunk.event is not None:
                 self._runtime.host_waits(chunk.event)
             to, rows = chunk.parts(len(slots[part]), layout.stride)
             to.numpy()[:] = slots[part]
             from_dram = dram[part]
             self._core.gather(layout.number, from_dram.ctypes.data, len(from_dram), rows.data_ptr())
+            chunk.is_unsure = True
             self._runtime.on_copy(
                 partial(self._copier.copy, rows, None, target, to),
                 partial(_used, layout, target, slots[part]),
                 reads=chunk.memory,
             )
             chunk.event = self._runtime.record_copy()
+            chunk.is_unsure = False
 
     def _go_down(
         self, layout: LayoutMemory, source: torch.Tensor, slots: np.ndarray, dram: np.ndarray
@@ -159,8 +179,10 @@ class Transfers:
             chunk = self._down[0]
             self._down.rotate()
             self._scatter(chunk)
+            self._make_sure(chunk)
             numbers, rows = chunk.parts(len(slots[part]), layout.stride)
             numbers.numpy()[:] = slots[part]
+            chunk.is_unsure = True
             self._runtime.on_copy(
                 partial(self._copier.copy, source, numbers, rows, None),
                 partial(_used, layout, source, slots[part]),
@@ -168,7 +190,14 @@ class Transfers:
                 fills=rows,
             )
             chunk.event = self._runtime.record_copy()
+            chunk.is_unsure = False
             chunk.layout, chunk.dram = layout, dram[part]
+
+    def _make_sure(self, chunk: _Chunk) -> None:
+        """A launch from this buffer was broken off before its end was noted: all is waited for."""
+        if chunk.is_unsure:
+            self._runtime.finish()
+            chunk.is_unsure = False
 
     def _parts(self, layout: LayoutMemory, count: int) -> list[slice]:
         """[0, count) in parts that a buffer holds."""
@@ -182,7 +211,9 @@ class Transfers:
             self._scatter(chunk)
         while self._unsettled:
             move = self._unsettled[0]
-            self._core.settle(move.layout.number, move.dram.ctypes.data, len(move.dram), move.left)
+            if not move.settled:
+                where = (move.layout.number, move.dram.ctypes.data, len(move.dram), move.left)
+                move.settled.extend(map(self._core.settle, *((value,) for value in where)))
             self._unsettled.popleft()
 
     def _scatter(self, chunk: _Chunk) -> None:
@@ -200,17 +231,15 @@ class Transfers:
         """All rows that are newer on the device are in dram as well."""
         self.settle()
         for layout in self._layouts:
-            device, dram = self._core.newer_copies(layout.number)
-            self._planned.append(_Move(layout, _slots(device), _slots(dram), is_down=True))
+            answer = map(self._core.newer_copies, (layout.number,))
+            self._planned.extend(zip((layout,), answer, strict=True))
         self.settle()
 
     def bring_down_rows(self, table: int, layout: int, ids: torch.Tensor) -> None:
         """Likewise for rows `ids` (int64 [n]) of a table."""
         self.settle()
-        device, dram = self._core.copies_of(table, ids.data_ptr(), ids.numel(), True)
-        self._planned.append(
-            _Move(self._layouts[layout], _slots(device), _slots(dram), is_down=True)
-        )
+        answer = map(self._core.copies_of, (table,), (ids.data_ptr(),), (ids.numel(),), (True,))
+        self._planned.extend(zip((self._layouts[layout],), answer, strict=True))
         self.settle()
 
     def renew(self, table: int, layout: int, ids: torch.Tensor) -> None:
