@@ -389,3 +389,47 @@ def test_loading_gives_the_memory_of_the_device_back(tmp_path: Path) -> None:
     model[0].close()
     with pytest.raises(ValueError, match="closed"):
         model[0].write_rows([1], torch.ones(1, DIM))
+
+
+@pytest.mark.parametrize("at", [1, 2, 3])
+def test_an_interrupted_backward_loses_no_update(at: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows without room are updated as guests: they come back to dram by the next call."""
+    found = []
+    for interrupted in (True, False):
+        hbm = te.HBM(4 * 48, "cpu", executor="torch", buffer=200)
+        bag = te.TieredEmbedding(
+            ROWS, DIM, mode="sum", tiers=te.Tiers(hbm=hbm), optimizer=te.optim.SGD(lr=0.1), seed=5
+        )
+        out = bag(torch.arange(20)[None])
+        transfers = bag._engine._tier._transfers
+        scatter, calls = transfers._scatter, 0
+
+        def interrupt(chunk: object, scatter: object = scatter) -> None:
+            nonlocal calls
+            calls += 1
+            if calls == at:
+                raise KeyboardInterrupt
+            scatter(chunk)
+
+        if interrupted:
+            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+                patch.setattr(transfers, "_scatter", interrupt)
+                out.backward(torch.ones(1, DIM))
+        else:
+            out.backward(torch.ones(1, DIM))
+        found.append(bag.to_dense())
+    assert_same_bits(*found, "rows")
+
+
+def test_a_broken_device_keeps_no_store_open(tmp_path: Path) -> None:
+    def breaks() -> None:
+        raise RuntimeError("the device has gone")
+
+    path = str(tmp_path / "store")
+    tiers = te.Tiers(hbm=te.HBM(20 * 48, "cpu"), ssd=te.SSD(path))
+    bag = te.TieredEmbedding(ROWS, DIM, tiers=tiers)
+    bag._engine._tier._runtime.finish = breaks
+    with pytest.raises(RuntimeError, match="gone"):
+        bag._engine.discard()
+    assert bag._engine.is_closed
+    te.TieredEmbedding(ROWS, DIM, tiers=te.Tiers(ssd=te.SSD(path, resume=True))).close()

@@ -110,13 +110,9 @@ class TableEngine:
 
     def _close_core(self, close: Callable[[], None]) -> None:
         """`close()`, with nothing under way on the device, whose memory is given back then."""
-        with self._tier.lock if self._tier is not None else nullcontext():
-            if self._tier is not None:
-                self._tier.finish()
+        with nullcontext() if self._tier is None else self._tier.closing():
             close()
-            if self._tier is not None:
-                self._tier.close()
-            self._tier = None
+        self._tier = None
 
     @contextmanager
     def _rows_in_dram(

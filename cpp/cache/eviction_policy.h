@@ -1,4 +1,4 @@
-// EvictionPolicy: which unpinned row leaves the dram tier first.
+// EvictionPolicy: which unpinned row leaves a tier, dram or hbm, first.
 //
 // The planner parks a slot when the last plan that pinned it ends, and asks for victims when it
 // needs slots. A policy only orders candidates; it may hold stale entries, so a candidate counts

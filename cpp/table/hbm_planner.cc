@@ -236,6 +236,7 @@ bool HbmPlanner::take_dirty(HbmTier& hbm, SlotIndex s) {
 
 void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
   LayoutTier& tier = tiers_.layout(layout);
+  TE_CHECK(unsettled_ >= dram.size());
   unsettled_ -= dram.size();
   for (size_t i = 0; i < dram.size(); ++i) {
     tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);

@@ -31,7 +31,7 @@ class HbmPlanner {
   explicit HbmPlanner(Tiers& tiers) : tiers_(tiers) {}
 
   // The plan's rows get places, its occurrences name them, and its moves say what has to be done.
-  // Its rows are pinned in dram, and the moves of earlier stages are done or under way.
+  // Its rows are pinned in dram, and rows that earlier stages took down are settled.
   void stage(Plan& plan, ThreadPool& threads);
   // The plan no longer uses its places; before its pins in dram end. Moves that overwrite them wait
   // for what was launched before the release of this number.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 from weakref import WeakSet
 
@@ -256,8 +256,17 @@ class HbmTier:
         with suppress(Exception):  # of one that never was
             self.finish()  # before the memory goes that it works on
 
-    def close(self) -> None:
-        """Gives the device's memory back; nothing is under way there."""
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Within, nothing is under way on the device; its memory is given back at the end."""
+        with self.lock:
+            try:
+                self.finish()
+            finally:  # a device that is broken keeps no store open
+                yield
+            self._give_back()
+
+    def _give_back(self) -> None:
         self._layouts.clear()
         self._images.clear()
         del self._transfers

@@ -40,6 +40,8 @@ class _Move:
     is_down: bool
     left: bool = False
     after: int | None = None
+    guests: torch.Tensor | None = None
+    """Memory in place of the device's slots; the core does not ask for what comes from there."""
     settled: list[None] = field(default_factory=list)
     """One None once the core has been told that the rows stand in dram."""
 
@@ -128,8 +130,9 @@ class Transfers:
             if len(move.slots):
                 self._wait_for_release(move.after)
                 if move.is_down:
-                    self._go_down(move.layout, move.layout.device, move.slots, move.dram)
-                    if move not in self._unsettled:
+                    source = move.layout.device if move.guests is None else move.guests
+                    self._go_down(move.layout, source, move.slots, move.dram)
+                    if move.guests is None and move not in self._unsettled:
                         self._unsettled.append(move)
                 else:
                     self._go_up(move.layout, move.layout.device, move.dram, move.slots)
@@ -264,9 +267,9 @@ class Transfers:
 
     def bring_back(self, number: int, guests: torch.Tensor, dram: np.ndarray) -> None:
         """They are in dram again, as the compute stream has left them."""
-        layout = self._layouts[number]
-        self._runtime.copy_waits(self._runtime.record_compute())
-        self._go_down(layout, guests, np.arange(len(dram), dtype=np.int32), dram)
+        slots = np.arange(len(dram), dtype=np.int32)
+        self._planned.append(_Move(self._layouts[number], slots, dram, is_down=True, guests=guests))
+        self.launch()
         for chunk in self._down:
             self._scatter(chunk)
 
