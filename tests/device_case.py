@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,8 @@ class Case:
     padding: bool = False
     by_count: bool = False
     often: int = launch.OFTEN
+    guests: int = 0
+    """So many of the slots are elsewhere."""
     extremes: bool = False
     """Zeros of both signs, the smallest and the largest numbers of float16."""
     steps: int = 2
@@ -66,11 +69,19 @@ def _batch(case: Case, step: int) -> tuple[Tensor, Tensor, Tensor | None, Tensor
 class OnDevice:
     """The table's rows in shuffled slots of a device, and what a plan would say of a batch."""
 
-    def __init__(self, case: Case, bag: te.TieredEmbedding, device: str) -> None:
+    def __init__(
+        self, case: Case, bag: te.TieredEmbedding, device: str, elsewhere: list[Tensor]
+    ) -> None:
         self.case, self.device = case, device
         self.kind = bag.optimizer.kind
         self.layout = SlotLayout(case.dim, case.dtype, self.kind)
-        self.slots = Slots.zeros(self.layout, case.rows + 5, device)
+        self.slots = Slots.zeros(self.layout, case.rows + 5 - case.guests, device)
+        self.guests = Slots.zeros(self.layout, case.guests, device)
+        if case.guests:
+            elsewhere.append(self.guests.bytes)
+            memory, here = self.slots.bytes, len(self.slots.bytes)
+            shift_bytes = self.guests.bytes.data_ptr() - memory.data_ptr() - memory.numel()
+            self.slots = Slots(self.layout, memory, here, shift_bytes)
         order = torch.randperm(case.rows + 5, generator=torch.Generator().manual_seed(3))
         self.slot_of = order[: case.rows].to(torch.int32)
         everything = torch.arange(case.rows)
@@ -86,11 +97,20 @@ class OnDevice:
             bytes_of[:, at : at + 4 * state.shape[1]] = state.view(torch.uint8)
             at += 4 * state.shape[1]
         # As a fill does it: from a staging block into the slots.
-        numbers = torch.arange(case.rows, dtype=torch.int32)
-        launch.copy_rows(self.to(staged), self.to(numbers), self.slots.words, self.to(self.slot_of))
+        for memory, numbers, slots in self._memories():
+            launch.copy_rows(self.to(staged), numbers, memory, slots)
 
     def to(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device)
+
+    def _memories(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Words of a memory, the rows whose slots it has, those slots."""
+        is_here = self.slot_of < len(self.slots.bytes)
+        for slots, those in (self.slots, is_here), (self.guests, ~is_here):
+            numbers = torch.nonzero(those).flatten().to(torch.int32)
+            if len(numbers) > 0:
+                first = 0 if slots is self.slots else len(self.slots.bytes)
+                yield slots.words, self.to(numbers), self.to(self.slot_of[those] - first)
 
     def forward(self, ids: Tensor, offsets: Tensor, weights: Tensor | None) -> Tensor:
         case = self.case
@@ -166,8 +186,8 @@ class OnDevice:
         staged = torch.zeros(
             case.rows, self.layout.stride_bytes // 4, dtype=torch.int32, device=self.device
         )
-        numbers = torch.arange(case.rows, dtype=torch.int32)
-        launch.copy_rows(self.slots.words, self.to(self.slot_of), staged, self.to(numbers))
+        for memory, numbers, slots in self._memories():
+            launch.copy_rows(memory, slots, staged, numbers)
         rows = staged.cpu().view(torch.uint8)
         wide = case.dim * case.dtype.itemsize
         found = {"weight": rows[:, :wide].contiguous().view(case.dtype)}
@@ -184,8 +204,11 @@ def bits(tensor: Tensor) -> Tensor:
     return tensor.detach().contiguous().view(torch.uint8)
 
 
-def check(case: Case, device: str) -> dict[str, Any]:
-    """Trains both, and asserts that every output, gradient, weight and state has the same bits."""
+def check(case: Case, device: str, elsewhere: list[Tensor] | None = None) -> dict[str, Any]:
+    """Trains both, and asserts that every output, gradient, weight and state has the same bits.
+
+    What memory lies elsewhere is appended to `elsewhere`, for who watches the kernels' accesses.
+    """
     bag = te.TieredEmbedding(
         case.rows,
         case.dim,
@@ -198,7 +221,7 @@ def check(case: Case, device: str) -> dict[str, Any]:
         padding_idx=0 if case.padding else None,
         scale_grad_by_freq=case.by_count,
     )
-    on_device = OnDevice(case, bag, device)
+    on_device = OnDevice(case, bag, device, [] if elsewhere is None else elsewhere)
     for step in range(1, case.steps + 1):
         ids, offsets, weights, grad = _batch(case, step)
         wanted_grad = weights is not None

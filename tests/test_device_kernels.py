@@ -1,13 +1,21 @@
-"""The Triton kernels against the CPU's, bit for bit: under Triton's interpreter, or on a GPU."""
+"""The Triton kernels against the CPU's, bit for bit: on a GPU, or under Triton's interpreter.
+
+There every launch is watched (triton_sanitizer.py), and its programs run in a shuffled order.
+"""
 
 from __future__ import annotations
 
+import random
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from device_case import OPTIMIZERS, Case, bits, check
+from kernel_contracts import KernelContracts
+from triton_sanitizer import Sanitizer
 
 import tiered_emb as te
 from tiered_emb import _core
@@ -15,7 +23,23 @@ from tiered_emb.device import launch
 from tiered_emb.device.slots import SlotLayout, Slots
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ORDERS: dict[str, Callable[[Sequence[Any]], list[Any]]] = {
+    "forwards": list,
+    "backwards": lambda programs: list(programs)[::-1],
+    "shuffled": lambda programs: random.Random(5).sample(programs, len(programs)),
+}
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(request: pytest.FixtureRequest) -> Iterator[list[torch.Tensor]]:
+    """Memory that launches reach by a shift is to be appended, for the sanitizer."""
+    if DEVICE != "cpu":
+        yield []
+        return
+    contracts = KernelContracts()
+    with Sanitizer(contracts, ORDERS[getattr(request, "param", "shuffled")]):
+        yield contracts.elsewhere
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -122,3 +146,22 @@ def test_step_numbers_are_float32_whatever_the_default_is() -> None:
 
 def test_empty_bags_only() -> None:
     check(Case(dim=8, sizes=[0, 0, 0], steps=1), DEVICE)
+
+
+# With tiles of few elements, so that a launch has many programs.
+MANY_PROGRAMS = [
+    Case(7, optimizer="adagrad", mode="mean", padding=True, by_count=True, rows=12),
+    Case(33, optimizer="adam", mode="max", sizes=[0, 40, 3], rows=9, often=4),
+    Case(100, torch.bfloat16, "rowwise, decay", weighted=True, padding=True, rows=9, often=2),
+    Case(5, torch.float16, "sgd", weighted=True, sizes=[3, 0, 0, 1, 2, 4, 1, 0, 9, 1], rows=30),
+]
+
+
+@pytest.mark.parametrize("case", MANY_PROGRAMS, ids=lambda case: f"{case.optimizer} {case.dim}")
+@pytest.mark.parametrize("elsewhere", ORDERS, indirect=True)
+def test_many_programs_in_any_order_and_guests(
+    case: Case, elsewhere: list[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "TILE", 64)
+    monkeypatch.setattr(launch, "WARPS", 1)  # no threads with copies of others' elements
+    check(replace(case, guests=6), DEVICE, elsewhere)

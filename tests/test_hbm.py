@@ -412,9 +412,10 @@ def test_an_interrupted_backward_loses_no_update(at: int, monkeypatch: pytest.Mo
             scatter(chunk)
 
         if interrupted:
-            with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            with monkeypatch.context() as patch:
                 patch.setattr(transfers, "_scatter", interrupt)
-                out.backward(torch.ones(1, DIM))
+                with pytest.raises(KeyboardInterrupt):
+                    out.backward(torch.ones(1, DIM))
         else:
             out.backward(torch.ones(1, DIM))
         found.append(bag.to_dense())

@@ -3,19 +3,39 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
 import torch
 from fleet import Op
 from hypothesis import given, settings
+from kernel_contracts import KernelContracts
 from oracle import HBM_CONFIGS, STATES, Case, Config, torch_configs, triton_configs
 from test_oracle import SOAKS, programs, random_op, run
+from triton_sanitizer import Sanitizer
 
-# Seven engines an example, and a hundred kernel launches by an interpreter.
+from tiered_emb.device.executor import LayoutMemory, StagedBatch
+from tiered_emb.device.slots import Slots
+from tiered_emb.device.triton_executor import TritonExecutor
+
+# Seven engines an example.
 EXAMPLES = -(-hypothesis.settings.default.max_examples // 8)
-TRITON_EXAMPLES = -(-hypothesis.settings.default.max_examples // 30)
 CONFIGS = {"core": HBM_CONFIGS, "torch": torch_configs(), "triton": triton_configs()}
+
+
+@pytest.fixture
+def watched(monkeypatch: pytest.MonkeyPatch) -> Iterator[Sanitizer]:
+    """The kernels' accesses are checked, of slots and of guests; programs run backwards."""
+    contracts, slots_of = KernelContracts(), TritonExecutor._slots
+
+    def slots(self: TritonExecutor, memory: LayoutMemory, table: int, batch: StagedBatch) -> Slots:
+        contracts.elsewhere = [batch.guests[n] for n in (memory.number,) if n in batch.guests]
+        return slots_of(self, memory, table, batch)
+
+    monkeypatch.setattr(TritonExecutor, "_slots", slots)
+    with Sanitizer(contracts, lambda programs: programs[::-1]) as sanitizer:
+        yield sanitizer
 
 
 def check(
@@ -23,9 +43,8 @@ def check(
     optimizer: str,
     dtype: torch.dtype = torch.float32,
     fused: bool = True,
-    examples: int = EXAMPLES,
 ) -> None:
-    @settings(max_examples=examples)
+    @settings(max_examples=EXAMPLES)
     @given(programs(optimizer, dtype, fused))
     def run_program(program: tuple[Case, list[Op]]) -> None:
         run(*program, configs)
@@ -55,15 +74,6 @@ def test_low_precision(dtype: torch.dtype, executor: str) -> None:
     check(CONFIGS[executor], "rowwise", dtype)
 
 
-@pytest.mark.parametrize(
-    ("optimizer", "dtype"),
-    [("rowwise", torch.float32), ("adam", torch.bfloat16)],
-    ids=str,
-)
-def test_triton_kernels(optimizer: str, dtype: torch.dtype) -> None:
-    check(CONFIGS["triton"], optimizer, dtype, examples=TRITON_EXAMPLES)
-
-
 @pytest.mark.parametrize("executor", ["core", "torch"])
 @pytest.mark.parametrize("name", list(SOAKS))
 def test_long_sequences(name: str, executor: str) -> None:
@@ -71,6 +81,12 @@ def test_long_sequences(name: str, executor: str) -> None:
     run(SOAKS[name], [random_op(rng, SOAKS[name]) for _ in range(25)], CONFIGS[executor])
 
 
-def test_long_sequence_of_triton_kernels() -> None:
+@pytest.mark.parametrize(
+    ("name", "operations"),
+    [("options", 8), ("layouts share a tight budget", 3), ("bfloat16", 1)],
+)
+def test_sequences_of_triton_kernels(name: str, operations: int, watched: Sanitizer) -> None:
     rng = random.Random(3)
-    run(SOAKS["options"], [random_op(rng, SOAKS["options"]) for _ in range(8)], CONFIGS["triton"])
+    ops = [random_op(rng, SOAKS[name]) for _ in range(operations)]
+    run(SOAKS[name], ops, CONFIGS["triton"])
+    assert watched.launched.keys() >= {"copy_rows", "pool", "update"}
