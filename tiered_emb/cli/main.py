@@ -2,7 +2,8 @@
 
 Exit status: 0 done, 1 the command found a difference or fault it was asked to look for, 2 bad
 input, 130 interrupted. A command is a module with ``SUMMARY``, ``add_arguments(parser)`` and
-``run(args) -> status``; it is imported only when it is called for.
+``run(args) -> status``, or one with ``SUMMARY``, ``EXAMPLE`` and more ``COMMANDS``; it is imported
+only when it is called for.
 """
 
 from __future__ import annotations
@@ -11,17 +12,21 @@ import argparse
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NoReturn
 
 from tiered_emb.data.errors import DataError
 
 COMMANDS = {
     "train": "tiered_emb.cli.train",
+    "bench": "tiered_emb.cli.bench",
     "inspect": "tiered_emb.cli.inspect",
     "verify": "tiered_emb.cli.verify",
     "export": "tiered_emb.cli.export",
+    "convert-data": "tiered_emb.cli.convert_data",
 }
+EXAMPLE = "tiered-emb train movielens-100k --dram 10% --peer"
+_PROGRAM = "tiered-emb"
 
 
 class UsageError(DataError):
@@ -38,13 +43,21 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    name = arguments[0] if arguments else ""
+    program = _PROGRAM
+    commands: Mapping[str, str] = COMMANDS
+    example = EXAMPLE
     try:
-        if name not in COMMANDS:
-            return _no_command(name)
-        command = importlib.import_module(COMMANDS[name])
+        while True:
+            name = arguments.pop(0) if arguments else ""
+            if name not in commands:
+                return _no_command(program, name, commands, example)
+            program = f"{program} {name}"
+            command = importlib.import_module(commands[name])
+            if not hasattr(command, "COMMANDS"):
+                break
+            commands, example = command.COMMANDS, command.EXAMPLE
         parser = _Parser(
-            prog=f"tiered-emb {name}",
+            prog=program,
             description=command.SUMMARY,
             formatter_class=_help_format,
             allow_abbrev=False,
@@ -52,12 +65,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         parser.add_argument("-h", "--help", action="help", help=argparse.SUPPRESS)
         command.add_arguments(parser)
-        return int(command.run(parser.parse_args(arguments[1:])))
+        return int(command.run(parser.parse_args(arguments)))
     except (DataError, OSError) as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
-        print(f"tiered-emb {name}: error: {one_line(error)}".replace("  ", " "), file=sys.stderr)
+        print(f"{program}: error: {one_line(error)}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -73,18 +86,18 @@ def _help_format(prog: str) -> argparse.HelpFormatter:
     return argparse.RawDescriptionHelpFormatter(prog, max_help_position=24, width=88)
 
 
-def _no_command(name: str) -> int:
+def _no_command(program: str, name: str, commands: Mapping[str, str], example: str) -> int:
     if name in ("-h", "--help", ""):
-        print(_usage(), file=sys.stdout if name else sys.stderr)
+        print(_usage(program, commands, example), file=sys.stdout if name else sys.stderr)
         return 0 if name else 2
-    raise UsageError(f"no command {name!r}; there is: {', '.join(COMMANDS)}")
+    raise UsageError(f"no command {name!r}; there is: {', '.join(commands)}")
 
 
-def _usage() -> str:
-    lines = ["usage: tiered-emb COMMAND [OPTIONS]", ""]
-    for name, module in COMMANDS.items():
-        lines.append(f"  {name:10} {importlib.import_module(module).SUMMARY}")
-    lines += ["", "example: tiered-emb train movielens-100k --dram 10% --peer"]
+def _usage(program: str, commands: Mapping[str, str], example: str) -> str:
+    lines = [f"usage: {program} COMMAND [OPTIONS]", ""]
+    for name, module in commands.items():
+        lines.append(f"  {name:12} {importlib.import_module(module).SUMMARY}")
+    lines += ["", f"example: {example}"]
     return "\n".join(lines)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TypeVar
 
 from tqdm import tqdm
@@ -39,3 +40,13 @@ def progress_bar(items: Iterable[_T], total: int | None, caption: str, unit: str
         items, total=total, desc=caption, unit=unit, file=sys.stderr, leave=False, disable=None
     )
     return bar
+
+
+@contextmanager
+def bytes_progress(total: int, caption: str) -> Iterator[Callable[[int], object]]:
+    """A progress bar of bytes, as `progress_bar`; gives the function that advances it."""
+    options = {"unit": "B", "unit_scale": True, "unit_divisor": 1024}
+    with tqdm(
+        total=total, desc=caption, file=sys.stderr, leave=False, disable=None, **options
+    ) as bar:
+        yield bar.update

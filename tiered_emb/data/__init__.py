@@ -1,9 +1,11 @@
 """Data for training: sources of columns, features and crosses, encoded samples in batches.
 
 `open_data` gives a source and a `Spec` that says which columns to use; `encode` turns both into a
-`Dataset`; `split_samples` divides it and gives batches.
+`Dataset`; `split_samples` divides it and gives batches. `CriteoStream` gives batches of click logs
+of any size as they are read.
 """
 
+from tiered_emb.data.criteo_stream import CriteoStream
 from tiered_emb.data.dataset import Batch, Dataset, Samples, split_samples
 from tiered_emb.data.encode import encode
 from tiered_emb.data.errors import DataError
@@ -13,6 +15,7 @@ from tiered_emb.data.spec import Bag, Cross, Spec, parse_bag, parse_cross
 __all__ = [
     "Bag",
     "Batch",
+    "CriteoStream",
     "Cross",
     "DataError",
     "Dataset",

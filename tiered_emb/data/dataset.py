@@ -158,7 +158,7 @@ class Batch:
     """Samples in the form a model takes them.
 
     Args:
-        dense: float32 [batch, dense features], standardised.
+        dense: float32 [batch, dense features], scaled, nothing missing.
         sparse: for each table, ids [batch], or (ids, offsets) of bags.
         labels: float32 [batch] of 0 and 1.
     """

@@ -42,7 +42,7 @@ class Column:
 
     Args:
         kind: `Kind` of the values. Text is held as its 64-bit keys.
-        values: int64 or uint64, float64, or uint64 keys: one a row, or one a list element.
+        values: integers, float64, or uint64 keys: one a row, or one a list element.
         valid: which values are present; None if all are.
         offsets: None, or for a list column int64 of length rows + 1: row i holds
             ``values[offsets[i]:offsets[i + 1]]``.

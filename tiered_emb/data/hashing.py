@@ -34,7 +34,8 @@ def mix64(values: Keys) -> Keys:
     z = values + _GOLDEN
     z = (z ^ (z >> np.uint64(30))) * _MUL1
     z = (z ^ (z >> np.uint64(27))) * _MUL2
-    return np.asarray(z ^ (z >> np.uint64(31)), dtype=np.uint64)
+    mixed: Keys = z ^ (z >> np.uint64(31))  # numba compiles this function, too
+    return mixed
 
 
 def text_key(text: str | bytes) -> int:

@@ -13,15 +13,29 @@ from tiered_emb.data.frame import Column, ColumnType, Frame, Kind
 from tiered_emb.data.hashing import Ids, text_keys
 
 _CHUNK_ROWS = 1 << 18
+_MAGIC = b"PAR1"
+
+
+def is_parquet(path: Path) -> bool:
+    """Whether a file is Parquet by its first bytes or its name. `OSError`: it cannot be read."""
+    with path.open("rb") as file:
+        return file.read(len(_MAGIC)) == _MAGIC or path.suffix == ".parquet"
 
 
 class ParquetSource:
-    """A Parquet file as a `Source`. `types` leaves out columns that cannot be used."""
+    """A Parquet file as a `Source`. `types` leaves out columns that cannot be used.
 
-    cheap_to_rescan = True
+    Args:
+        chunk_rows: how many rows are read at a time.
+        cheap_to_rescan: False to have every column hashed, as those of a source read only once.
+    """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(
+        self, path: Path, chunk_rows: int = _CHUNK_ROWS, cheap_to_rescan: bool = True
+    ) -> None:
         self.name = str(path)
+        self.cheap_to_rescan = cheap_to_rescan
+        self._chunk_rows = chunk_rows
         pq = _import_parquet()
         try:
             self._file = pq.ParquetFile(path)
@@ -38,8 +52,8 @@ class ParquetSource:
         return self._types
 
     def chunks(self, columns: Sequence[str]) -> Iterator[Frame]:
-        """The rows in file order, 262,144 at a time."""
-        batches = self._file.iter_batches(batch_size=_CHUNK_ROWS, columns=list(columns))
+        """The rows in file order, `chunk_rows` at a time."""
+        batches = self._file.iter_batches(batch_size=self._chunk_rows, columns=list(columns))
         while True:
             try:
                 batch = next(batches, None)
