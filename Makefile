@@ -152,7 +152,7 @@ test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behavio
 # bear; setarch turns it off for the one process.
 # Where threads meet: the rest would take ten times longer than it does without, and so would two long
 # tests of one thread.
-THREADED_TESTS := base_*,io_*,log_store,log_indexes,log_read,table_store,table_stress,table_prefetch,table_failing,table_hbm
+THREADED_TESTS := base_*,io_*,limits,log_store,log_indexes,log_read,table_store,table_stress,table_prefetch,table_failing,table_hbm
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
 	$(call build_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread)
 	$(call run_cpp_tests,build/tsan,\
@@ -181,6 +181,8 @@ bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in i
 	  [ -e "$$bench" ] || { echo "no benchmarks"; break; }; \
 	  echo "== $$bench --smoke"; $(PY) "$$bench" --smoke </dev/null; \
 	done
+	@echo "== tiered-emb bench all --smoke"
+	@tiered-emb bench all --smoke --out build/bench-smoke </dev/null
 
 # With the Python that has a CUDA build of torch, pytest and hypothesis; not .venv, whose torch has no
 # CUDA: make gpu-check GPU_PYTHON=python3

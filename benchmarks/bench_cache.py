@@ -24,11 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from cache_optimum import optimal_misses
 from cache_streams import Stream, meta_curve, meta_fit, real_streams, zipf_streams
-from provenance import provenance, write_report
 
 from tiered_emb import _core
+from tiered_emb.bench.optimum import optimal_misses
+from tiered_emb.bench.provenance import provenance, write_report
 
 Report = dict[str, Any]
 PLAIN = ("lru", "lfu", "s3fifo")

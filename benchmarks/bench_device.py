@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from provenance import provenance, write_report
+
+from tiered_emb.bench.provenance import provenance, write_report
 
 DIMS = (32, 64, 128)
 POOLING = 20

@@ -22,10 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from provenance import provenance, write_report
 from torch import nn
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 
 # OpenMP's workers spin after torch's last loop; the next contender shall not pay for it.
 IDLE_SECONDS = 0.005

@@ -27,10 +27,10 @@ from typing import Any
 
 import torch
 from bench_device import POOLING, some_rows
-from provenance import provenance, write_report
 from torch import nn
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 
 Step = Callable[[torch.Tensor], None]
 Report = dict[str, Any]

@@ -29,10 +29,10 @@ from typing import Any
 import bench_prefetch
 from bench_prefetch import Contender, make_contender, parse_arguments, row_bytes
 from bench_zipf_train import Clicks, table_rows
-from provenance import provenance, write_report
 from tqdm import tqdm
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 
 SLOT_GROWTH = 1.1  # a slot on the device begins at a multiple of 16 bytes
 

@@ -43,9 +43,9 @@ from kernel_contenders import (
     TorchBags,
     Workload,
 )
-from provenance import provenance, write_report
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 
 Report = dict[str, Any]
 # OpenMP's workers spin after a loop; the next contender shall not pay for it.

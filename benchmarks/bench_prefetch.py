@@ -34,11 +34,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from bench_zipf_train import Clicks, Draw, table_rows
-from provenance import provenance, write_report
 from store_contenders import fio_reads
 from tqdm import tqdm
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.models.dlrm import DLRM
 
 WRITE_ROWS = 1 << 18  # of one call, while the store is filled

@@ -19,8 +19,8 @@ import sys
 from pathlib import Path
 
 from data_folder import DATA
-from provenance import provenance, write_report
 
+from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.cli.main import main as tiered_emb
 
 FLIGHTS = [

@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 import torch
 from data_folder import DATA
-from provenance import provenance, write_report
 
 import tiered_emb as te
+from tiered_emb.bench.provenance import provenance, write_report
 
 DIM = 32
 ROW_BYTES = DIM * 4 + 4  # float32 with rowwise Adagrad

@@ -35,16 +35,17 @@ from pathlib import Path
 from typing import Any
 
 from native import build
-from provenance import provenance, write_report
 from store_contenders import (
     DEPTHS,
     Contender,
-    MemoryLimit,
+    can_limit_memory,
     fio_reads,
     fio_writes,
     works,
 )
 from store_rounds import churn_figures, figures, show, sweep_threads, take_turns
+
+from tiered_emb.bench.provenance import provenance, write_report
 
 Report = dict[str, Any]
 SLACK_BYTES = 64 << 20  # a mapped file's process: its code, batches and page tables
@@ -445,7 +446,7 @@ def main(argv: list[str] | None = None) -> int:
             sizes,
             tuple(io for io in ("io_uring", "portable") if works(program, top, "log", io=io)),
             works(program, top, "rocksdb"),
-            MemoryLimit.is_possible(),
+            can_limit_memory(),
             running,
         )
         if "get" in args.only:

@@ -14,7 +14,6 @@ amplification, peak RSS. Drawing samples is not part of the step time and is rep
 from __future__ import annotations
 
 import argparse
-import math
 import resource
 import shutil
 import sys
@@ -27,77 +26,20 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from provenance import provenance, write_report
 from tqdm import tqdm
 
 import tiered_emb as te
-from tiered_emb.data.hashing import mix64, number_keys, text_key
+from tiered_emb.bench.provenance import provenance, write_report
+from tiered_emb.bench.streams import Scatter, Zipf
+from tiered_emb.bench.workloads import KAGGLE_ROWS
+from tiered_emb.data.hashing import mix64, number_keys
 from tiered_emb.models.dlrm import DLRM
 from tiered_emb.stats import Stats
 
 Ids = npt.NDArray[np.int64]
 
-# Relative sizes of the 26 tables: cardinalities of the Criteo Kaggle data set.
-TABLE_SHARES = (
-    1460, 583, 10131227, 2202608, 305, 24, 12517, 633, 3, 93145, 5683, 8351593, 3194,
-    27, 14992, 5461306, 10, 5652, 2173, 4, 7046547, 18, 15, 286181, 105, 142572,
-)  # fmt: skip
 WINDOWS = 20
 MLP = (128, 64)  # hidden sizes, below and above the tables; small, for the tables are the subject
-
-
-class Zipf:
-    """Draws ranks 1..n with probability proportional to rank ** -exponent, many at a time.
-
-    Exact; about one draw in twenty is repeated. Source: Hörmann and Derflinger,
-    "Rejection-inversion to generate variates from monotone discrete distributions", ACM TOMACS
-    6(3), 1996.
-    """
-
-    def __init__(self, n: int, exponent: float) -> None:
-        if n < 1 or exponent <= 0 or exponent == 1:
-            raise ValueError(f"Zipf needs n >= 1 and an exponent above 0, not 1: {n}, {exponent}")
-        self._n = n
-        self._s = exponent
-        self._low = self._integral(np.array(1.5)) - 1.0
-        self._high = self._integral(np.array(n + 0.5))
-        self._certain = 2.0 - self._inverse(
-            self._integral(np.array(2.5)) - np.array(2.0) ** -exponent
-        )
-
-    def _integral(self, x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return (x ** (1.0 - self._s) - 1.0) / (1.0 - self._s)
-
-    def _inverse(self, y: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-        return np.maximum(1.0 + y * (1.0 - self._s), 1e-300) ** (1.0 / (1.0 - self._s))
-
-    def draw(self, rng: np.random.Generator, count: int) -> Ids:
-        """`count` ranks, at least 1 and at most n."""
-        ranks = np.empty(count, dtype=np.int64)
-        left = np.arange(count)
-        while len(left):
-            u = self._high + rng.random(len(left)) * (self._low - self._high)
-            x = self._inverse(u)
-            k = np.clip(np.rint(x), 1, self._n)
-            taken = (k - x <= self._certain) | (u >= self._integral(k + 0.5) - k**-self._s)
-            ranks[left[taken]] = k[taken]
-            left = left[~taken]
-        return ranks
-
-
-class Scatter:
-    """A fixed bijection of 0..rows-1 that keeps no neighbours: multiply, add, modulo."""
-
-    def __init__(self, rows: int, salt: str) -> None:
-        self._rows = rows
-        self._add = text_key(salt) % rows
-        factor = max(1, int(rows * 0.6180339887498949))
-        while math.gcd(factor, rows) != 1:
-            factor += 1
-        self._factor = factor
-
-    def __call__(self, values: Ids) -> Ids:
-        return (values * self._factor + self._add) % self._rows
 
 
 @dataclass(frozen=True)
@@ -132,7 +74,7 @@ class Clicks:
 
 def table_rows(total: int) -> dict[str, int]:
     """Rows of the 26 tables, in Criteo's proportions, summing to `total`."""
-    shares = np.array(TABLE_SHARES, dtype=np.float64)
+    shares = np.array(KAGGLE_ROWS, dtype=np.float64)
     rows = np.maximum(1, np.floor(shares / shares.sum() * total)).astype(np.int64)
     rows[int(shares.argmax())] += total - int(rows.sum())
     if rows.min() < 1:

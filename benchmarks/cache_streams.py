@@ -10,6 +10,8 @@ import numpy as np
 from bench_ssd import BATCH, streams, trace
 from data_folder import DATA
 
+from tiered_emb.bench.streams import reuse_counts
+
 # Of Meta's published embedding traces, 2021 (github.com/facebookresearch/dlrm_datasets, MIT): the
 # shares of rows, and of lookups, whose row was looked up 1, 2, 3-4, 5-8, ... times in one batch of
 # 65,536 samples (887 M lookups of 128 M rows in 856 tables, 6.9 a row).
@@ -38,24 +40,9 @@ class Stream:
 def meta_curve(rows: int) -> np.ndarray:
     """Ids of about `rows` rows, looked up as often as the rows of Meta's traces, in random order.
 
-    A bin's rows are spread evenly over the logarithms of its counts, bent so that the bin's mean is
-    right. The traces say how often, not in which order: a random order favours no policy.
+    The traces say how often, not in which order: a random order favours no policy.
     """
-    total = rows * META_LOOKUPS_PER_ROW
-    counts = []
-    for k, share in enumerate(META_LOOKUPS):
-        low, high = (2 ** (k - 1) + 1 if k else 1), 2**k
-        # Shares of rows are given to three places: of the larger bins too few to go by.
-        exact = k < len(META_ROWS) - 3
-        mean = share * total / (META_ROWS[k] * rows) if exact else np.sqrt(low * high)
-        number = round(share * total / float(np.clip(mean, low, high)))
-        position = (np.arange(number) + 0.5) / max(number, 1)
-        bend = 1.0
-        for _ in range(30):  # the mean falls as the bend grows
-            spread = low * (high / low) ** (position**bend)
-            bend *= (spread.mean() / np.clip(mean, low, high)) ** 2 if number else 1.0
-        counts.append(np.clip(np.rint(low * (high / low) ** (position**bend)), low, high))
-    uses = np.concatenate(counts).astype(np.int64)
+    uses = reuse_counts(rows, META_ROWS, META_LOOKUPS, META_LOOKUPS_PER_ROW)
     return np.random.default_rng(5).permutation(np.repeat(np.arange(len(uses)), uses))
 
 

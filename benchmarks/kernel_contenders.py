@@ -303,7 +303,7 @@ def limits() -> ctypes.CDLL:
     """The library of benchmarks/kernels, built if need be."""
     global _limits
     if _limits is None:
-        lib = ctypes.CDLL(str(build("te_limits", "kernels_bench/libte_limits.so")))
+        lib = ctypes.CDLL(str(build("te_kernel_limits", "kernels_bench/libte_kernel_limits.so")))
         pointer, size = ctypes.c_void_p, ctypes.c_size_t
         lib.te_limits_set_threads.argtypes = [size]
         lib.te_limits_arena.argtypes = [size]

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from tiered_emb.bench.memory_limit import MemoryLimit
+
 DEPTHS = (32, 64, 128, 256)
 
 Answer = dict[str, Any]
@@ -77,7 +79,7 @@ class Contender:
 
         What it holds already stays with the group that it came from.
         """
-        self._limit = MemoryLimit(limit_bytes, self.process.pid)
+        self._limit = MemoryLimit(limit_bytes, f"te-store-bench-{self.process.pid}")
         self._limit.add(self.process.pid)
         return self._limit.kind
 
@@ -104,45 +106,14 @@ class Contender:
         self.close()
 
 
-class MemoryLimit:
-    """A memory cgroup. OSError where the controller is not there or not ours.
-
-    Args:
-        limit_bytes: the most its processes may take.
-        number: tells it from others, in its name.
-    """
-
-    def __init__(self, limit_bytes: int, number: int) -> None:
-        name = f"te-store-bench-{number}"
-        old = Path("/sys/fs/cgroup/memory")
-        new = Path("/sys/fs/cgroup")
-        self.kind = "memory cgroup v1" if old.is_dir() else "memory cgroup v2"
-        self.folder = (old if old.is_dir() else new) / name
-        self.folder.mkdir()
-        limit = "memory.limit_in_bytes" if old.is_dir() else "memory.max"
-        try:
-            (self.folder / limit).write_text(str(limit_bytes))
-        except OSError:
-            self.folder.rmdir()
-            raise
-
-    def add(self, pid: int) -> None:
-        (self.folder / "cgroup.procs").write_text(str(pid))
-
-    def remove(self) -> None:
-        self.folder.rmdir()
-
-    @staticmethod
-    def is_possible() -> bool:
-        """Tries it, and says so loudly where it fails."""
-        try:
-            MemoryLimit(64 << 20, os.getpid()).remove()
-        except OSError as error:
-            print(
-                f"memory cgroup: left out, {error}; the page cache is dropped now and then instead"
-            )
-            return False
-        return True
+def can_limit_memory() -> bool:
+    """Tries it, and says so loudly where it fails."""
+    try:
+        MemoryLimit(64 << 20, f"te-store-bench-{os.getpid()}").remove()
+    except OSError as error:
+        print(f"memory cgroup: left out, {error}; the page cache is dropped now and then instead")
+        return False
+    return True
 
 
 def works(program: Path, folder: Path, peer: str, **options: Any) -> bool:

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from tiered_emb import _core
-
-BENCHMARKS = Path(__file__).resolve().parent.parent / "benchmarks"
+from tiered_emb.bench.optimum import optimal_misses
 
 
 def optimum(ids: np.ndarray, rows: int, capacity: int, batch: int, warm_up: int = 0) -> int:
-    """Reads of Belady's rule, without compiling it."""
-    sys.path.insert(0, str(BENCHMARKS))
-    try:
-        from cache_optimum import optimal_misses
-    finally:
-        sys.path.remove(str(BENCHMARKS))
-    return optimal_misses.py_func(ids, rows, capacity, batch, warm_up)[0]
+    """Reads of Belady's rule."""
+    return optimal_misses(ids, rows, capacity, batch, warm_up)[0]
 
 
 def simulate(

@@ -31,7 +31,8 @@ CPP_LAYERS: dict[str, frozenset[str]] = {
     "cache": frozenset({"base"}),
     "rows": frozenset({"base"}),
     "table": frozenset({"base", "io", "log", "cache", "rows"}),
-    "bindings": frozenset({"base", "io", "log", "cache", "rows", "table"}),
+    "limits": frozenset({"base", "io"}),
+    "bindings": frozenset({"base", "io", "log", "cache", "rows", "table", "limits"}),
 }
 TORCH_HEADER = re.compile(r"^(torch|ATen|c10|caffe2)/")
 PYTHON_HEADER = re.compile(r"^(Python\.h$|pybind11/|nanobind/|numpy/)")
@@ -116,7 +117,7 @@ def check_includes(sources: Iterable[Source]) -> Iterator[Offence]:
             if match is None:
                 continue
             quote, target = match.groups()
-            layer = target.split("/")[0]
+            layer = target.split("/")[0] if "/" in target else ""  # <limits> is no layer
             if TORCH_HEADER.match(target):
                 yield Offence(source.path, number, f"the core includes no torch header: {target}")
             elif PYTHON_HEADER.match(target) and folder != "bindings":

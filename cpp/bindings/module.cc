@@ -16,6 +16,7 @@
 #include "bindings/calls.h"
 #include "bindings/device_module.h"
 #include "bindings/hbm_module.h"
+#include "bindings/limits_module.h"
 #include "bindings/owned_engine.h"
 #include "log/checkpoint_copy.h"
 #include "log/log_store.h"
@@ -425,4 +426,5 @@ NB_MODULE(_core, m) {
   add_hbm_functions(engine, m);
   add_cache_functions(m);
   add_device_functions(m);
+  add_limits_functions(m);
 }

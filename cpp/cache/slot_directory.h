@@ -1,4 +1,4 @@
-// SlotDirectory: what is in each slot of one layout of a tier: its row, pins, dirty bit and home block.
+// SlotDirectory: what is in each slot of a tier's layout: its row, pins, dirty bit and home block.
 //
 // Invariants: a slot is free, or holds exactly one row; a pinned slot is never freed; `home` is the
 // block of the log that holds the same bytes, so it is none while the slot is dirty or its row was

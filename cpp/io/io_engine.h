@@ -118,5 +118,7 @@ Result<std::unique_ptr<IoEngine>> make_uring_engine(size_t depth);
 // io_uring where it works, else portable; the environment variable TIERED_EMB_IO=io_uring|portable
 // decides instead, and then fails where its choice does not work.
 Result<std::unique_ptr<IoEngine>> make_io_engine();
+// Likewise, with at most `depth` requests in flight.
+Result<std::unique_ptr<IoEngine>> make_io_engine_of_depth(size_t depth);
 
 }  // namespace te

@@ -1,8 +1,7 @@
 """The fewest misses that any cache could have: Belady's rule, batch by batch.
 
 All rows of a batch must be resident together; the victim is a row outside the batch whose next use
-lies furthest, or never comes. First touches take a slot but cost no read, whatever the policy, so
-what is best for all misses is best for reads.
+lies furthest, or never comes.
 """
 
 from __future__ import annotations
@@ -11,31 +10,40 @@ import numba
 import numpy as np
 
 
-@numba.njit(cache=True)
 def optimal_misses(
     ids: np.ndarray, rows: int, capacity: int, batch: int, warm_up: int
 ) -> tuple[int, int]:
-    """Misses of rows seen before, and first touches, after `warm_up` lookups.
+    """`optimal_misses_of_batches` for batches of `batch` lookups; `warm_up` in lookups."""
+    begins = np.append(np.arange(0, len(ids), batch), len(ids))
+    first, again = optimal_misses_of_batches(ids, rows, capacity, begins, -(-warm_up // batch))
+    return again, first
+
+
+@numba.njit(cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+def optimal_misses_of_batches(
+    ids: np.ndarray, rows: int, capacity: int, begins: np.ndarray, warm_up: int
+) -> tuple[int, int]:
+    """First touches of rows, and misses of rows seen before, after `warm_up` batches.
 
     Args:
         ids: int64, below `rows`.
         capacity: rows that the cache holds; at least the distinct rows of any batch.
-        batch: lookups a batch; the last may have fewer.
-        warm_up: batches that begin before this are not counted.
+        begins: int64 [batches + 1]; batch b is ids[begins[b]:begins[b + 1]].
+        warm_up: batches before this are not counted.
     """
-    count = len(ids)
-    batches = (count + batch - 1) // batch
+    batches = len(begins) - 1
     # The batch of the next use, at each row's first position in a batch; -1 at the others.
-    following = np.full(count, batches, np.int32)
+    following = np.full(len(ids), batches, np.int32)
     last = np.full(rows, -1, np.int64)  # that position in the last batch with the row
-    for i in range(count):
-        before = last[ids[i]]
-        if before >= 0 and before // batch == i // batch:
-            following[i] = -1
-            continue
-        if before >= 0:
-            following[before] = i // batch
-        last[ids[i]] = i
+    for b in range(batches):
+        for i in range(begins[b], begins[b + 1]):
+            before = last[ids[i]]
+            if before >= begins[b]:
+                following[i] = -1
+                continue
+            if before >= 0:
+                following[before] = b
+            last[ids[i]] = i
     # Residents, in a list for each batch of their next use; those of no use in the last one.
     head = np.full(batches + 1, -1, np.int64)
     link = np.full(rows, -1, np.int64)
@@ -44,14 +52,13 @@ def optimal_misses(
     was_seen[:] = 0
     used, furthest, misses, first_touches = 0, 0, 0, 0
     for b in range(batches):
-        begin, end = b * batch, min((b + 1) * batch, count)
-        for i in range(begin, end):
+        for i in range(begins[b], begins[b + 1]):
             row = ids[i]
             if following[i] < 0 or is_resident[row]:
                 continue
             used += 1
             is_resident[row] = True
-            if begin >= warm_up:
+            if b >= warm_up:
                 misses += was_seen[row]
                 first_touches += 1 - was_seen[row]
             was_seen[row] = 1
@@ -65,10 +72,10 @@ def optimal_misses(
             head[furthest] = link[row]
             is_resident[row] = False
             used -= 1
-        for i in range(begin, end):
+        for i in range(begins[b], begins[b + 1]):
             if following[i] < 0:
                 continue
             link[ids[i]] = head[following[i]]
             head[following[i]] = ids[i]
             furthest = max(furthest, following[i])
-    return misses, first_touches
+    return first_touches, misses

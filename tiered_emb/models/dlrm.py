@@ -68,8 +68,8 @@ class DLRM(nn.Module):
         row, column = torch.tril_indices(vectors, vectors, offset=-1)
         self.pairs: torch.Tensor
         self.register_buffer("pairs", row * vectors + column, persistent=False)
-        self.bottom = _mlp([max(dense_features, 1), *bottom, dim], last_activation=True)
-        self.top = _mlp([dim + len(row), *top, 1], last_activation=False)
+        self.bottom = mlp([max(dense_features, 1), *bottom, dim], last_activation=True)
+        self.top = mlp([dim + len(row), *top, 1], last_activation=False)
 
     def forward(self, dense: torch.Tensor, sparse: Mapping[str, BagInput]) -> torch.Tensor:
         """Logits of a batch."""
@@ -93,7 +93,8 @@ class DLRM(nn.Module):
             yield from module.parameters()
 
 
-def _mlp(sizes: Sequence[int], last_activation: bool) -> nn.Sequential:
+def mlp(sizes: Sequence[int], last_activation: bool) -> nn.Sequential:
+    """Linear layers of the given sizes with ReLUs between them, and behind the last if asked."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(sizes):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]

@@ -1,0 +1,180 @@
+"""How fast a step could be on a machine, and where the rest of its time goes.
+
+A step is bound by each resource that it uses: it takes no less than the work that it asks of the
+busiest. Without a device the layers, the lookups and the updates share the processor, so their
+times add up there; the drive works beside it. (Of DESIGN.md's formula this is the sum within the
+processor instead of the maximum of what cannot overlap there.)
+
+From the bound to the step that was measured in four factors, whose product is eta:
+
+    policy         bound with the fewest misses (Belady) / with those there were
+    amplification  ... / with the blocks and bytes that were moved for them
+    bandwidth      ... / what each resource was busy, by itself
+    overlap        ... / the step
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+BLOCK_BYTES = 4096
+
+
+@dataclass(frozen=True)
+class MachineRates:
+    """What a machine can do.
+
+    Args:
+        gather: bytes/s of reading rows of a size (in bytes) all over dram, with all cores.
+        update: likewise of rewriting them: bytes of rows, each counted once.
+        reads_per_s: random reads/s of one block of the drive; 0: no drive.
+        write_bytes_per_s: of long writes to the drive.
+    """
+
+    gather: Callable[[float], float]
+    update: Callable[[float], float]
+    reads_per_s: float
+    write_bytes_per_s: float
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What one step asks for.
+
+    Args:
+        dense_s: of the layers alone, in seconds.
+        lookups: ids.
+        unique_rows: rows that the batch uses.
+        weight_bytes, row_bytes: of a row, without and with its optimizer state.
+        trains: whether rows are updated.
+        optimal_misses: rows read from the drive by the best cache of this size.
+        misses: rows that were.
+        blocks_read, written_bytes: what the drive was asked for.
+    """
+
+    dense_s: float
+    lookups: float
+    unique_rows: float
+    weight_bytes: int
+    row_bytes: int
+    trains: bool
+    optimal_misses: float = 0.0
+    misses: float = 0.0
+    blocks_read: float = 0.0
+    written_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Busy:
+    """Seconds of a step for which each resource has work."""
+
+    dense: float
+    dram: float
+    ssd: float = 0.0
+
+    @property
+    def processor(self) -> float:
+        """The layers and the rows in dram."""
+        return self.dense + self.dram
+
+    @property
+    def bound(self) -> float:
+        """Of the busiest."""
+        return max(self.processor, self.ssd)
+
+    @property
+    def binding(self) -> str:
+        """The busiest: "layers", "dram" or "ssd"."""
+        if self.ssd > self.processor:
+            return "ssd"
+        return "layers" if self.dense >= self.dram else "dram"
+
+    @property
+    def without_overlap(self) -> float:
+        """Their sum."""
+        return self.processor + self.ssd
+
+
+def busy(work: StepWork, rates: MachineRates) -> Busy:
+    """What the work takes each resource at its limit."""
+    dram = work.unique_rows * work.weight_bytes / rates.gather(work.weight_bytes)
+    if work.trains:
+        dram += work.unique_rows * work.row_bytes / rates.update(work.row_bytes)
+    ssd = 0.0
+    if work.blocks_read:
+        ssd += work.blocks_read / rates.reads_per_s
+    if work.written_bytes:
+        ssd += work.written_bytes / rates.write_bytes_per_s
+    return Busy(work.dense_s, dram, ssd)
+
+
+def ideal(work: StepWork, misses: float) -> StepWork:
+    """The same with so many misses: a block read each, and a row written back in training."""
+    written = misses * work.row_bytes if work.trains else 0.0
+    return replace(work, blocks_read=misses, written_bytes=written)
+
+
+@dataclass(frozen=True)
+class Efficiency:
+    """A step beside its bound.
+
+    Args:
+        step_s: measured.
+        bound_s: T_min.
+        policy, amplification, bandwidth, overlap: factors of eta.
+        binding: the resource that T_min is of.
+        no_overlap_s: what T_min's resources would take one after another.
+    """
+
+    step_s: float
+    bound_s: float
+    policy: float
+    amplification: float
+    bandwidth: float
+    overlap: float
+    binding: str
+    no_overlap_s: float
+
+    @property
+    def eta(self) -> float:
+        """T_min / T."""
+        return self.bound_s / self.step_s
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {**asdict(self), "eta": self.eta}
+
+
+def efficiency(work: StepWork, rates: MachineRates, step_s: float, busy_s: float) -> Efficiency:
+    """Eta of a step of `step_s` seconds, and its factors.
+
+    Args:
+        busy_s: what the busiest resource took by itself, measured: the processor's part of a step
+            that fetches in line, or the fetching.
+    """
+    best = busy(ideal(work, work.optimal_misses), rates)
+    as_missed = busy(ideal(work, work.misses), rates)
+    as_moved = busy(work, rates)
+    return Efficiency(
+        step_s=step_s,
+        bound_s=best.bound,
+        policy=best.bound / as_missed.bound,
+        amplification=as_missed.bound / as_moved.bound,
+        bandwidth=as_moved.bound / busy_s,
+        overlap=busy_s / step_s,
+        binding=best.binding,
+        no_overlap_s=best.without_overlap,
+    )
+
+
+def account(step_s: float, parts: Mapping[str, float]) -> dict[str, Any]:
+    """Parts of a step that is done in line, and whether they are the whole."""
+    total = sum(parts.values())
+    return {
+        "step_s": step_s,
+        "parts_s": dict(parts),
+        "sum_over_step": total / step_s,
+        "closes": abs(total / step_s - 1) <= 0.05,
+    }

@@ -1,0 +1,322 @@
+"""The cost model: how long a step takes on a machine, from what it asks for.
+
+A machine turns a `Demand` into seconds for which each of its resources is busy. Resources of one
+group take turns, groups work side by side: a step that prefetches takes as long as the busiest
+group, a step in line as long as all together.
+
+`Processor`, without a device: the cores do the layers and all that is done to rows, the drive works
+beside them. It is `bound.busy` with five coefficients, which `fit` finds from measured runs:
+
+    layers = flop_s * flops + byte_s * bytes of the layers' operators
+    dram   = what bound.busy says + lookup_s * lookups + miss_s * misses
+    ssd    = drive * what bound.busy says
+
+The maximum, not a softer one: on a machine whose cores are busy what prefetching hides is the wait
+for the drive alone; the processor's part of a miss (planning it, copying its row) is in `miss_s`,
+hidden by nothing.
+
+`Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
+(as fast as its arithmetic or its memory allows) and then pools and updates rows in hbm; beside it
+run the link, dram and the drive. What is not in it: the planner's time on the host's processor,
+launches of kernels, and how far from its data sheet a part stays.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Protocol
+
+import numpy as np
+
+from tiered_emb.bench.bound import BLOCK_BYTES, MachineRates, busy
+from tiered_emb.bench.demand import Demand, demand_of_run
+from tiered_emb.bench.dlrm import IN_DRAM, IN_LINE, LAYERS, TIERED
+
+ID_BYTES = 8
+COPIES = 3  # of a row that goes up or down: read, written to a pinned buffer, read from there
+WITHIN = 0.15
+
+
+class Machine(Protocol):
+    """What a prediction is made for."""
+
+    @property
+    def groups(self) -> Sequence[Sequence[str]]:
+        """Resources; those of one group take turns."""
+
+    def busy_s(self, demand: Demand) -> dict[str, float]:
+        """Seconds of a step for which each resource has work."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """A step on a machine.
+
+    Args:
+        busy_s: by resource.
+        step_s: where everything that can overlap does.
+        in_line_s: where nothing does.
+        binding: the resource that has most to do in the busiest group.
+    """
+
+    busy_s: Mapping[str, float]
+    step_s: float
+    in_line_s: float
+    binding: str
+
+
+def predict(demand: Demand, machine: Machine) -> Prediction:
+    """How long the step takes, and why."""
+    busy_s = machine.busy_s(demand)
+    busiest = max(machine.groups, key=lambda group: sum(busy_s[name] for name in group))
+    return Prediction(
+        busy_s=busy_s,
+        step_s=sum(busy_s[name] for name in busiest),
+        in_line_s=sum(busy_s.values()),
+        binding=max(busiest, key=lambda name: busy_s[name]),
+    )
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """Of a `Processor`.
+
+    Args:
+        flop_s, byte_s: seconds an operation and a byte of the layers' operators.
+        lookup_s: seconds an id: finding its slot, adding its row.
+        miss_s: seconds of the processor a row that is fetched.
+        drive: how many times longer the drive takes than at its best measured rates.
+    """
+
+    flop_s: float
+    byte_s: float
+    lookup_s: float
+    miss_s: float
+    drive: float
+
+
+@dataclass(frozen=True)
+class Processor:
+    """A machine without a device: measured rates, and coefficients fitted to it."""
+
+    rates: MachineRates
+    coefficients: Coefficients
+
+    @property
+    def groups(self) -> Sequence[Sequence[str]]:
+        """See `Machine`."""
+        return (("layers", "dram"), ("ssd",))
+
+    def busy_s(self, demand: Demand) -> dict[str, float]:
+        """See `Machine`."""
+        c, step, layers = self.coefficients, demand.step, demand.layers
+        at_best = busy(step, self.rates)
+        return {
+            "layers": c.flop_s * layers.flops + c.byte_s * layers.bytes,
+            "dram": at_best.dram + c.lookup_s * step.lookups + c.miss_s * step.misses,
+            "ssd": c.drive * at_best.ssd,
+        }
+
+
+@dataclass(frozen=True)
+class Platform:
+    """A machine with a device, by its parts' data sheets.
+
+    Args:
+        flops: a second, dense.
+        hbm, link, dram: bytes a second; the link's in one direction.
+        reads_per_s: random blocks of 4 KiB of the drive.
+        write_bytes_per_s: of the drive.
+    """
+
+    name: str
+    flops: float
+    hbm: float
+    link: float
+    dram: float
+    reads_per_s: float
+    write_bytes_per_s: float
+
+    @property
+    def groups(self) -> Sequence[Sequence[str]]:
+        """See `Machine`."""
+        return (("layers", "hbm"), ("link",), ("dram",), ("ssd",))
+
+    def busy_s(self, demand: Demand) -> dict[str, float]:
+        """See `Machine`."""
+        moved, step = bytes_by_tier(demand), demand.step
+        drive = step.blocks_read / self.reads_per_s + step.written_bytes / self.write_bytes_per_s
+        return {
+            "layers": max(demand.layers.flops / self.flops, demand.layers.bytes / self.hbm),
+            "hbm": moved["hbm"] / self.hbm,
+            "link": moved["link"] / self.link,
+            "dram": moved["dram"] / self.dram,
+            "ssd": drive,
+        }
+
+
+def bytes_by_tier(demand: Demand) -> dict[str, float]:
+    """What a step on a machine with a device moves through each tier.
+
+    hbm: a row read for each lookup, a vector written for each bag; in training the gradient of its
+    bag read for each lookup, and each unique row read and written once; rows that come up are
+    written, and read when they leave. link: the ids and those rows, one direction: the other moves
+    no more. dram: those rows, copied through a pinned buffer each way; blocks from the drive,
+    written by it and read once, and the rows taken from them. ssd: blocks and rows written.
+    """
+    step, up = demand.step, demand.hbm_misses
+    ways = 2 if step.trains else 1
+    hbm = (step.lookups + demand.bags) * step.weight_bytes + ways * up * step.row_bytes
+    if step.trains:
+        hbm += step.lookups * step.weight_bytes + 2 * step.unique_rows * step.row_bytes
+    blocks = step.blocks_read * BLOCK_BYTES
+    return {
+        "hbm": hbm,
+        "link": step.lookups * ID_BYTES + up * step.row_bytes,
+        "dram": ways * COPIES * up * step.row_bytes + 2 * blocks + step.misses * step.row_bytes,
+        "ssd": blocks + step.written_bytes,
+    }
+
+
+def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Processor:
+    """The machine on which `dlrm.measure` gave these runs, by least squares of relative errors.
+
+    Each run gives up to four equations: its layers alone, all rows in dram, fetching in line, and
+    prefetching, where either the processor or the drive decides. The drive does where its best
+    time is the largest share of the step; how many of the runs that are, the errors say.
+    """
+    equations = [e for run in runs for e in _equations(run, rates)]
+    if not equations:
+        raise ValueError("no runs to fit to")
+    overlapping = [i for i, e in enumerate(equations) if e.drive is not None]
+    overlapping.sort(key=lambda i: equations[i].drive_share, reverse=True)
+    best, least = np.zeros(5), np.inf
+    for count in range(len(overlapping) + 1):
+        by_drive = set(overlapping[:count])
+        rows = [e.relative(i in by_drive) for i, e in enumerate(equations)]
+        found = _least_squares(np.array([r[:5] for r in rows]), np.array([r[5] for r in rows]))
+        error = sum(e.error(found) ** 2 for e in equations)
+        if error < least:
+            best, least = found, error
+    return Processor(rates, Coefficients(*(float(x) for x in best)))
+
+
+@dataclass(frozen=True)
+class _Equation:
+    """`measured_s` is `known_s` and the factors times the coefficients; or where there is a
+    `drive`, this times the last coefficient, if that is longer."""
+
+    measured_s: float
+    factors: tuple[float, float, float, float, float]
+    known_s: float = 0.0
+    drive: float | None = None
+
+    @property
+    def drive_share(self) -> float:
+        return (self.drive or 0.0) / self.measured_s
+
+    def relative(self, by_drive: bool) -> list[float]:
+        """Factors, and what they should come to, in parts of the measured time."""
+        if by_drive:
+            return [0.0, 0.0, 0.0, 0.0, self.drive_share, 1.0]
+        return [*(f / self.measured_s for f in self.factors), 1 - self.known_s / self.measured_s]
+
+    def error(self, coefficients: np.ndarray) -> float:
+        takes_s = float(np.dot(self.factors, coefficients)) + self.known_s
+        if self.drive is not None:
+            takes_s = max(takes_s, self.drive * float(coefficients[4]))
+        return takes_s / self.measured_s - 1
+
+
+def _equations(run: Mapping[str, Any], rates: MachineRates) -> Iterable[_Equation]:
+    demand = demand_of_run(run)
+    layers, step = demand.layers, demand.step
+    parts = busy(step, rates)
+    taken = {name: c["round_ms_p50"] / 1e3 for name, c in run["contenders"].items()}
+    dense = (layers.flops, layers.bytes)
+    if LAYERS in taken:
+        yield _Equation(taken[LAYERS], (*dense, 0, 0, 0))
+    has_drive = run["tiers"]["ssd"]
+    in_dram = taken.get(IN_DRAM) if has_drive else taken[TIERED]
+    if in_dram is not None:
+        yield _Equation(in_dram, (*dense, step.lookups, 0, 0), parts.dram)
+    if not has_drive:
+        return
+    if IN_LINE in taken:
+        in_line = (*dense, step.lookups, step.misses, parts.ssd)
+        yield _Equation(taken[IN_LINE], in_line, parts.dram)
+    prefetching = (*dense, step.lookups, step.misses, 0)
+    yield _Equation(taken[TIERED], prefetching, parts.dram, parts.ssd)
+
+
+def _least_squares(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """The x of no negative element with the least |rows x - values|: of all sets of elements that
+    may be above 0 the best. Exact, and fast enough for five."""
+    count = rows.shape[1]
+    scale = np.abs(rows).max(axis=0)
+    scale[scale == 0] = 1.0
+    best, least = np.zeros(count), float(np.dot(values, values))
+    for size in range(1, count + 1):
+        for chosen in itertools.combinations(range(count), size):
+            columns = list(chosen)
+            x = np.linalg.lstsq(rows[:, columns] / scale[columns], values, rcond=None)[0]
+            if (x < 0).any():
+                continue
+            error = float(np.sum((rows[:, columns] / scale[columns] @ x - values) ** 2))
+            if error < least * (1 - 1e-12):
+                least, best = error, np.zeros(count)
+                best[columns] = x / scale[columns]
+    return best
+
+
+def compare(runs: Sequence[Mapping[str, Any]], machine: Machine) -> list[dict[str, Any]]:
+    """Predicted beside measured, of runs that prefetch, for JSON; errors are relative.
+
+    A run's "demand" (of `Demand.as_dict`) is used where there is one: found without running it.
+    """
+    rows = []
+    for run in runs:
+        known = run.get("demand")
+        demand = demand_of_run(run) if known is None else Demand.of_dict(known)
+        prediction = predict(demand, machine)
+        measured_ms = run["contenders"][TIERED]["round_ms_p50"]
+        predicted_ms = prediction.step_s * 1e3
+        rows.append({
+            "name": name_of(run),
+            "measured_ms": measured_ms,
+            "predicted_ms": predicted_ms,
+            "error": predicted_ms / measured_ms - 1,
+            "binding": prediction.binding,
+            "misses_measured": run["work"]["misses"],
+            "misses_predicted": demand.step.misses,
+        })  # fmt: skip
+    return rows
+
+
+def name_of(run: Mapping[str, Any]) -> str:
+    """What a run is called in reports."""
+    if "name" in run:
+        return str(run["name"])
+    load, tiers = run["workload"], run["tiers"]
+    return (
+        f"{load['name']}, dim {load['dim']}, batch {load['batch_size']}, "
+        f"{tiers['dram_share']:.0%} in dram"
+    )
+
+
+def validation(
+    fitting: Sequence[Mapping[str, Any]],
+    others: Sequence[Mapping[str, Any]],
+    rates: MachineRates,
+) -> tuple[Processor, dict[str, Any]]:
+    """The fitted machine, and for JSON how well it predicts other runs."""
+    machine = fit(fitting, rates)
+    rows = compare(others, machine)
+    return machine, {
+        "fitted_on": [name_of(run) for run in fitting],
+        "coefficients": asdict(machine.coefficients),
+        "predicted": rows,
+        "within_15_percent": sum(abs(row["error"]) <= WITHIN for row in rows),
+    }
