@@ -119,7 +119,7 @@ CPP_TMPDIR := $(shell test -w /dev/shm && echo /dev/shm || echo $${TMPDIR:-/tmp}
 define build_cpp_tests
 	@cmake -S cpp -B $(1) -G Ninja -DTE_TESTS=ON $(2) --log-level=WARNING \
 	  -DTE_BOOST_HINT="$$($(PY) -c 'import boost_headers; print(boost_headers.get_include())')"
-	cmake --build $(1)
+	cmake --build $(1) --target te_tests
 endef
 # $(call run_cpp_tests,folder,environment,options of the tests)
 define run_cpp_tests
@@ -133,31 +133,34 @@ define run_cpp_tests_at_once
 endef
 SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
 
-test-cpp: $(STAMP)/dev ## C++ tests, and that no AVX code can leak into other processors' paths
-	$(call build_cpp_tests,build/cpp,-DTE_WERROR=ON)
-	$(call run_cpp_tests_at_once,build/cpp,TE_TEST_SCHEDULES=2000)
-	@shared=$$(nm -C build/cpp/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
+# Of the very libraries that the package is made of.
+test-cpp: $(STAMP)/dev $(STAMP)/package ## C++ tests, and that no AVX code can leak into other processors' paths
+	$(call build_cpp_tests,build/wheel,-DTE_MODULE=ON)
+	$(call run_cpp_tests_at_once,build/wheel,TE_TEST_SCHEDULES=2000)
+	@shared=$$(nm -C build/wheel/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
 	    grep -E ' [VWu] ' || true); \
 	  [ -z "$$shared" ] || { printf '%s\n' "inline functions compiled for AVX that the linker may" \
 	    "take for every processor (give them internal linkage):" "$$shared" >&2; exit 1; }
 
 # All but the rounding of every float, which touches no memory and would take a minute.
 test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behaviour sanitizers
-	$(call build_cpp_tests,build/asan,$(SANITIZER_BUILD) -DTE_SANITIZE=address$(COMMA)undefined)
+	$(call build_cpp_tests,build/asan,\
+	  $(SANITIZER_BUILD) -DTE_WERROR=ON -DTE_SANITIZE=address$(COMMA)undefined)
 	$(call run_cpp_tests_at_once,build/asan,\
 	  ASAN_OPTIONS=detect_stack_use_after_return=1 UBSAN_OPTIONS=print_stacktrace=1,\
 	  --run_test='!kernels_round')
 
 # Address randomisation of newer kernels is more than the thread sanitizer of older compilers can
 # bear; setarch turns it off for the one process.
-# Where threads meet: the rest would take ten times longer than it does without, and so would two long
-# tests of one thread.
-THREADED_TESTS := base_*,io_*,limits,log_store,log_indexes,log_read,table_store,table_stress,table_prefetch,table_failing,table_hbm
+# Where threads meet: the rest would take ten times longer than it does without, and so would a long
+# test of one thread.
+THREADED_TESTS := base_test;io_contract_test;limits_test;log_store_test;log_indexes_test;$\
+  log_read_test;table_store_test;table_stress_test;table_prefetch_test;table_failing_test;table_hbm_test
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
-	$(call build_cpp_tests,build/tsan,$(SANITIZER_BUILD) -DTE_SANITIZE=thread)
-	$(call run_cpp_tests,build/tsan,\
-	  TSAN_OPTIONS=halt_on_error=1 setarch "$$(uname -m)" -R,--run_test='$(THREADED_TESTS)' \
-	  --run_test='!log_store/random_sequences_match_the_model' \
+	$(call build_cpp_tests,build/tsan,\
+	  $(SANITIZER_BUILD) -DTE_SANITIZE=thread '-DTE_TEST_FILES=$(THREADED_TESTS)')
+	$(call run_cpp_tests_at_once,build/tsan,\
+	  TSAN_OPTIONS=halt_on_error=1 setarch "$$(uname -m)" -R,\
 	  --run_test='!table_store/a_growing_index_is_paid_from_the_slots')
 COMMA := ,
 
@@ -177,12 +180,12 @@ test-cpp-aarch64: aarch64-tools $(STAMP)/dev ## C++ tests compiled for AArch64, 
 	  qemu-aarch64 -L /usr/aarch64-linux-gnu,$(AARCH64_TESTS))
 
 bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in its smallest size
-	@for bench in benchmarks/bench_*.py; do \
-	  [ -e "$$bench" ] || { echo "no benchmarks"; break; }; \
-	  echo "== $$bench --smoke"; $(PY) "$$bench" --smoke </dev/null; \
-	done
-	@echo "== tiered-emb bench all --smoke"
-	@tiered-emb bench all --smoke --out build/bench-smoke </dev/null
+	@mkdir -p build/bench-smoke
+	@{ printf '$(PY) %s --smoke\n' benchmarks/bench_*.py; \
+	   echo 'tiered-emb bench all --smoke --out build/bench-smoke/all'; } | \
+	  xargs -P 2 -d '\n' -I{} bash -c 'start=$$SECONDS; log=$$(mktemp build/bench-smoke/XXXXXX.log); \
+	    {} </dev/null >$$log 2>&1 || { cat $$log; echo "FAILED: {}" >&2; exit 255; }; \
+	    echo "{}: $$((SECONDS - start)) s"'
 
 # With the Python that has a CUDA build of torch, pytest and hypothesis; not .venv, whose torch has no
 # CUDA: make gpu-check GPU_PYTHON=python3

@@ -18,6 +18,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import bench_tables
 import device_tables
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,6 +209,7 @@ def render(readme: str) -> str:
     get, churn, ssd = load("store_get"), load("store_churn"), load("ssd_saves")
     store = {**load("store"), "get": get["get"]}
     prefetch, device, hbm = load("prefetch"), load("device"), load("hbm")
+    dlrm = load("bench/dlrm")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
@@ -219,6 +221,8 @@ def render(readme: str) -> str:
         "hbm-source": provenance_line(hbm),
         "device": device_tables.device_table(device),
         "device-source": provenance_line(device),
+        "bench": bench_tables.dlrm_table(dlrm),
+        "bench-source": provenance_line(dlrm),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),
         "store": store_table(store, churn, ssd),

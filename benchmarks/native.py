@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import subprocess
 import sys
@@ -21,6 +22,14 @@ def build(target: str, product: str) -> Path:
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is needed to build {target} of this benchmark")
     folder = ROOT / "build" / "bench"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # of two benchmarks at once, one waits
+        _run_cmake(folder, target)
+    return folder / product
+
+
+def _run_cmake(folder: Path, target: str) -> None:
     for command in (
         ["cmake", "-S", str(ROOT / "cpp"), "-B", str(folder), "-G", "Ninja", "-DTE_BENCH=ON",
          "-DCMAKE_BUILD_TYPE=Release", "--log-level=WARNING"],
@@ -29,4 +38,3 @@ def build(target: str, product: str) -> Path:
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
         if done.returncode != 0:
             sys.exit(f"{' '.join(command)} failed:\n{done.stdout[-4000:]}")
-    return folder / product

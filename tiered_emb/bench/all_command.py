@@ -20,7 +20,7 @@ _FIRST = {
     "cache": ["--lookups", "1000000"],
     "ssd": ["--rows", "2000000"],
 }
-_STEPS = ["--warm-up", "100", "--rounds", "5", "--steps", "20"]
+_STEPS = ["--warm-up", "80", "--rounds", "5", "--steps", "20"]
 _DLRM = (
     ["dlrm-kaggle", "--scale", "0.25", "--dram", "10%", "15%", "25%", "50%", "100%", *_STEPS],
     ["meta-2022", "--dram", "10%", "100%", *_STEPS],

@@ -37,6 +37,9 @@ TIERED, IN_LINE, IN_DRAM = "tiered", "tiered, in line", "tiered, all in dram"
 LAYERS = "layers alone"
 _MEMORY_SHARE = 0.8  # of the free memory that a contender may take
 _NS = 1e9
+# The mapped peer is slow, and a few steps touch more pages than it may keep.
+_MMAP_WARM_UP_ROUNDS = 4
+_MMAP_STEPS_LESS = 4
 
 
 @dataclass(frozen=True)
@@ -222,13 +225,14 @@ def _take_turns(run: _Run) -> int:
         if counts or i == rounds_before - 1:
             for contender in others:
                 contender.run(taken, counts)
-        if run.mmap is not None:
+        if run.mmap is not None and i >= rounds_before - _MMAP_WARM_UP_ROUNDS:
+            steps = max(2, sizes.steps // _MMAP_STEPS_LESS)
             try:
-                run.mmap.round(mmap_at, sizes.steps, counts)
+                run.mmap.round(mmap_at, steps, counts)
             except RuntimeError as error:  # it was killed
                 run.left_out[run.mmap.name] = str(error)
                 run.mmap = None
-            mmap_at += sizes.steps
+            mmap_at += steps
     return rounds_before * sizes.steps
 
 
