@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from tiered_emb.bench.bound import (
     busy,
     efficiency,
     ideal,
+    read_seconds,
 )
 from tiered_emb.bench.contenders import Dense, Training
 from tiered_emb.bench.optimum import optimal_misses, optimal_misses_of_batches
@@ -106,6 +108,14 @@ def test_the_bound_of_a_step() -> None:
     assert (best.blocks_read, best.written_bytes) == (500, 500 * 104)
     assert ideal(work(trains=False), 500).written_bytes == 0
     assert busy(ideal(work(), 500), RATES).binding == "layers"
+
+
+def test_neighbouring_blocks_are_one_read() -> None:
+    longer = replace(RATES, reads=lambda size: 1e5 if size <= 4096 else 0.8e5)
+    assert read_seconds(1000, 0, longer) == 1000 / 1e5
+    assert read_seconds(1000, 2000, longer) == pytest.approx(500 / 0.8e5)
+    best = ideal(work(store_blocks=100.0), 500)
+    assert best.blocks_read == pytest.approx(100 * (1 - np.exp(-5)))
 
 
 def test_the_factors_of_eta_multiply_to_it() -> None:

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> int:
     shared += ["--dir", args.dir] if args.dir else []
     shared += ["--smoke"] if args.smoke else []
     for name, argv in _FIRST.items():
-        more = ["--remeasure"] if name == "limits" and args.remeasure else []
+        more = ["--remeasure"] if name == "limits" else []  # in the same run
         _say(f"bench {name}")
         _command(name, [*argv, *shared, *more])
     limits = options.limits_of(args)

@@ -15,11 +15,13 @@ From the bound to the step that was measured in four factors, whose product is e
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 BLOCK_BYTES = 4096
+_SHARE_MAX = 0.94  # of blocks read: runs of 64 KiB, the longest reads that are measured
 
 
 @dataclass(frozen=True)
@@ -31,12 +33,14 @@ class MachineRates:
         update: likewise of rewriting them: bytes of rows, each counted once.
         reads_per_s: random reads/s of one block of the drive; 0: no drive.
         write_bytes_per_s: of long writes to the drive.
+        reads: reads/s of so many bytes (longer than a block); None: as many as of one block.
     """
 
     gather: Callable[[float], float]
     update: Callable[[float], float]
     reads_per_s: float
     write_bytes_per_s: float
+    reads: Callable[[float], float] | None = None
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,7 @@ class StepWork:
         optimal_misses: rows read from the drive by the best cache of this size.
         misses: rows that were.
         blocks_read, written_bytes: what the drive was asked for.
+        store_blocks: that all rows take, packed; 0: very many more than are read.
     """
 
     dense_s: float
@@ -64,6 +69,7 @@ class StepWork:
     misses: float = 0.0
     blocks_read: float = 0.0
     written_bytes: float = 0.0
+    store_blocks: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -104,16 +110,35 @@ def busy(work: StepWork, rates: MachineRates) -> Busy:
         dram += work.unique_rows * work.row_bytes / rates.update(work.row_bytes)
     ssd = 0.0
     if work.blocks_read:
-        ssd += work.blocks_read / rates.reads_per_s
+        ssd += read_seconds(work.blocks_read, work.store_blocks, rates)
     if work.written_bytes:
         ssd += work.written_bytes / rates.write_bytes_per_s
     return Busy(work.dense_s, dram, ssd)
 
 
+def read_seconds(blocks: float, store_blocks: float, rates: MachineRates) -> float:
+    """What reading so many random blocks of a store takes the drive.
+
+    Of a share f of all blocks, in order, each run of neighbours has 1 / (1 - f) on average, and is
+    one read.
+    """
+    share = min(blocks / store_blocks, _SHARE_MAX) if store_blocks else 0.0
+    run = 1 / (1 - share)
+    rate = rates.reads_per_s if rates.reads is None else rates.reads(run * BLOCK_BYTES)
+    return blocks / run / rate
+
+
+def distinct_blocks(rows: float, blocks: float) -> float:
+    """How many of so many blocks hold `rows` rows at random places, on average."""
+    return -blocks * math.expm1(-rows / blocks)
+
+
 def ideal(work: StepWork, misses: float) -> StepWork:
-    """The same with so many misses: a block read each, and a row written back in training."""
+    """The same with so many misses: the blocks that they lie in are read, each row that leaves for
+    one is written back in training."""
     written = misses * work.row_bytes if work.trains else 0.0
-    return replace(work, blocks_read=misses, written_bytes=written)
+    blocks = distinct_blocks(misses, work.store_blocks) if work.store_blocks else misses
+    return replace(work, blocks_read=blocks, written_bytes=written)
 
 
 @dataclass(frozen=True)

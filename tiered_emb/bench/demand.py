@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiered_emb import _core
-from tiered_emb.bench.bound import BLOCK_BYTES, StepWork, ideal
+from tiered_emb.bench.bound import BLOCK_BYTES, StepWork, distinct_blocks, ideal
 from tiered_emb.bench.contenders import Training
 from tiered_emb.bench.workloads import Workload, named, resized
 from tiered_emb.data.errors import DataError
@@ -251,6 +251,7 @@ def demand_of(
         row_bytes=row,
         trains=training.trains,
         misses=misses,
+        store_blocks=rows * row / BLOCK_BYTES if misses else 0.0,
     )
     work = replace(ideal(work, misses), blocks_read=blocks_of(misses, rows * row))
     up = trace.unique_rows
@@ -263,8 +264,7 @@ def demand_of(
 def blocks_of(misses: float, rows_bytes: float) -> float:
     """Distinct blocks that so many rows lie in, at random places of a store that is full of
     garbage to its limit: of a small one several in one block."""
-    blocks = max(1.0, SPACE * rows_bytes / BLOCK_BYTES)
-    return float(blocks * -np.expm1(-misses / blocks))
+    return distinct_blocks(misses, max(1.0, SPACE * rows_bytes / BLOCK_BYTES))
 
 
 def demand_of_run(run: Mapping[str, Any]) -> Demand:

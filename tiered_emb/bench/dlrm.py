@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 import tiered_emb as te
-from tiered_emb.bench.bound import MachineRates, StepWork, account, efficiency
+from tiered_emb.bench.bound import BLOCK_BYTES, MachineRates, StepWork, account, efficiency
 from tiered_emb.bench.contenders import (
     Contender,
     Dense,
@@ -100,7 +100,9 @@ class _Run:
         """Rows a step that the best cache of so many rows would have read, of steps that count."""
         ids = np.concatenate(self.ids)
         begins = np.array(self.begins, dtype=np.int64)
-        found = optimal_misses_of_batches(ids, self.workload.total_rows, capacity, begins, warm_up)
+        found: tuple[int, int] = optimal_misses_of_batches(
+            ids, self.workload.total_rows, capacity, begins, warm_up
+        )
         return sum(found) / (len(begins) - 1 - warm_up)
 
     def unique_rows(self, warm_up: int) -> float:
@@ -320,6 +322,7 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
         misses=mean("rows_filled_from_ssd"),
         blocks_read=mean("ssd_blocks_read"),
         written_bytes=mean("ssd_written_bytes"),
+        store_blocks=tiered.tables.stats().ssd_rows_bytes / BLOCK_BYTES if on_drive else 0.0,
     )
 
 

@@ -6,8 +6,9 @@ lies furthest, or never comes.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
+
+from tiered_emb.compiled import compiled
 
 
 def optimal_misses(
@@ -19,7 +20,7 @@ def optimal_misses(
     return again, first
 
 
-@numba.njit(cache=True)  # type: ignore[untyped-decorator, unused-ignore]
+@compiled
 def optimal_misses_of_batches(
     ids: np.ndarray, rows: int, capacity: int, begins: np.ndarray, warm_up: int
 ) -> tuple[int, int]:

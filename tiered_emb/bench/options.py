@@ -68,6 +68,7 @@ def rates_of(limits: Limits) -> MachineRates:
         update=limits.dram.update,
         reads_per_s=0.0 if ssd is None else ssd.best_reads_per_s(4096),
         write_bytes_per_s=0.0 if ssd is None else ssd.sequential_write_bytes_per_s.median,
+        reads=None if ssd is None else ssd.best_reads_per_s,
     )
 
 

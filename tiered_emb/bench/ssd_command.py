@@ -14,6 +14,7 @@ import torch
 
 import tiered_emb as te
 from tiered_emb.bench import options
+from tiered_emb.bench.bound import BLOCK_BYTES, read_seconds
 from tiered_emb.bench.contenders import INIT_LIMIT, WRITE_ROWS
 from tiered_emb.bench.limits import Limits
 from tiered_emb.cli.report import table_text
@@ -94,14 +95,14 @@ def _measure(args: argparse.Namespace, limits: Limits, path: Path) -> list[dict[
         opening.append((time.perf_counter() - start) * 1e3)
         bag.close()
     ssd = limits.ssd
-    rate = None if ssd is None else ssd.best_reads_per_s(4096)
+    store_blocks = bag.stats().ssd_rows_bytes / BLOCK_BYTES
     written = churn.total("ssd_written_bytes")
     points = [
         _point("uniform rows looked up: blocks read", "blocks/s", reads.per_s("ssd_blocks_read"),
-               rate),
+               _limit(reads, store_blocks, limits)),
         _point("uniform rows looked up", "rows/s", reads.per_s("unique_rows"), None),
         _point("uniform rows trained: blocks read", "blocks/s", churn.per_s("ssd_blocks_read"),
-               rate),
+               _limit(churn, store_blocks, limits)),
         _point("bytes written a byte of evicted rows", "", [amplification], None),
         _point(f"flush after a step of {args.batch:,} rows", "ms",
                [s * 1e3 for s in flushes.seconds], None),
@@ -111,6 +112,14 @@ def _measure(args: argparse.Namespace, limits: Limits, path: Path) -> list[dict[
         limit = None if ssd is None else ssd.sequential_write_bytes_per_s.median
         points.append(_point("uniform rows trained: bytes written", "bytes/s", [written], limit))
     return points
+
+
+def _limit(series: _Series, store_blocks: float, limits: Limits) -> float | None:
+    """Blocks/s that the drive gives where so many of a store are read at once."""
+    if limits.ssd is None:
+        return None
+    blocks = series.mean("ssd_blocks_read")
+    return blocks / read_seconds(blocks, store_blocks, options.rates_of(limits))
 
 
 class _Series:
@@ -134,6 +143,10 @@ class _Series:
     def total(self, name: str) -> float:
         """A counter's growth a second, over all repetitions."""
         return sum(grown[name] for grown in self._grown) / sum(self.seconds)
+
+    def mean(self, name: str) -> float:
+        """A counter's growth, by repetition."""
+        return statistics.mean(grown[name] for grown in self._grown)
 
     def per_s(self, name: str) -> list[float]:
         """A counter's growth a second, by repetition."""

@@ -1,19 +1,17 @@
 """The inner loops of reading Criteo logs, compiled by numba: parsing, hashing, logarithms.
 
 Importing this module imports numba (a third of a second); the first calls compile (a second in
-all). The machine code is kept beside this file or in the user's cache directory; where
-neither can be written to, every process compiles anew. The GIL is released.
+all). See `tiered_emb.compiled`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
-import numba
 import numpy as np
 
+from tiered_emb.compiled import compiled
 from tiered_emb.data.criteo_format import (
     HEX_DIGITS_MAX,
     INTEGER_DIGITS_MAX,
@@ -36,13 +34,6 @@ def _hex_values() -> np.ndarray[Any, np.dtype[np.uint8]]:
 
 
 _HEX = _hex_values()
-
-
-def _compiled(function: Callable[..., Any]) -> Any:
-    try:
-        return numba.njit(nogil=True, cache=True)(function)
-    except RuntimeError:  # no directory for the machine code
-        return numba.njit(nogil=True)(function)
 
 
 def _whole_lines(text: Any) -> tuple[int, int]:
@@ -105,9 +96,9 @@ def _parse_categories(text: Any, at: int, row: int, values: Any, valid: Any) -> 
     return at, wide
 
 
-_mix64 = _compiled(mix64)
-_integers = _compiled(_parse_integers)
-_categories = _compiled(_parse_categories)
+_mix64 = compiled(mix64)
+_integers = compiled(_parse_integers)
+_categories = compiled(_parse_categories)
 
 
 def _parse_lines(
@@ -166,7 +157,7 @@ def _log_column(values: Any, valid: Any, logs: Any) -> None:
         logs[row] = math.log1p(value) if valid[row] and value > 0 else 0.0
 
 
-whole_lines = _compiled(_whole_lines)
-parse_lines = _compiled(_parse_lines)
-hash_column = _compiled(_hash_column)
-log_column = _compiled(_log_column)
+whole_lines = compiled(_whole_lines)
+parse_lines = compiled(_parse_lines)
+hash_column = compiled(_hash_column)
+log_column = compiled(_log_column)
