@@ -69,7 +69,9 @@ STEP = StepWork(0.0, lookups=1000, unique_rows=100, weight_bytes=64, row_bytes=6
 DEMAND = Demand(STEP, LayerCost(flops=8e6, bytes=1e5), batch_size=50, bags=200, hbm_misses=40)
 PLATFORM = Platform("p", flops=1e12, hbm=1e9, link=1e8, dram=2e8, reads_per_s=1e4,
                     write_bytes_per_s=1e7)  # fmt: skip
-PLANTED = Coefficients(flop_s=2e-11, byte_s=1e-10, lookup_s=5e-8, miss_s=2e-6, drive=2.0)
+PLANTED = Coefficients(
+    flop_s=2e-11, byte_s=1e-10, lookup_s=5e-8, miss_s=2e-6, fetch_s=1e-3, drive=2.0
+)
 
 
 def test_bytes_of_each_tier() -> None:
@@ -104,7 +106,7 @@ def test_processor_by_hand() -> None:
     found = predict(DEMAND, Processor(RATES, PLANTED))
     assert found.busy_s == pytest.approx({
         "layers": 2e-11 * 8e6 + 1e-10 * 1e5,
-        "dram": 100 * 64 / 4e9 + 100 * 68 / 2e9 + 5e-8 * 1000 + 2e-6 * 20,
+        "dram": 100 * 64 / 4e9 + 100 * 68 / 2e9 + 6 * 5e-8 * 1000 + 2e-6 * 20 + 1e-3,
         "ssd": 2.0 * (10 / 1e5 + 4000 / 1e9),
     })  # fmt: skip
     assert found.step_s == pytest.approx(

@@ -5,15 +5,18 @@ group take turns, groups work side by side: a step that prefetches takes as long
 group, a step in line as long as all together.
 
 `Processor`, without a device: the cores do the layers and all that is done to rows, the drive works
-beside them. It is `bound.busy` with five coefficients, which `fit` finds from measured runs:
+beside them. It is `bound.busy` with six coefficients, which `fit` finds from measured runs:
 
     layers = flop_s * flops + byte_s * bytes of the layers' operators
-    dram   = what bound.busy says + lookup_s * lookups + miss_s * misses
+    dram   = what bound.busy says + lookup_s * lookups * passes
+             + miss_s * misses + fetch_s, if there are any
     ssd    = drive * what bound.busy says
 
 The maximum, not a softer one: on a machine whose cores are busy what prefetching hides is the wait
 for the drive alone; the processor's part of a miss (planning it, copying its row) is in `miss_s`,
-hidden by nothing.
+hidden by nothing. A lookup is one pass over ids and rows; training has `TRAIN_PASSES`: ids are
+planned, occurrences listed (three), rows pooled, gradients summed. `fetch_s` is what waking the
+threads that fetch, and waiting for the last row, takes however few rows.
 
 `Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
 (as fast as its arithmetic or its memory allows) and then pools and updates rows in hbm; beside it
@@ -30,13 +33,14 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from tiered_emb.bench.bound import BLOCK_BYTES, MachineRates, busy
+from tiered_emb.bench.bound import BLOCK_BYTES, MachineRates, StepWork, busy
 from tiered_emb.bench.demand import Demand, demand_of_run
 from tiered_emb.bench.dlrm import IN_DRAM, IN_LINE, LAYERS, TIERED
 
 ID_BYTES = 8
 COPIES = 3  # of a row that goes up or down: read, written to a pinned buffer, read from there
 WITHIN = 0.15
+TRAIN_PASSES = 6
 
 
 class Machine(Protocol):
@@ -85,8 +89,9 @@ class Coefficients:
 
     Args:
         flop_s, byte_s: seconds an operation and a byte of the layers' operators.
-        lookup_s: seconds an id: finding its slot, adding its row.
+        lookup_s: seconds an id and pass: finding its slot, adding its row.
         miss_s: seconds of the processor a row that is fetched.
+        fetch_s: seconds a step that fetches any.
         drive: how many times longer the drive takes than at its best measured rates.
     """
 
@@ -94,6 +99,7 @@ class Coefficients:
     byte_s: float
     lookup_s: float
     miss_s: float
+    fetch_s: float
     drive: float
 
 
@@ -115,7 +121,12 @@ class Processor:
         at_best = busy(step, self.rates)
         return {
             "layers": c.flop_s * layers.flops + c.byte_s * layers.bytes,
-            "dram": at_best.dram + c.lookup_s * step.lookups + c.miss_s * step.misses,
+            "dram": (
+                at_best.dram
+                + c.lookup_s * _passes(step)
+                + c.miss_s * step.misses
+                + c.fetch_s * (step.misses > 0)
+            ),
             "ssd": c.drive * at_best.ssd,
         }
 
@@ -180,6 +191,11 @@ def bytes_by_tier(demand: Demand) -> dict[str, float]:
     }
 
 
+def _passes(step: StepWork) -> float:
+    """Ids, in all passes over them."""
+    return step.lookups * (TRAIN_PASSES if step.trains else 1)
+
+
 def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Processor:
     """The machine on which `dlrm.measure` gave these runs, by least squares of relative errors.
 
@@ -192,11 +208,11 @@ def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Processor:
         raise ValueError("no runs to fit to")
     overlapping = [i for i, e in enumerate(equations) if e.drive is not None]
     overlapping.sort(key=lambda i: equations[i].drive_share, reverse=True)
-    best, least = np.zeros(5), np.inf
+    best, least = np.zeros(6), np.inf
     for count in range(len(overlapping) + 1):
         by_drive = set(overlapping[:count])
         rows = [e.relative(i in by_drive) for i, e in enumerate(equations)]
-        found = _least_squares(np.array([r[:5] for r in rows]), np.array([r[5] for r in rows]))
+        found = _least_squares(np.array([r[:6] for r in rows]), np.array([r[6] for r in rows]))
         error = sum(e.error(found) ** 2 for e in equations)
         if error < least:
             best, least = found, error
@@ -209,7 +225,7 @@ class _Equation:
     `drive`, this times the last coefficient, if that is longer."""
 
     measured_s: float
-    factors: tuple[float, float, float, float, float]
+    factors: tuple[float, float, float, float, float, float]
     known_s: float = 0.0
     drive: float | None = None
 
@@ -220,40 +236,40 @@ class _Equation:
     def relative(self, by_drive: bool) -> list[float]:
         """Factors, and what they should come to, in parts of the measured time."""
         if by_drive:
-            return [0.0, 0.0, 0.0, 0.0, self.drive_share, 1.0]
+            return [0.0, 0.0, 0.0, 0.0, 0.0, self.drive_share, 1.0]
         return [*(f / self.measured_s for f in self.factors), 1 - self.known_s / self.measured_s]
 
     def error(self, coefficients: np.ndarray) -> float:
         takes_s = float(np.dot(self.factors, coefficients)) + self.known_s
         if self.drive is not None:
-            takes_s = max(takes_s, self.drive * float(coefficients[4]))
+            takes_s = max(takes_s, self.drive * float(coefficients[5]))
         return takes_s / self.measured_s - 1
 
 
 def _equations(run: Mapping[str, Any], rates: MachineRates) -> Iterable[_Equation]:
-    demand = demand_of_run(run)
+    demand = _demand(run)
     layers, step = demand.layers, demand.step
     parts = busy(step, rates)
     taken = {name: c["round_ms_p50"] / 1e3 for name, c in run["contenders"].items()}
     dense = (layers.flops, layers.bytes)
     if LAYERS in taken:
-        yield _Equation(taken[LAYERS], (*dense, 0, 0, 0))
+        yield _Equation(taken[LAYERS], (*dense, 0, 0, 0, 0))
     has_drive = run["tiers"]["ssd"]
     in_dram = taken.get(IN_DRAM) if has_drive else taken[TIERED]
     if in_dram is not None:
-        yield _Equation(in_dram, (*dense, step.lookups, 0, 0), parts.dram)
+        yield _Equation(in_dram, (*dense, _passes(step), 0, 0, 0), parts.dram)
     if not has_drive:
         return
     if IN_LINE in taken:
-        in_line = (*dense, step.lookups, step.misses, parts.ssd)
+        in_line = (*dense, _passes(step), step.misses, 1, parts.ssd)
         yield _Equation(taken[IN_LINE], in_line, parts.dram)
-    prefetching = (*dense, step.lookups, step.misses, 0)
+    prefetching = (*dense, _passes(step), step.misses, 1, 0)
     yield _Equation(taken[TIERED], prefetching, parts.dram, parts.ssd)
 
 
 def _least_squares(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
     """The x of no negative element with the least |rows x - values|: of all sets of elements that
-    may be above 0 the best. Exact, and fast enough for five."""
+    may be above 0 the best. Exact, and fast enough for six."""
     count = rows.shape[1]
     scale = np.abs(rows).max(axis=0)
     scale[scale == 0] = 1.0
@@ -278,8 +294,7 @@ def compare(runs: Sequence[Mapping[str, Any]], machine: Machine) -> list[dict[st
     """
     rows = []
     for run in runs:
-        known = run.get("demand")
-        demand = demand_of_run(run) if known is None else Demand.of_dict(known)
+        demand = _demand(run)
         prediction = predict(demand, machine)
         measured_ms = run["contenders"][TIERED]["round_ms_p50"]
         predicted_ms = prediction.step_s * 1e3
@@ -293,6 +308,12 @@ def compare(runs: Sequence[Mapping[str, Any]], machine: Machine) -> list[dict[st
             "misses_predicted": demand.step.misses,
         })  # fmt: skip
     return rows
+
+
+def _demand(run: Mapping[str, Any]) -> Demand:
+    """What was found without running it, if it was: what a prediction will have, also in a fit."""
+    known = run.get("demand")
+    return demand_of_run(run) if known is None else Demand.of_dict(known)
 
 
 def name_of(run: Mapping[str, Any]) -> str:
