@@ -89,7 +89,8 @@ $(STAMP)/data: $(STAMP)/venv Makefile
 
 $(STAMP)/package: $(STAMP)/base $(PACKAGE_SOURCES)
 	@echo "== building and installing the package"
-	@$(PIP) --no-deps --no-build-isolation --force-reinstall -C build-dir=build/wheel .
+	@$(PIP) --no-deps --no-build-isolation --force-reinstall -C build-dir=build/wheel \
+	  -C cmake.define.TE_TESTS=OFF -C cmake.define.TE_MODULE=ON .
 	@touch $@
 
 venv: $(STAMP)/dev ## make .venv with the development tools

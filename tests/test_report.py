@@ -94,7 +94,7 @@ def run(share: float, noise: float = 0.02) -> dict[str, Any]:
             "lookups_a_step": 6656.0, "all_rows_bytes": 680_000,
         },
         "training": {"optimizer": "sgd", "dtype": "float32", "trains": True},
-        "tiers": {"dram_bytes": 68_000, "dram_share": share, "hbm_bytes": 0, "ssd": share < 1},
+        "tiers": {"dram_bytes": 68_000, "dram_share": share, "ssd": share < 1},
         "contenders": {
             "tiered": contender(20 - 5 * share, noise),
             "tiered, in line": contender(30),

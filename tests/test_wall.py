@@ -323,7 +323,7 @@ def test_projection_says_what_does_not_fit() -> None:
         assert row["samples_per_s"] == pytest.approx(50 / row["step_s"])
         assert row["binding"] in row["busy_s"]
     first = projection(DEMAND, 0, 0, Processor(RATES, PLANTED))[0]
-    assert first["platform"] == "this machine"
+    assert first["platform"] == "the fitted machine"
     assert first["step_s"] == predict(DEMAND, Processor(RATES, PLANTED)).step_s
 
 

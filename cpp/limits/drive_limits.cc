@@ -204,10 +204,10 @@ Result<DriveTiming> DriveLimits::run(const DriveJob& job) {
     helpers.emplace_back([&stream = *streams[t]] { stream.run(); });
   streams[0]->run();
   for (std::thread& helper : helpers) helper.join();
+  for (const auto& stream : streams) TE_RETURN_IF_ERROR(Status(stream->status()));
   Clock::time_point start = streams[0]->first_start();
   Clock::time_point end = streams[0]->last_end();
   for (const auto& stream : streams) {
-    TE_RETURN_IF_ERROR(Status(stream->status()));
     start = std::min(start, stream->first_start());
     end = std::max(end, stream->last_end());
   }

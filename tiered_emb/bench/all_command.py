@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tiered_emb.bench import dlrm_command, options
-from tiered_emb.bench.dlrm_command import measure_all
+from tiered_emb.bench.dlrm_command import measure_all, plan_of
 from tiered_emb.bench.report import files_in, write_report_of
 
 SUMMARY = "all of them, and the report"
@@ -42,6 +42,7 @@ def run(args: argparse.Namespace) -> int:
     """Runs them one after another."""
     if args.out is None:
         args.out = Path("report")
+    options.begin(args)
     shared = ["--out", str(args.out)]
     shared += ["--dir", args.dir] if args.dir else []
     shared += ["--smoke"] if args.smoke else []
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     for argv in _DLRM:
         _say(f"bench dlrm {argv[0]}")
         parsed = _parse(dlrm_command, [*argv, *shared])
-        runs += measure_all(parsed, limits)
+        runs += measure_all(parsed, plan_of(parsed), limits)
     given = [" and ".join(" ".join(argv) for argv in _DLRM)]
     shown = argparse.Namespace(**{**vars(args), "json": False, "is_part": True})
     options.finish(shown, "dlrm", given, {"runs": runs}, limits, dlrm_command.text_of)

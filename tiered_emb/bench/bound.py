@@ -134,9 +134,9 @@ def distinct_blocks(rows: float, blocks: float) -> float:
 
 
 def ideal(work: StepWork, misses: float) -> StepWork:
-    """The same with so many misses: the blocks that they lie in are read, each row that leaves for
-    one is written back in training."""
-    written = misses * work.row_bytes if work.trains else 0.0
+    """The same with so many misses: the blocks that they lie in are read. In training each row that
+    leaves for one is written back, but no more than was written: some leave as they came."""
+    written = min(misses * work.row_bytes, work.written_bytes) if work.trains else 0.0
     blocks = distinct_blocks(misses, work.store_blocks) if work.store_blocks else misses
     return replace(work, blocks_read=blocks, written_bytes=written)
 

@@ -50,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Simulates and prints."""
+    options.begin(args)
     if args.smoke:
         args.rows, args.lookups = 2000, 20_000
     streams = list(_streams(args.rows, args.lookups))

@@ -227,7 +227,13 @@ class Dense(Contender):
             name: torch.rand(workload.batch_size, workload.dim, requires_grad=training.trains)
             for name in workload.rows
         }
+        self._pooled = pooled
         super().__init__("layers alone", workload, training, lambda _: pooled)
+
+    def _step(self, batch: Batch) -> None:
+        for rows in self._pooled.values():
+            rows.grad = None  # else they would be added up
+        super()._step(batch)
 
 
 class TorchBags(Contender):
@@ -290,8 +296,12 @@ class Fbgemm(Contender):
             import fbgemm_gpu  # noqa: F401
         except ImportError:
             return "fbgemm-gpu-cpu is not installed"
+        except (OSError, RuntimeError) as error:  # of another torch
+            return f"fbgemm_gpu cannot be loaded: {error}"
         if training.optimizer == "adam":
             return "no Adam on the CPU"
+        if training.dtype is torch.bfloat16:
+            return "no bfloat16"
         return None
 
 

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from tiered_emb import _core
-from tiered_emb.bench.bound import BLOCK_BYTES, StepWork, distinct_blocks, ideal
+from tiered_emb.bench.bound import BLOCK_BYTES, StepWork, distinct_blocks
 from tiered_emb.bench.contenders import Training
 from tiered_emb.bench.workloads import Workload, named, resized
 from tiered_emb.data.errors import DataError
@@ -253,7 +253,8 @@ def demand_of(
         misses=misses,
         store_blocks=rows * row / BLOCK_BYTES if misses else 0.0,
     )
-    work = replace(ideal(work, misses), blocks_read=blocks_of(misses, rows * row))
+    written = misses * row if training.trains else 0.0  # as many leave as come, all changed
+    work = replace(work, blocks_read=blocks_of(misses, rows * row), written_bytes=written)
     up = trace.unique_rows
     if hbm_bytes is not None:
         up = trace.misses(int(hbm_bytes / row))

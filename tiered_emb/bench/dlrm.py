@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 import tiered_emb as te
+from tiered_emb.bench import mmap_peer
 from tiered_emb.bench.bound import BLOCK_BYTES, MachineRates, StepWork, account, efficiency
 from tiered_emb.bench.contenders import (
     Contender,
@@ -27,7 +28,6 @@ from tiered_emb.bench.contenders import (
     free_bytes,
     make_tables,
 )
-from tiered_emb.bench.mmap_peer import MmapPeer
 from tiered_emb.bench.optimum import optimal_misses_of_batches
 from tiered_emb.bench.workloads import Workload
 from tiered_emb.data.dataset import Batch
@@ -48,7 +48,6 @@ class Sizes:
 
     Args:
         dram_bytes: budget; None: all rows, and no drive.
-        hbm: an hbm tier above it, or None.
         rows_ahead, ids_ahead: batches; see `te.Prefetcher`.
         warm_up: steps before the first that counts.
         rounds, steps: that count, and steps of a round.
@@ -57,7 +56,6 @@ class Sizes:
     """
 
     dram_bytes: int | None
-    hbm: te.HBM | None = None
     rows_ahead: int = 4
     ids_ahead: int = 16
     warm_up: int = 100
@@ -76,7 +74,7 @@ class _Run:
     sizes: Sizes
     watch: Watch
     contenders: dict[str, Contender] = field(default_factory=dict)
-    mmap: MmapPeer | None = None
+    mmap: mmap_peer.MmapPeer | None = None
     left_out: dict[str, str] = field(default_factory=dict)
     ids: list[np.ndarray] = field(default_factory=list)
     begins: list[int] = field(default_factory=lambda: [0])
@@ -97,13 +95,18 @@ class _Run:
         self.begins.append(self.begins[-1] + len(self.ids[-1]))
 
     def optimal_misses(self, capacity: int, warm_up: int) -> float:
-        """Rows a step that the best cache of so many rows would have read, of steps that count."""
-        ids = np.concatenate(self.ids)
-        begins = np.array(self.begins, dtype=np.int64)
+        """Rows a step that the best cache of so many rows would have read, of steps that count.
+
+        It begins as the tables do, with the rows that were written last.
+        """
+        total = self.workload.total_rows
+        filled = np.arange(max(total - capacity, 0), total)
+        ids = np.concatenate([filled, *self.ids])
+        begins = np.array([0, *(len(filled) + b for b in self.begins)], dtype=np.int64)
         found: tuple[int, int] = optimal_misses_of_batches(
-            ids, self.workload.total_rows, capacity, begins, warm_up
+            ids, total, capacity, begins, warm_up + 1
         )
-        return sum(found) / (len(begins) - 1 - warm_up)
+        return sum(found) / (len(self.begins) - 1 - warm_up)
 
     def unique_rows(self, warm_up: int) -> float:
         """Distinct rows of a batch."""
@@ -134,15 +137,9 @@ def measure(
 
 def row_bytes(workload: Workload, training: Training) -> int:
     """Of one row with its optimizer state."""
-    one = make_tables(_one_row(workload), training, None, lambda parts, _n, _what: parts)
-    with one:
-        return int(one.row_bytes) // len(workload.rows)
-
-
-def _one_row(workload: Workload) -> Workload:
-    from dataclasses import replace
-
-    return replace(workload, rows=dict.fromkeys(workload.rows, 1))
+    small = replace(workload, rows=dict.fromkeys(workload.rows, 1))
+    with make_tables(small, training, None, lambda parts, _n, _what: parts) as tables:
+        return int(tables.row_bytes) // len(workload.rows)
 
 
 def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
@@ -154,9 +151,7 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
 
     tiers = None
     if sizes.dram_bytes is not None:
-        tiers = te.Tiers(hbm=sizes.hbm, dram=sizes.dram_bytes, ssd=str(folder / "tiered"))
-    elif sizes.hbm is not None:
-        tiers = te.Tiers(hbm=sizes.hbm)
+        tiers = te.Tiers(dram=sizes.dram_bytes, ssd=str(folder / "tiered"))
     tables = make_tables(workload, training, tiers, run.watch)
     stack.callback(tables.close)
     ahead = (sizes.rows_ahead, sizes.ids_ahead) if sizes.dram_bytes is not None else (0, 0)
@@ -188,7 +183,7 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
 
 
 def _open_mmap(run: _Run, folder: Path, stack: ExitStack) -> None:
-    name = "nn.EmbeddingBag, mmap"
+    name = mmap_peer.NAME
     assert run.sizes.dram_bytes is not None
     if run.workload.samples is not None:
         run.left_out[name] = "for named models only"
@@ -198,12 +193,12 @@ def _open_mmap(run: _Run, folder: Path, stack: ExitStack) -> None:
         run.left_out[name] = "for float32 only"
     else:
         try:
-            run.mmap = MmapPeer(
+            run.mmap = mmap_peer.MmapPeer(
                 run.workload, run.sizes.scale, run.training, run.sizes.dram_bytes,
                 folder / "mmap", run.watch,
             )  # fmt: skip
-        except OSError as error:
-            run.left_out[name] = f"no memory cgroup to limit it: {error}"
+        except (OSError, RuntimeError) as error:
+            run.left_out[name] = str(error)
             return
         stack.callback(run.mmap.close)
 
@@ -276,7 +271,6 @@ def _report(run: _Run, rates: MachineRates, warm_up: int) -> dict[str, Any]:
         "tiers": {
             "dram_bytes": sizes.dram_bytes if sizes.dram_bytes is not None else all_rows,
             "dram_share": min(1.0, (sizes.dram_bytes or all_rows) / all_rows),
-            "hbm_bytes": int(sizes.hbm.size) if sizes.hbm is not None else 0,
             "ssd": sizes.dram_bytes is not None,
             "slots": stats.slots,
         },
@@ -294,7 +288,8 @@ def _report(run: _Run, rates: MachineRates, warm_up: int) -> dict[str, Any]:
         "optimal_hit_ratio": 1 - work.optimal_misses / max(work.unique_rows, 1),
         "row_hit_ratio": 1 - work.misses / max(work.unique_rows, 1),
         "space_amplification": stats.space_amplification,
-        "write_amplification": stats.write_amplification,
+        "write_amplification": _grown(tiered.steps, "ssd_written_bytes")
+        / max(_grown(tiered.steps, "ssd_row_written_bytes"), 1),
     }
     return result
 
@@ -303,12 +298,12 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
     tiered = run.contenders[TIERED]
     assert isinstance(tiered, Tiered)
     on_drive = run.sizes.dram_bytes is not None
-    steps = [tiered.steps, run.contenders[IN_LINE].steps] if IN_LINE in run.contenders else []
+    steps = [run.contenders[name].steps for name in (TIERED, IN_LINE) if name in run.contenders]
 
     def mean(name: str) -> float:
         """Of both, as the optimum counts the batches of both."""
         values = [c[name] for s in steps for c in s.counters]
-        return statistics.mean(values) if values and on_drive else 0.0
+        return statistics.mean(values) if on_drive else 0.0
 
     size = run.training.dtype.itemsize
     return StepWork(
@@ -343,8 +338,13 @@ def _median(steps: Steps, name: str) -> float:
 
 
 def _hit_ratio(steps: Steps) -> float:
-    lookups = sum(c["lookups"] for c in steps.counters)
-    return sum(c["lookup_hits"] for c in steps.counters) / lookups if lookups else 1.0
+    lookups = _grown(steps, "lookups")
+    return _grown(steps, "lookup_hits") / lookups if lookups else 1.0
+
+
+def _grown(steps: Steps, name: str) -> float:
+    """What a counter grew by in all rounds, a step of each."""
+    return sum(c[name] for c in steps.counters)
 
 
 def _figures(steps: Steps, batch_size: int, lookups: float) -> dict[str, Any]:

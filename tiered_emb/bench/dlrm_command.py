@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -64,7 +65,7 @@ def _add_tiers(group: Any) -> None:
         default=["10%"],
         help="64MiB, or 10%% of the rows (10%%); 100%%: no SSD; of several, peers run at the first",
     )
-    add("--hbm", metavar="SIZE", help="slots on the GPU, above dram")
+    add("--hbm", metavar="SIZE", help="slots on the GPU, above dram (not measured yet)")
     add("--rows-ahead", metavar="N", type=int, default=4, help="batches prefetched (4)")
     add("--ids-ahead", metavar="N", type=int, default=16, help="batches known ahead (16)")
 
@@ -80,14 +81,25 @@ def _add_steps(group: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
-    with options.store_folder(args, 0) as _:  # says at once what is wrong with --dir
-        limits = options.limits_of(args)
-    runs = measure_all(args, limits)
+    options.begin(args)
+    plan = plan_of(args)
+    limits = options.limits_of(args)
+    runs = measure_all(args, plan, limits)
     return options.finish(args, "dlrm", given(args), {"runs": runs}, limits, text_of)
 
 
-def measure_all(args: argparse.Namespace, limits: Limits) -> list[dict[str, Any]]:
-    """A run for each size of dram."""
+@dataclass(frozen=True)
+class Plan:
+    """What the options come to: checked before anything is measured."""
+
+    workload: Workload
+    training: Training
+    budgets: list[int]
+    total_bytes: int
+
+
+def plan_of(args: argparse.Namespace) -> Plan:
+    """Reads the options; `DataError` where they are none."""
     if args.smoke:
         args.scale, args.batch_size = _SMOKE_SCALES.get(args.model, 1.0), 32
         args.warm_up, args.rounds, args.steps = 4, 2, 4
@@ -98,12 +110,21 @@ def measure_all(args: argparse.Namespace, limits: Limits) -> list[dict[str, Any]
     training = Training(args.optimizer, 0.05, getattr(torch, args.dtype), not args.inference)
     total = row_bytes(workload, training) * workload.total_rows
     budgets = [dram_bytes("--dram", size, total) for size in args.dram]
-    rates = options.rates_of(limits)
+    if args.hbm is not None:
+        _check_hbm(args.hbm)
+    with options.store_folder(args, _COPIES * total if min(budgets) < total else 0):
+        pass  # it says what is wrong with --dir
+    return Plan(workload, training, budgets, total)
+
+
+def measure_all(args: argparse.Namespace, plan: Plan, limits: Limits) -> list[dict[str, Any]]:
+    """A run for each size of dram."""
+    workload, training, total = plan.workload, plan.training, plan.total_bytes
+    rates = options.rates_of(limits, args.threads)
     runs = []
-    for i, budget in enumerate(budgets):
+    for i, budget in enumerate(plan.budgets):
         sizes = Sizes(
             dram_bytes=None if budget >= total else budget,
-            hbm=_hbm(args.hbm),
             rows_ahead=args.rows_ahead,
             ids_ahead=args.ids_ahead,
             warm_up=args.warm_up,
@@ -122,21 +143,28 @@ def measure_all(args: argparse.Namespace, limits: Limits) -> list[dict[str, Any]
 
 def given(args: argparse.Namespace) -> list[str]:
     """What decides the figures, as it would be typed."""
-    names = ("scale", "dim", "batch_size", "optimizer", "dtype", "hbm", "warm_up", "rounds",
-             "steps", "rows_ahead", "ids_ahead")  # fmt: skip
+    flags = [
+        f"--{name.replace('_', '-')}" for name in ("inference", "no_peers") if getattr(args, name)
+    ]
+    names = ("label", "threads", "scale", "dim", "batch_size", "optimizer", "dtype", "warm_up",
+             "rounds", "steps", "rows_ahead", "ids_ahead")  # fmt: skip
     options_given = [
         f"--{name.replace('_', '-')} {getattr(args, name)}"
         for name in names
         if getattr(args, name) is not None
     ]
-    return [args.model, f"--dram {' '.join(args.dram)}", *options_given]
+    return [args.model, f"--dram {' '.join(args.dram)}", *options_given, *flags]
 
 
-def _hbm(size: str | None) -> te.HBM | None:
+def _check_hbm(size: str) -> None:
     try:
-        return None if size is None else te.HBM(size)
+        te.HBM(size)
     except (ValueError, RuntimeError) as error:
         raise DataError(f"--hbm {size}: {error}") from error
+    raise DataError(
+        f"--hbm {size}: steps on a GPU are not measured here yet; benchmarks/bench_gpu.py times "
+        "lookups there"
+    )
 
 
 def _workload(args: argparse.Namespace) -> Workload:

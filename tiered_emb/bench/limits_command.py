@@ -26,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures, or finds what was measured, and prints it."""
+    options.begin(args)
     limits = options.limits_of(args, with_drive=not args.no_ssd)
     argv = ["--no-ssd"] * args.no_ssd
     return options.finish(args, "limits", argv, {}, limits, lambda _: limits_text(limits))

@@ -27,6 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    options.begin(args)
     every = smoke() if args.smoke else studies()
     effort = Effort(2, 2, 1) if args.smoke else Effort(rounds=args.rounds)
     with options.store_folder(args, 0 if args.smoke else _STORE_BYTES) as folder:

@@ -13,6 +13,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
@@ -29,6 +30,8 @@ from tiered_emb.data.dataset import BagInput, Batch
 _CHUNK_ROWS = 1 << 18
 _MORE_BYTES = 256 << 20  # for what a process of torch takes in its steps, tables aside
 NAME = "nn.EmbeddingBag, mmap"
+# Not `-m`: that looks for the package where the process starts, which may be a checkout.
+_CHILD = "import sys; sys.path.remove(''); from tiered_emb.bench import mmap_peer as m; m.serve()"
 
 
 class MmapPeer:
@@ -56,16 +59,20 @@ class MmapPeer:
         self.steps = Steps()
         lookups = sum(workload.pooling.values()) * workload.batch_size
         self.limit_bytes = dram_bytes + _MORE_BYTES + 4 * lookups * workload.dim * 4
-        self._limit = MemoryLimit(self.limit_bytes, f"tiered-emb-{os.getpid()}")
+        try:
+            self._limit = MemoryLimit(self.limit_bytes, f"tiered-emb-{os.getpid()}")
+        except OSError as error:
+            raise OSError(f"no memory cgroup to limit it: {error}") from error
         self.limited_by = f"{self._limit.kind}, {self.limit_bytes >> 20} MiB"
         self._process: subprocess.Popen[str] | None = None
         try:
             _write_tables(workload, folder, watch)
             self._process = subprocess.Popen(
-                [sys.executable, "-m", __name__],
+                [sys.executable, "-c", _CHILD],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 text=True,
+                start_new_session=True,  # a Ctrl-C is for the parent
             )
             options = {**asdict(training), "dtype": str(training.dtype).removeprefix("torch.")}
             self._tell(
@@ -96,9 +103,11 @@ class MmapPeer:
         to, of = self._process.stdin, self._process.stdout
         assert to is not None
         assert of is not None
-        to.write(json.dumps(what) + "\n")
-        to.flush()
-        line = of.readline()
+        line = ""
+        with suppress(BrokenPipeError):
+            to.write(json.dumps(what) + "\n")
+            to.flush()
+            line = of.readline()
         if not line:
             code = self._process.wait()
             why = "killed for its memory" if code == -9 else f"exit status {code}"
@@ -109,8 +118,10 @@ class MmapPeer:
         """Ends the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.communicate()
-        self._limit.remove()
+            with suppress(BrokenPipeError):
+                self._process.communicate()
+        with suppress(OSError):  # an empty group is left where the kernel still counts its pages
+            self._limit.remove()
 
 
 def _write_tables(workload: Workload, folder: Path, watch: Watch) -> None:
@@ -142,7 +153,7 @@ def _map(path: Path, shape: tuple[int, ...]) -> torch.Tensor:
     return torch.frombuffer(memory, dtype=torch.float32).view(shape)
 
 
-def _serve() -> None:
+def serve() -> None:
     """The peer's process: a line of JSON asks, a line answers."""
 
     def ask() -> dict[str, Any] | None:
@@ -197,7 +208,3 @@ def _maps(folder: Path, workload: Workload, what: str, *shape: int) -> Mapping[s
         name: _map(folder / f"{name}.{what}", (rows, *shape))
         for name, rows in workload.rows.items()
     }
-
-
-if __name__ == "__main__":
-    _serve()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from tqdm import tqdm
 from tiered_emb.bench.bound import MachineRates
 from tiered_emb.bench.limits import Limits, measure
 from tiered_emb.bench.provenance import provenance, write_report
-from tiered_emb.bench.report import files_in, write_report_of
+from tiered_emb.bench.report import drawing, files_in, write_report_of
 from tiered_emb.cli.report import progress_bar
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import format_bytes
@@ -34,6 +36,16 @@ def add_common(parser: argparse.ArgumentParser) -> None:
     add("--smoke", action="store_true", help="smallest size, in seconds; figures say nothing")
     add("--json", action="store_true", help="print JSON")
     add("--out", metavar="DIR", type=Path, help="write JSON, report.html and charts there")
+
+
+def begin(args: argparse.Namespace) -> None:
+    """Before anything takes time: that what it comes to can be written where it should go."""
+    if args.out is None:
+        return
+    args.out.mkdir(parents=True, exist_ok=True)
+    if not os.access(args.out, os.W_OK | os.X_OK):
+        raise DataError(f"--out {args.out}: not writable")
+    drawing.require()
 
 
 def count(text: str) -> int:
@@ -60,12 +72,19 @@ def limits_of(args: argparse.Namespace, with_drive: bool = True) -> Limits:
         return Limits.current(directory, args.remeasure, say=say, progress=progress)
 
 
-def rates_of(limits: Limits) -> MachineRates:
-    """What the bound computes with."""
-    ssd = limits.ssd
+def rates_of(limits: Limits, threads: int | None = None) -> MachineRates:
+    """What the bound computes with; `threads` of the processor, None: all."""
+    ssd, dram = limits.ssd, limits.dram
+    if threads is not None:
+        kept = tuple(r for r in dram.rows if r.threads == threads)
+        if not kept:
+            measured = sorted({r.threads for r in dram.rows})
+            raise DataError(f"--threads {threads}: limits are known of {measured} threads only")
+        streams = tuple(s for s in dram.streams if s.threads == threads)
+        dram = replace(dram, rows=kept, streams=streams)
     return MachineRates(
-        gather=limits.dram.gather,
-        update=limits.dram.update,
+        gather=dram.gather,
+        update=dram.update,
         reads_per_s=0.0 if ssd is None else ssd.best_reads_per_s(4096),
         write_bytes_per_s=0.0 if ssd is None else ssd.sequential_write_bytes_per_s.median,
         reads=None if ssd is None else ssd.best_reads_per_s,
@@ -114,10 +133,10 @@ def finish(
     report = {"benchmark": name, **head, "smoke": args.smoke, **results}
     if limits is not None:
         report["limits"] = limits.to_json()
-    if args.out is not None:
-        write_report(args.out / f"{name}.json", report)
     print(json.dumps(report, indent=1, default=str) if args.json else text(report))
     sys.stdout.flush()
+    if args.out is not None:
+        write_report(args.out / f"{name}.json", report)
     if args.out is not None and not getattr(args, "is_part", False):
         write_report_of(files_in(args.out), args.out)
     return 0

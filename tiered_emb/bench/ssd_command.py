@@ -18,6 +18,7 @@ from tiered_emb.bench.bound import BLOCK_BYTES, read_seconds
 from tiered_emb.bench.contenders import INIT_LIMIT, WRITE_ROWS
 from tiered_emb.bench.limits import Limits
 from tiered_emb.cli.report import table_text
+from tiered_emb.data.errors import DataError
 
 SUMMARY = "rows read from and written to the drive, flushes, opening"
 _DRAM_SHARE = 0.05
@@ -37,12 +38,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Measures and prints."""
+    options.begin(args)
     if args.smoke:
         args.rows, args.batch, args.rounds = 40_000, 500, 3
     needed = 2 * args.rows * (args.dim + 1) * 4
     with options.store_folder(args, needed) as folder:
         limits = options.limits_of(args)
-        points = _measure(args, limits, folder / "store")
+        try:
+            points = _measure(args, limits, folder / "store")
+        except (ValueError, MemoryError) as error:  # a budget too small
+            raise DataError(str(error)) from error
     argv = [f"--rows {args.rows}", f"--dim {args.dim}", f"--batch {args.batch}"]
     return options.finish(args, "ssd", argv, {"points": points}, limits, text_of)
 
@@ -86,7 +91,7 @@ def _measure(args: argparse.Namespace, limits: Limits, path: Path) -> list[dict[
         ids = torch.from_numpy(rng.integers(0, args.rows, (args.batch, 1)))
         bag(ids).backward(grad)
         flushes.time(bag.flush)
-    amplification = bag.stats().write_amplification
+    evicted = churn.total("ssd_row_written_bytes")
     bag.close()
     opening = []
     for _ in range(min(args.rounds, 5)):
@@ -103,12 +108,12 @@ def _measure(args: argparse.Namespace, limits: Limits, path: Path) -> list[dict[
         _point("uniform rows looked up", "rows/s", reads.per_s("unique_rows"), None),
         _point("uniform rows trained: blocks read", "blocks/s", churn.per_s("ssd_blocks_read"),
                _limit(churn, store_blocks, limits)),
-        _point("bytes written a byte of evicted rows", "", [amplification], None),
         _point(f"flush after a step of {args.batch:,} rows", "ms",
                [s * 1e3 for s in flushes.seconds], None),
         _point(f"opening a store of {args.rows:,} rows", "ms", opening, None),
     ]  # fmt: skip
-    if written:  # they gather until a buffer is full
+    if written and evicted:  # they gather until a buffer is full
+        points.append(_point("bytes written a byte of evicted rows", "", [written / evicted], None))
         limit = None if ssd is None else ssd.sequential_write_bytes_per_s.median
         points.append(_point("uniform rows trained: bytes written", "bytes/s", [written], limit))
     return points
@@ -119,6 +124,8 @@ def _limit(series: _Series, store_blocks: float, limits: Limits) -> float | None
     if limits.ssd is None:
         return None
     blocks = series.mean("ssd_blocks_read")
+    if not blocks:
+        return None
     return blocks / read_seconds(blocks, store_blocks, options.rates_of(limits))
 
 

@@ -6,7 +6,7 @@ were checked against, and when; one that was not checked is never used) with the
 Memory Wall" (Gholami et al.) in its two editions. Neither says anything of drives: they are taken
 to grow as the link that they hang on. The model and the tiers' shares of it stay as they are.
 
-What of it can be checked is checked on this machine: see `predict.validation`.
+What of it can be checked is checked on a machine without a GPU: see `predict.validation`.
 """
 
 from __future__ import annotations
@@ -157,7 +157,12 @@ def projection(
     """
     rows = []
     if machine is not None:
-        this = {"platform": "this machine", "parts": [], "year": date.today().year, "fits": True}
+        this = {
+            "platform": "the fitted machine",
+            "parts": [],
+            "year": date.today().year,
+            "fits": True,
+        }
         rows.append({**this, **_row(demand, machine)})
     for found, (gpu, link, dram, ssd) in platforms():
         sizes = ((hbm_bytes, gpu), (dram_bytes, dram))

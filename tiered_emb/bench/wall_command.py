@@ -53,6 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Projects and prints."""
+    options.begin(args)
     years = years_of(args.years)
     if args.smoke:
         args.scale, args.batch_size, args.warm_up = 0.01, 64, 4
@@ -148,14 +149,14 @@ def _trends_text(rows: list[Mapping[str, Any]]) -> str:
 
 
 def validation_text(found: Mapping[str, Any]) -> str:
-    """The check on this machine."""
+    """The check on the machine whose runs were measured."""
     rows = [
         (row["name"], f"{row['measured_ms']:.2f}", f"{row['predicted_ms']:.2f}",
          f"{row['error']:+.1%}", row["binding"])
         for row in found["predicted"]
     ]  # fmt: skip
     head = (
-        f"The same model on this machine, fitted on {len(found['fitted_on'])} measured runs: "
+        f"On the machine of the runs, fitted on {len(found['fitted_on'])} of them: "
         f"{found['within_15_percent']} of {len(rows)} others within 15%"
     )
     return "\n".join([

@@ -112,7 +112,7 @@ _RUN = {
         "all_rows_bytes": ABOVE_0,
     },
     "training": {"optimizer": _Maybe(TEXT), "dtype": TEXT, "trains": FLAG},
-    "tiers": {"dram_bytes": ABOVE_0, "dram_share": ABOVE_0, "hbm_bytes": AT_LEAST_0, "ssd": FLAG},
+    "tiers": {"dram_bytes": ABOVE_0, "dram_share": ABOVE_0, "ssd": FLAG},
     "contenders": _Each(_CONTENDER, needs=("tiered",)),
     "left_out": _Each(TEXT),
     "work": {

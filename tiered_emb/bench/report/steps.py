@@ -63,13 +63,12 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     for run in runs:
         load, training = run["workload"], run["training"]
         key = (load["name"], load["rows"], load["dim"], load["batch_size"], training["optimizer"],
-               training["dtype"], run["tiers"]["hbm_bytes"])  # fmt: skip
+               training["dtype"])  # fmt: skip
         found.setdefault(key, []).append(run)
     result, slugs = [], set[str]()
-    for (name, rows, dim, batch, optimizer, dtype, hbm), of_key in found.items():
+    for (name, rows, dim, batch, optimizer, dtype), of_key in found.items():
         what = f"training with {optimizer}" if optimizer else "inference"
         title = f"{name}, {rows:,} rows of {dim} x {dtype}, batch {batch:,}, {what}"
-        title += f", {bytes_tick(hbm)} of hbm" if hbm else ""
         own = slug(name) if slug(name) not in slugs else f"{slug(name)}-{len(slugs) + 1}"
         slugs.add(own)
         ordered = sorted(of_key, key=lambda run: run["tiers"]["dram_share"])
