@@ -90,7 +90,7 @@ $(STAMP)/data: $(STAMP)/venv Makefile
 $(STAMP)/package: $(STAMP)/base $(PACKAGE_SOURCES)
 	@echo "== building and installing the package"
 	@$(PIP) --no-deps --no-build-isolation --force-reinstall -C build-dir=build/wheel \
-	  -C cmake.define.TE_TESTS=OFF -C cmake.define.TE_MODULE=ON .
+	  -C cmake.define.TE_TESTS=OFF -C cmake.define.TE_BENCH=OFF -C cmake.define.TE_MODULE=ON .
 	@touch $@
 
 venv: $(STAMP)/dev ## make .venv with the development tools
@@ -137,7 +137,7 @@ SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
 # Of the very libraries that the package is made of.
 test-cpp: $(STAMP)/dev $(STAMP)/package ## C++ tests, and that no AVX code can leak into other processors' paths
 	$(call build_cpp_tests,build/wheel,-DTE_MODULE=ON)
-	$(call run_cpp_tests_at_once,build/wheel,TE_TEST_SCHEDULES=2000)
+	$(call run_cpp_tests_at_once,build/wheel,TE_TEST_SCHEDULES=1000)
 	@shared=$$(nm -C build/wheel/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
 	    grep -E ' [VWu] ' || true); \
 	  [ -z "$$shared" ] || { printf '%s\n' "inline functions compiled for AVX that the linker may" \

@@ -18,8 +18,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import bench_tables
 import device_tables
+import dlrm_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -221,7 +221,7 @@ def render(readme: str) -> str:
         "hbm-source": provenance_line(hbm),
         "device": device_tables.device_table(device),
         "device-source": provenance_line(device),
-        "bench": bench_tables.dlrm_table(dlrm),
+        "bench": dlrm_tables.dlrm_table(dlrm),
         "bench-source": provenance_line(dlrm),
         "zipf": zipf_table(zipf),
         "zipf-source": provenance_line(zipf),

@@ -21,7 +21,9 @@ def build(target: str, product: str) -> Path:
     for tool in ("cmake", "ninja"):
         if shutil.which(tool) is None:
             sys.exit(f"{tool} is needed to build {target} of this benchmark")
-    folder = ROOT / "build" / "bench"
+    folder = ROOT / "build" / "wheel"  # where `make build` has compiled the core already
+    if not (folder / "CMakeCache.txt").is_file():
+        folder = ROOT / "build" / "bench"
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # of two benchmarks at once, one waits
