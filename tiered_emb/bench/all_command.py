@@ -22,7 +22,7 @@ _FIRST = {
 }
 _STEPS = ["--warm-up", "80", "--rounds", "5", "--steps", "20"]
 _DLRM = (
-    ["dlrm-kaggle", "--scale", "0.25", "--dram", "10%", "15%", "25%", "50%", "100%", *_STEPS],
+    ["dlrm-kaggle", "--scale", "0.25", "--dram", "10%", "25%", "50%", "100%", *_STEPS],
     ["meta-2022", "--dram", "10%", "100%", *_STEPS],
 )
 _LAST = {"wall": ["dlrm-kaggle"]}
