@@ -31,11 +31,11 @@ struct BagTerms {
   }
   template <uint32_t kBytes>
   TE_INLINE void prefetch(size_t i, size_t offset_bytes) const {
-    prefetch_bytes(reinterpret_cast<uintptr_t>(row(index_ahead(i)) + offset_bytes), kBytes);
+    prefetch_near(reinterpret_cast<uintptr_t>(row(index_ahead(i)) + offset_bytes), kBytes);
   }
   TE_INLINE void prefetch_row(size_t i) const {
-    prefetch_bytes(reinterpret_cast<uintptr_t>(row(index_ahead(i))),
-                   args.dim * kElementBytes<kDType>);
+    prefetch_near(reinterpret_cast<uintptr_t>(row(index_ahead(i))),
+                  args.dim * kElementBytes<kDType>);
   }
   TE_INLINE bool skip(size_t) const { return false; }
   TE_INLINE float scale(size_t i) const {
@@ -120,7 +120,7 @@ GradientSource gradient_source(const GradArgs& args, size_t end) {
   const bool scaled =
       args.sample_weights != nullptr || args.bag_scale != nullptr || args.scale_by_count;
   for_dtype(args.dtype, [&]<DType kType>() {
-    source.ahead = rows_ahead(args.dim * kElementBytes<kType>);
+    source.ahead = rows_near_ahead(args.dim * kElementBytes<kType>);
     source.of = masked   ? summed_gradient<kType, true, true>
                 : scaled ? summed_gradient<kType, true, false>
                          : summed_gradient<kType, false, false>;

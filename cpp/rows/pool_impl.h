@@ -31,7 +31,7 @@ struct OccurrenceTerms {
         stride_bytes(args.arena.stride_bytes),
         slots(args.slots),
         weights(args.sample_weights),
-        ahead(rows_ahead(args.arena.layout.dim * kElementBytes<kDType>)),
+        ahead(rows_far_ahead(args.arena.layout.dim * kElementBytes<kDType>)),
         last(static_cast<size_t>(args.bag_begin[end]) - 1) {}
 
   TE_INLINE uintptr_t address_ahead(size_t i) const {
@@ -41,7 +41,7 @@ struct OccurrenceTerms {
   }
   template <uint32_t kBytes>
   TE_INLINE void prefetch(size_t i, size_t offset_bytes) const {
-    prefetch_bytes(address_ahead(i) + offset_bytes, kBytes);
+    prefetch_far(address_ahead(i) + offset_bytes, kBytes);
   }
   TE_INLINE bool skip(size_t i) const { return slots[i] == kPaddingSlot; }
   TE_INLINE const std::byte* row(size_t i) const { return base + slots[i] * stride_bytes; }
@@ -182,7 +182,7 @@ void sample_weight_gradients_dtype(const PoolArgs& args, const void* grad, void*
     const auto* bag_grad = static_cast<const std::byte*>(grad) + bag * dim * kElementBytes<kType>;
     const auto after = static_cast<size_t>(args.bag_begin[bag + 1]);
     for (auto i = static_cast<size_t>(args.bag_begin[bag]); i < after; ++i) {
-      prefetch_bytes(terms.address_ahead(i), dim * kElementBytes<kType>);
+      prefetch_far(terms.address_ahead(i), dim * kElementBytes<kType>);
       const float product = terms.skip(i) ? 0 : dot<kType>(bag_grad, terms.row(i), dim);
       store_one<kType>(out, i, product);
     }

@@ -105,11 +105,10 @@ void renorm_rows(const ArenaView& arena, const uint32_t* slots, float max_norm, 
                  uint8_t* changed, size_t begin, size_t end) {
   const uint32_t dim = arena.layout.dim;
   const uint32_t bytes = dim * kElementBytes<kType>;
-  const size_t ahead = rows_ahead(bytes);
+  const size_t ahead = rows_far_ahead(bytes);
   for (size_t i = begin; i < end; ++i) {
     const size_t next = i + ahead < end ? i + ahead : end - 1;
-    prefetch_bytes(reinterpret_cast<uintptr_t>(arena.base) + slots[next] * arena.stride_bytes,
-                   bytes);
+    prefetch_far(reinterpret_cast<uintptr_t>(arena.base) + slots[next] * arena.stride_bytes, bytes);
     std::byte* row = arena.base + slots[i] * arena.stride_bytes;
     const float norm = row_norm<kType>(row, dim, norm_type);
     if (!(norm > max_norm)) continue;

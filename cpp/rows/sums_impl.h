@@ -16,22 +16,44 @@
 namespace te {
 namespace {
 
-// How many rows ahead to prefetch: about kAheadBytes, within these bounds.
-constexpr size_t kAheadBytes = 4096;
-constexpr size_t kAheadRowsMin = 2;
-constexpr size_t kAheadRowsMax = 16;
+// Rows all over the memory are prefetched into the second cache, far ahead: more reads of the
+// memory can be under way there than into the first (measured on Zen 4: twice as many rows/s of 64
+// bytes, a fifth more of 256). Rows that lie together are in a cache already.
+constexpr size_t kFarAheadBytes = 8192;
+constexpr size_t kFarAheadRowsMin = 4;
+constexpr size_t kFarAheadRowsMax = 64;
+constexpr size_t kNearAheadBytes = 4096;
+constexpr size_t kNearAheadRowsMin = 2;
+constexpr size_t kNearAheadRowsMax = 16;
 
-TE_INLINE size_t rows_ahead(size_t row_bytes) {
-  const size_t rows = kAheadBytes / (row_bytes + 1);
-  return rows < kAheadRowsMin ? kAheadRowsMin : rows > kAheadRowsMax ? kAheadRowsMax : rows;
+// How many rows ahead to prefetch.
+TE_INLINE size_t rows_far_ahead(size_t row_bytes) {
+  const size_t rows = kFarAheadBytes / (row_bytes + 1);
+  return rows < kFarAheadRowsMin   ? kFarAheadRowsMin
+         : rows > kFarAheadRowsMax ? kFarAheadRowsMax
+                                   : rows;
+}
+TE_INLINE size_t rows_near_ahead(size_t row_bytes) {
+  const size_t rows = kNearAheadBytes / (row_bytes + 1);
+  return rows < kNearAheadRowsMin   ? kNearAheadRowsMin
+         : rows > kNearAheadRowsMax ? kNearAheadRowsMax
+                                    : rows;
 }
 
+// Locality 2 is the second cache, 3 the first.
+template <int kLocality>
 TE_INLINE void prefetch_bytes(uintptr_t address, uint32_t bytes) {
   for (uint32_t b = 0; b < bytes; b += 64) {
-    __builtin_prefetch(reinterpret_cast<const void*>(address + b), 0, 3);
+    __builtin_prefetch(reinterpret_cast<const void*>(address + b), 0, kLocality);
   }
   // The line of the last byte, where the row does not begin on a line.
-  __builtin_prefetch(reinterpret_cast<const void*>(address + bytes - 1), 0, 3);
+  __builtin_prefetch(reinterpret_cast<const void*>(address + bytes - 1), 0, kLocality);
+}
+TE_INLINE void prefetch_far(uintptr_t address, uint32_t bytes) {
+  prefetch_bytes<2>(address, bytes);
+}
+TE_INLINE void prefetch_near(uintptr_t address, uint32_t bytes) {
+  prefetch_bytes<3>(address, bytes);
 }
 
 // Calls pass.template run<kBlocks, kTail>(column, columns) for chunks that cover [0, dim). Only the

@@ -72,11 +72,11 @@ void update_rows(const GradientSource& source, const UpdateArgs& args, size_t be
   Optimizer optimizer(args.params, args.arena.layout.dim);
   float* scratch = kernel_scratch(args.arena.layout.dim);
   const uint32_t row_bytes = args.arena.layout.row_bytes();
-  const size_t ahead = rows_ahead(row_bytes);
+  const size_t ahead = rows_far_ahead(row_bytes);
   const auto base = reinterpret_cast<uintptr_t>(args.arena.base);
   for (size_t u = begin; u < end; ++u) {
     const size_t next = u + ahead < end ? u + ahead : end - 1;
-    prefetch_bytes(base + args.slots[next] * args.arena.stride_bytes, row_bytes);
+    prefetch_far(base + args.slots[next] * args.arena.stride_bytes, row_bytes);
     update_row<kType>(args, optimizer, u, source.of(source, u, scratch));
   }
 }
