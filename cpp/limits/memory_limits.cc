@@ -10,6 +10,7 @@
 #include "base/check.h"
 #include "base/function_ref.h"
 #include "base/thread_pool.h"
+#include "limits/row_visits.h"
 
 namespace te {
 namespace {
@@ -55,48 +56,18 @@ void triad(double* __restrict a, const double* __restrict b, const double* __res
   for (size_t i = 0; i < count; ++i) a[i] = b[i] + 3.0 * c[i];
 }
 
-template <bool kWrites, int kCacheLevel>
-void prefetch_row(const std::byte* row, size_t row_bytes) {
-  for (size_t b = 0; b < row_bytes; b += kLineBytes)
-    __builtin_prefetch(row + b, kWrites, 4 - kCacheLevel);
-  // Its last line, where the row does not begin on one.
-  __builtin_prefetch(row + row_bytes - 1, kWrites, 4 - kCacheLevel);
+// For the widest vectors of this processor.
+const RowVisits& row_visits() {
+#if defined(__x86_64__)
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl")) {
+    return row_visits_avx512();
+  }
+  if (avx2) return row_visits_avx2();
+#endif
+  return row_visits_baseline();
 }
-
-struct Rows {
-  std::byte* base;
-  size_t row_bytes;
-  std::span<const uint32_t> order;
-  MemoryLimits::Prefetch prefetch;
-
-  std::byte* at(size_t i) const { return base + size_t{order[i]} * row_bytes; }
-
-  template <bool kWrites, int kCacheLevel>
-  uint64_t visit_with(size_t begin, size_t end) const {
-    const size_t words = row_bytes / sizeof(uint32_t);
-    const size_t ahead = prefetch.ahead_rows;
-    uint64_t sum = 0;
-    for (size_t i = begin; i < end; ++i) {
-      if (ahead > 0 && i + ahead < order.size())
-        prefetch_row<kWrites, kCacheLevel>(at(i + ahead), row_bytes);
-      auto* row = reinterpret_cast<uint32_t*>(at(i));
-      if constexpr (kWrites) {
-        for (size_t w = 0; w < words; ++w) row[w] += static_cast<uint32_t>(i);
-      } else {
-        uint32_t row_sum = 0;
-        for (size_t w = 0; w < words; ++w) row_sum += row[w];
-        sum += row_sum;
-      }
-    }
-    return sum;
-  }
-
-  template <bool kWrites>
-  uint64_t visit(size_t begin, size_t end) const {
-    return prefetch.cache_level == 1 ? visit_with<kWrites, 1>(begin, end)
-                                     : visit_with<kWrites, 2>(begin, end);
-  }
-};
 
 // A pseudo-random permutation of [0, 2^bits): each step of it can be undone.
 uint64_t permuted(uint64_t x, int bits, uint64_t seed) {
@@ -160,11 +131,12 @@ size_t MemoryLimits::draw(size_t row_bytes, size_t count, uint64_t seed) {
 }
 
 Timing MemoryLimits::rows(Access access, Prefetch prefetch, size_t threads) {
-  const Rows rows{arena_.data(), row_bytes_, order_, prefetch};
+  const RowVisit rows{arena_.data(), row_bytes_,          order_.data(),
+                      order_.size(), prefetch.ahead_rows, prefetch.cache_level};
+  const auto visit = access == Access::kGather ? row_visits().gather : row_visits().update;
   std::atomic<uint64_t> sum{0};
-  const double seconds = seconds_of(order_.size(), threads, [&](size_t begin, size_t end) {
-    sum += access == Access::kGather ? rows.visit<false>(begin, end) : rows.visit<true>(begin, end);
-  });
+  const double seconds = seconds_of(
+      order_.size(), threads, [&](size_t begin, size_t end) { sum += visit(rows, begin, end); });
   sum_ += sum;
   return {seconds, order_.size() * row_bytes_};
 }

@@ -34,7 +34,7 @@ CALL_SECONDS_MAX = 0.5
 GIB = 1 << 30
 
 # Ways to prefetch: rows ahead, and into which cache.
-PREFETCHES = tuple((ahead, level) for level in (1, 2) for ahead in (4, 16, 64))
+PREFETCHES = tuple((ahead, level) for level in (1, 2) for ahead in (8, 32, 64))
 NO_PREFETCH = (0, 1)
 
 LARGE_BLOCK_BYTES = 1 << 20
