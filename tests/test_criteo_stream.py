@@ -99,6 +99,8 @@ def test_ids_are_those_of_train(tmp_path: Path) -> None:
             ours = torch.cat([batch.sparse[name] for batch in batches])  # type: ignore[misc]
             assert ours.tolist() == ids.tolist()
         assert data.dense.shape == (len(LINES), 13)
+    with pytest.raises(DataError, match="clicked"):  # a label of one's own is not passed over
+        open_data(str(parquet), label="clicked")
 
 
 @pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")

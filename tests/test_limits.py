@@ -222,7 +222,7 @@ def test_machines_and_drives_are_told_apart(measured: Limits, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", '{"schema": 0}', '{"schema": 1}', '{"schema": 1, "limits": [{}]}', "\0"]
+    "text", ["", "{", "[]", '{"schema": 0}', '{"schema": 2}', '{"schema": 2, "limits": [{}]}', "\0"]
 )
 def test_a_damaged_file_is_measured_again(measured: Limits, tmp_path: Path, text: str) -> None:
     path = tmp_path / "limits.json"

@@ -1,4 +1,4 @@
-"""Damage that only the reclaimer meets."""
+"""What the reclaimer does by itself, and damage that only it meets."""
 
 from __future__ import annotations
 
@@ -61,3 +61,16 @@ def test_damage_that_the_reclaimer_meets_in_the_background_is_told(tmp_path: Pat
     except OSError as error:
         errors.append(str(error))
     assert any(str(segment) in error for error in errors), errors
+
+
+def test_space_is_given_back_while_nobody_calls(tmp_path: Path) -> None:
+    tiers = te.Tiers(dram="1MiB", ssd=te.SSD(tmp_path / "store"))
+    with te.TieredEmbedding(ROWS, DIM, tiers=tiers, optimizer=te.optim.SGD(lr=0.1)) as bag:
+        bag.write_rows(torch.arange(ROWS), torch.rand(ROWS, DIM))
+        for _ in range(8):  # each writes more than a hundred segments of 16 KiB
+            bag(torch.randperm(ROWS)[: ROWS // 4], torch.arange(ROWS // 4)).sum().backward()
+        deadline = time.monotonic() + 20
+        while bag.stats().space_amplification > 1.5 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert bag.stats().space_amplification <= 1.5  # 1.6 after a call
+        assert bag.stats().ssd_segments_reclaimed > 0

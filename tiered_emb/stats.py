@@ -101,6 +101,8 @@ class Stats:
     """Planning while the model waited, as `move_ns`."""
     plan_ahead_ns: int
     """Planning of batches that were prefetched."""
+    upkeep_ns: int
+    """Giving space of the store back before a batch, likewise."""
     move_ns: int
     """Fetching rows while the model waited."""
     forward_ns: int

@@ -267,6 +267,7 @@ nb::dict stats(const OwnedEngine& engine) {
   d["prefetch_stall_ns"] = s.prefetch.stall_ns;
   d["plan_ns"] = s.plan_ns;
   d["plan_ahead_ns"] = s.plan_ahead_ns;
+  d["upkeep_ns"] = s.upkeep_ns;
   d["move_ns"] = s.move_ns;
   d["forward_ns"] = s.forward_ns;
   d["backward_ns"] = s.backward_ns;

@@ -13,12 +13,17 @@ constexpr uint32_t kChunksAtOnce = 16;
 Status BackgroundUpkeep::poll() {
   if (stopped_) return Status::ok();
   if (!failure_) return take_failure();
+  return wake() ? reclaim_owed() : Status::ok();
+}
+
+bool BackgroundUpkeep::wake() {
   using enum LogStore::Need;
-  if (log_.reclaim_need(owner_) == kNone && log_.changes_need() == kNone) return Status::ok();
+  if (stopped_) return false;
+  if (log_.reclaim_need(owner_) == kNone && log_.changes_need() == kNone) return false;
   if (!thread_.joinable()) thread_ = std::thread([this] { work(); });
   is_wanted_ = true;
   wake_.notify_one();
-  return reclaim_owed();
+  return true;
 }
 
 // What is moved is changed, too: the list of that must not become full on the way.

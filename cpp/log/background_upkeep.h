@@ -28,6 +28,8 @@ class BackgroundUpkeep {
   ~BackgroundUpkeep() { stop(); }
   // Once between two batches. Returns the error that the thread has met since.
   Status poll();
+  // Wakes the thread if there is need, and says whether: where the mutex will be open for a while.
+  bool wake();
   Status take_failure() { return std::exchange(failure_, Status::ok()); }
   // Ends the thread; until `start`, no poll begins another.
   void stop();

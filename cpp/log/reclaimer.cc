@@ -90,7 +90,7 @@ SegmentId Reclaimer::choose_victim() const {
 }
 
 Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
-  for (uint32_t done = 0; done < chunks_max;) {
+  for (uint32_t done = 0;;) {
     if (victim_.is_none()) {
       if (need(owner) == Need::kNone) return Status::ok();
       Result<bool> begun = begin();
@@ -98,6 +98,7 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
       if (!begun.value()) return Status::ok();
     }
     if (chunk_blocks_ > 0) {
+      if (done == chunks_max) return Status::ok();  // the next one is being read
       if (!wait && !job_.is_done()) return Status::ok();
       context_.worker->wait(job_);
       Status status = rescue_chunk(owner);
@@ -119,7 +120,6 @@ Status Reclaimer::reclaim(RowOwner& owner, uint32_t chunks_max, bool wait) {
       return status;
     }
   }
-  return Status::ok();
 }
 
 uint32_t Reclaimer::take_chunks_owed(const RowOwner& owner) {

@@ -97,10 +97,12 @@ Status Engine::keep_house(size_t ids) {
   return !reached && matters(reached.status()) ? reached.status() : Status::ok();
 }
 
-Status Engine::bring(Plan& plan, bool overwrite) {
+// The mutex is open while the drive works: the store is looked after meanwhile.
+Status Engine::bring(Plan& plan, bool overwrite, Turn& turn) {
   Timer timer(move_ns_);
+  if (upkeep_ != nullptr) upkeep_->wake();
   Plan* const plans[] = {&plan};
-  Status filled = mover_.fill(plans, overwrite, thread_pool());
+  Status filled = mover_.fill(plans, overwrite, thread_pool(), turn.lock());
   if (!filled) {
     planner_.abandon(plan);
     return filled;
@@ -110,15 +112,18 @@ Status Engine::bring(Plan& plan, bool overwrite) {
 }
 
 Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
-                           bool overwrite) {
+                           bool overwrite, Turn& turn) {
   size_t ids = 0;
   for (const FeatureInput& feature : features) ids += feature.ids_count;
-  TE_RETURN_IF_ERROR(keep_house(ids));
+  {
+    Timer timer(upkeep_ns_);
+    TE_RETURN_IF_ERROR(keep_house(ids));
+  }
   {
     Timer timer(plan_ns_);
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan, thread_pool()));
   }
-  return bring(plan, overwrite);
+  return bring(plan, overwrite, turn);
 }
 
 // By the thread that prefetches.
@@ -175,7 +180,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
     turn.quiet();
     Plan& plan = plans_.take();
     if (taken.batch != nullptr) plan.window_batch = taken.batch->window_batch;
-    Status done = lookup_locked(inputs, features, plan);
+    Status done = lookup_locked(inputs, features, plan, turn);
     end_plan(plan);
     if (!done && taken.batch != nullptr) prefetch_.note_failed(std::move(taken.batch));
     return done;
@@ -199,7 +204,7 @@ void Engine::end_plan(Plan& plan) {
 }
 
 Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
-                             std::span<const FeatureForward> features, Plan& plan) {
+                             std::span<const FeatureForward> features, Plan& plan, Turn& turn) {
   bool nothing_moves = tiers_->every_row_fits();
   for (const FeatureForward& feature : features) nothing_moves &= feature.max_norm <= 0;
   if (nothing_moves) {
@@ -215,7 +220,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
       return check_batch(inputs, *tiers_, plan, thread_pool());
     }
   }
-  TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false));
+  TE_RETURN_IF_ERROR(plan_locked(inputs, false, plan, false, turn));
   planner_.count(plan);
   Timer timer(forward_ns_);
   executor_.renormalise(plan, features);
@@ -240,7 +245,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
   turn.quiet();
   Plan& plan = plans_.take();
   if (batch != nullptr) plan.window_batch = batch->window_batch;
-  if (Status planned = plan_locked(features, will_update, plan, false); !planned) {
+  if (Status planned = plan_locked(features, will_update, plan, false, turn); !planned) {
     end_plan(plan);
     if (batch != nullptr) prefetch_.note_failed(std::move(batch));
     return planned;
@@ -252,7 +257,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
 Status Engine::reacquire(Plan& plan, Turn& turn) {
   turn.quiet();
   TE_RETURN_IF_ERROR(planner_.reacquire(plan));
-  return bring(plan, false);
+  return bring(plan, false, turn);
 }
 
 Status Engine::forward(Plan& plan, std::span<const FeatureForward> features) {
@@ -339,6 +344,7 @@ EngineStats Engine::stats() {
   EngineStats stats;
   stats.plan_ns = plan_ns_;
   stats.plan_ahead_ns = plan_ahead_ns_;
+  stats.upkeep_ns = upkeep_ns_;
   stats.move_ns = move_ns_;
   stats.forward_ns = forward_ns_;
   stats.backward_ns = backward_ns_;

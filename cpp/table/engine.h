@@ -58,6 +58,7 @@ struct EngineStats {
   uint64_t lookahead_bytes = 0;
   uint64_t plan_ns = 0;        // time spent in calls, in total
   uint64_t plan_ahead_ns = 0;  // likewise by the thread that prefetches
+  uint64_t upkeep_ns = 0;      // of the store, before a batch of a user
   uint64_t move_ns = 0;
   uint64_t forward_ns = 0;
   uint64_t backward_ns = 0;
@@ -190,12 +191,12 @@ class Engine {
   explicit Engine(std::unique_ptr<Tiers> tiers);
   Status check_open() const;
   Status plan_locked(std::span<const FeatureInput> features, bool will_update, Plan& plan,
-                     bool overwrite);
+                     bool overwrite, Turn& turn);
   Status plan_ahead(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                     ThreadPool& threads);
   Status lookup_locked(std::span<const FeatureInput> inputs,
-                       std::span<const FeatureForward> features, Plan& plan);
-  Status bring(Plan& plan, bool overwrite);
+                       std::span<const FeatureForward> features, Plan& plan, Turn& turn);
+  Status bring(Plan& plan, bool overwrite, Turn& turn);
   void end_plan(Plan& plan);
   // Gives a plan that was revoked its rows back.
   Status reacquire(Plan& plan, Turn& turn);
@@ -234,6 +235,7 @@ class Engine {
   Status house_failure_;  // met by the thread that prefetches, and not reported yet
   std::atomic<uint64_t> plan_ns_{0};
   std::atomic<uint64_t> plan_ahead_ns_{0};
+  std::atomic<uint64_t> upkeep_ns_{0};
   std::atomic<uint64_t> move_ns_{0};
   std::atomic<uint64_t> forward_ns_{0};
   std::atomic<uint64_t> backward_ns_{0};

@@ -75,7 +75,7 @@ Status Engine::write_rows(TableId table_id, std::span<const int64_t> ids, const 
     n = std::min(rows_per_batch(table_id), ids.size() - first);
     const FeatureInput input{
         .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
-    if (Status planned = plan_locked({&input, 1}, false, plan, overwrite); !planned) {
+    if (Status planned = plan_locked({&input, 1}, false, plan, overwrite, turn); !planned) {
       plans_.give_back(plan);
       return planned;
     }
@@ -116,7 +116,7 @@ Status Engine::apply_gradients(TableId table_id, std::span<const int64_t> ids,
     n = std::min(rows_per_batch(table_id), ids.size() - first);
     const FeatureInput input{
         .table = table_id, .ids = ids.data() + first, .ids_count = n, .bag_size = n, .bags = 1};
-    if (Status planned = plan_locked({&input, 1}, false, plan, false); !planned) {
+    if (Status planned = plan_locked({&input, 1}, false, plan, false, turn); !planned) {
       plans_.give_back(plan);
       return planned;
     }

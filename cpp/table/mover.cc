@@ -71,7 +71,7 @@ void Mover::initialise(std::span<const Fill* const> fills, ThreadPool& threads) 
 
 // The slot, and not the fill, knows the row's block: it may have moved since it was planned.
 Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& threads,
-                   std::unique_lock<std::mutex>* owner_lock) {
+                   std::unique_lock<std::mutex>& owner_lock) {
   fresh_.clear();
   stored_.resize(tiers_.layouts());
   for (auto& stored : stored_) stored.clear();
@@ -90,9 +90,9 @@ Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& thr
   }
   stats_.fills_initialised += fresh_.size();
   if (!fresh_.empty()) {
-    if (owner_lock != nullptr) owner_lock->unlock();
+    owner_lock.unlock();
     initialise(fresh_, threads);
-    if (owner_lock != nullptr) owner_lock->lock();
+    owner_lock.lock();
   }
   for (size_t l = 0; l < stored_.size(); ++l) {
     if (stored_[l].empty()) continue;
@@ -102,7 +102,7 @@ Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& thr
       reads_.push_back({fill->row, tier.directory[fill->slot].home, tier.data(fill->slot)});
     stats_.fills_read += reads_.size();
     TE_RETURN_IF_ERROR(
-        tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_, owner_lock));
+        tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_, &owner_lock));
   }
   return Status::ok();
 }

@@ -36,7 +36,7 @@ class Mover {
   // byte, so that nothing needs to be read. `owner_lock`: the lock of the engine's mutex, to open
   // it meanwhile.
   Status fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& threads,
-              std::unique_lock<std::mutex>* owner_lock = nullptr);
+              std::unique_lock<std::mutex>& owner_lock);
   // Copies rows wherever they are to destination (row_bytes each), changing nothing.
   Status copy_rows(TableId table, std::span<const RowId> rows, std::byte* destination);
   // Writes every dirty row to the log; they stay in their slots, clean. In the turn of checkpoints.

@@ -361,7 +361,7 @@ void PrefetchQueue::fetch_batches() {
   for (;;) {
     collect_fetch();
     if (!fetch_.empty()) {
-      finish_fetch(mover_.fill(fetch_plans_, false, fetch_threads_, &lock));
+      finish_fetch(mover_.fill(fetch_plans_, false, fetch_threads_, lock));
       changed_.notify_all();
     } else if (stopped_) {
       return;

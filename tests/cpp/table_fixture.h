@@ -5,6 +5,7 @@
 #include <boost/test/unit_test.hpp>
 #include <cstring>
 #include <memory>
+#include <mutex>
 #include <numeric>
 #include <set>
 #include <string>
@@ -63,7 +64,9 @@ struct Store {
 
 inline Status fill(Mover& mover, Plan& plan, ThreadPool& threads) {
   Plan* const plans[] = {&plan};
-  return mover.fill(plans, false, threads);
+  std::mutex mutex;
+  std::unique_lock lock(mutex);
+  return mover.fill(plans, false, threads, lock);
 }
 
 inline std::vector<int64_t> all_ids(int64_t count) {

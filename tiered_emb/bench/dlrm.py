@@ -325,6 +325,7 @@ def _parts(steps: Steps, dense_s: float) -> dict[str, float]:
     """Where the time of a step in line goes, in seconds."""
     names = {
         "ssd": "move_ns",
+        "upkeep of the store": "upkeep_ns",
         "planning": "plan_ns",
         "pooling": "forward_ns",
         "update": "backward_ns",
@@ -353,7 +354,7 @@ def _figures(steps: Steps, batch_size: int, lookups: float) -> dict[str, Any]:
     rounds: Sequence[float] = [s * 1e3 for s in steps.rounds]
     middle = statistics.median(rounds)
     low, high = np.percentile(rounds, [25, 75]).tolist()
-    kept = ("move_ns", "plan_ns", "plan_ahead_ns", "forward_ns", "backward_ns", "announce_ns",
+    kept = ("move_ns", "upkeep_ns", "plan_ns", "plan_ahead_ns", "forward_ns", "backward_ns", "announce_ns",
             "prefetch_stall_ns", "missing_rows", "ssd_blocks_read", "ssd_read_bytes",
             "ssd_written_bytes")  # fmt: skip
     return {

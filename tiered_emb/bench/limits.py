@@ -44,7 +44,8 @@ from tiered_emb.bench.limits_measure import (
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import format_bytes
 
-SCHEMA = 1  # another number: what was saved is measured again
+# Another number, and what was saved is measured again: for another form, or other ways to measure.
+SCHEMA = 2
 SPARE_BYTES = 64 << 20  # of the drive, left free beside the file
 
 Say = Callable[[str], None]
@@ -177,9 +178,11 @@ def check_directory(directory: str | os.PathLike[str], file_bytes: int) -> None:
 
 
 def this_machine() -> dict[str, Any]:
-    """What the figures of memory and link depend on."""
+    """What the figures depend on, but for the drive."""
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
-    return {**provenance.machine(), "threads": all_threads(), "gpu": gpu}
+    asked = os.environ.get("TIERED_EMB_IO")
+    io = {"io": asked} if asked else {}
+    return {**provenance.machine(), "threads": all_threads(), "gpu": gpu, **io}
 
 
 def device_of(directory: str | os.PathLike[str]) -> str:

@@ -26,7 +26,8 @@ def open_data(
     """Opens a named data set, a Parquet file or a Criteo TSV file (gzipped or not).
 
     A Parquet file with the columns of a Criteo log, as `tiered-emb convert-data` makes it, is used
-    as that log would be: the same spec, and the same hashed ids.
+    as that log would be: the same spec, and the same hashed ids; unless another label, a time or
+    columns to leave out are named.
 
     Args:
         label, time, leave_out: for a Parquet file, whose other columns are used by their types.
@@ -49,6 +50,7 @@ def open_data(
     if not parquet:
         return CriteoSource(path, skip_bad_lines), CRITEO_SPEC
     source = ParquetSource(path)
-    if has_criteo_columns(source.types()):
+    as_criteo = label in (None, "label") and time is None and not leave_out
+    if as_criteo and has_criteo_columns(source.types()):
         return ParquetSource(path, cheap_to_rescan=False), CRITEO_SPEC
     return source, spec_by_type(data, source.types(), label, time, leave_out)
