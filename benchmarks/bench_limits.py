@@ -58,8 +58,8 @@ SPARE = 5000  # doubles left out of each array, so that no two begin at the same
 @dataclass(frozen=True)
 class Sizes:
     rounds: int = 15
-    drive_rounds: int = 11
-    drive_seconds: float = 1.0
+    drive_rounds: int = 25  # a drive in a cloud may give four times as much as a second before
+    drive_seconds: float = 0.5
     arena_bytes: int = 0  # 0: the package's default
     file_bytes: int = 2 << 30
 

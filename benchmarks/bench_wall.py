@@ -61,21 +61,22 @@ FITTING = (
     Setup("dlrm-kaggle", 0.03, 32, 1024, 0.10, optimizer=None),
     Setup("meta-2022", 0.2, 64, 512, 0.40),
 )
+# Chosen before any of them had been run.
 OTHERS = (
-    Setup("dlrm-small", 1.0, 16, 4096, 0.20),
-    Setup("dlrm-small", 1.0, 32, 1024, 0.05),
-    Setup("dlrm-small", 1.0, 64, 2048, 0.50),
-    Setup("dlrm-small", 0.5, 128, 1024, 0.10),
-    Setup("dlrm-small", 1.0, 128, 512, 0.02, optimizer=None),
-    Setup("dlrm-small", 0.5, 32, 1024, 0.20, pooling=4),
-    Setup("dlrm-small", 0.5, 32, 512, 1.0, pooling=8, optimizer=None),
-    Setup("dlrm-kaggle", 0.03, 16, 4096, 0.20),
-    Setup("dlrm-kaggle", 0.03, 32, 2048, 0.20, optimizer="sgd"),
-    Setup("dlrm-kaggle", 0.03, 64, 1024, 1.0),
-    Setup("dlrm-kaggle", 0.03, 64, 1024, 0.05, optimizer=None),
-    Setup("dlrm-kaggle", 0.03, 128, 512, 0.30),
-    Setup("meta-2022", 0.2, 32, 256, 0.60),
-    Setup("meta-2022", 0.2, 64, 512, 1.0, optimizer=None),
+    Setup("dlrm-small", 1.0, 32, 4096, 0.10),
+    Setup("dlrm-small", 1.0, 64, 1024, 0.15),
+    Setup("dlrm-small", 0.7, 128, 512, 0.25),
+    Setup("dlrm-small", 1.0, 16, 2048, 0.40),
+    Setup("dlrm-small", 1.0, 64, 4096, 0.10, optimizer=None),
+    Setup("dlrm-small", 0.5, 64, 512, 0.30, pooling=6),
+    Setup("dlrm-small", 0.7, 32, 1024, 1.0, pooling=10),
+    Setup("dlrm-kaggle", 0.02, 64, 2048, 0.10),
+    Setup("dlrm-kaggle", 0.03, 32, 1024, 0.15, optimizer="adagrad"),
+    Setup("dlrm-kaggle", 0.02, 128, 1024, 0.50),
+    Setup("dlrm-kaggle", 0.03, 16, 2048, 0.05, optimizer=None),
+    Setup("dlrm-kaggle", 0.02, 32, 4096, 1.0, optimizer="sgd"),
+    Setup("meta-2022", 0.15, 128, 256, 0.50),
+    Setup("meta-2022", 0.3, 32, 512, 0.70, optimizer=None),
 )
 SMOKE = (Setup("dlrm-small", 0.05, 16, 128, 0.5), Setup("dlrm-small", 0.05, 16, 256, 0.4))
 STEPS = Sizes(dram_bytes=None, warm_up=60, rounds=5, steps=20, peers=False)

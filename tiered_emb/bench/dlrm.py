@@ -354,9 +354,9 @@ def _figures(steps: Steps, batch_size: int, lookups: float) -> dict[str, Any]:
     rounds: Sequence[float] = [s * 1e3 for s in steps.rounds]
     middle = statistics.median(rounds)
     low, high = np.percentile(rounds, [25, 75]).tolist()
-    kept = ("move_ns", "upkeep_ns", "plan_ns", "plan_ahead_ns", "forward_ns", "backward_ns", "announce_ns",
-            "prefetch_stall_ns", "missing_rows", "ssd_blocks_read", "ssd_read_bytes",
-            "ssd_written_bytes")  # fmt: skip
+    kept = ("move_ns", "upkeep_ns", "plan_ns", "plan_ahead_ns", "forward_ns", "backward_ns",
+            "announce_ns", "prefetch_stall_ns", "missing_rows", "ssd_blocks_read",
+            "ssd_read_bytes", "ssd_written_bytes")  # fmt: skip
     return {
         "step_ms": dict(zip(
             ("p50", "p95", "p99"), np.percentile(ms, [50, 95, 99]).tolist(), strict=True
