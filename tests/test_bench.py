@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tiered_emb.bench.bound import (
+    DeviceRates,
     MachineRates,
     StepWork,
     account,
@@ -110,6 +111,29 @@ def test_the_bound_of_a_step() -> None:
     assert busy(ideal(work(), 500), RATES).binding == "layers"
 
 
+def test_the_bound_of_a_step_on_a_device() -> None:
+    """Layers and rows take turns there; the link, dram and the drive work beside it."""
+    rates = replace(RATES, device=DeviceRates(hbm=1e12, up=1e9, down=2e9))
+    took = busy(work(rows_up=3000.0, rows_down=1000.0), rates)
+    assert took.hbm == pytest.approx(1e4 * (100 + 2 * 104) / 1e12)
+    assert took.link == pytest.approx(3000 * 104 / 1e9)  # the other way takes less
+    assert took.dram == pytest.approx(3000 * 104 / 10e9 + 1000 * 104 / 5e9)
+    assert took.bound == took.ssd
+    parts = took.dense + took.hbm + took.link + took.dram + took.ssd
+    assert took.without_overlap == pytest.approx(parts)
+    few = work(
+        optimal_misses=0.0, misses=0.0, blocks_read=0.0, written_bytes=0.0,
+        rows_up=3000.0, rows_down=1000.0,
+    )  # fmt: skip
+    assert busy(few, rates).binding == "layers"
+    assert busy(few, rates).bound == pytest.approx(took.dense + took.hbm)
+    assert busy(replace(few, dense_s=0.0), rates).binding == "link"
+    best = ideal(few, 0, 200)
+    assert (best.rows_up, best.rows_down) == (200, 200)
+    found = efficiency(replace(few, optimal_hbm_misses=200.0, dense_s=0.0), rates, 1e-3, 5e-4)
+    assert found.policy == pytest.approx(200 / 3000)  # of the link
+
+
 def test_neighbouring_blocks_are_one_read() -> None:
     longer = replace(RATES, reads=lambda size: 1e5 if size <= 4096 else 0.8e5)
     assert read_seconds(1000, 0, longer) == 1000 / 1e5
@@ -154,6 +178,8 @@ def test_optimal_misses_of_batches_of_any_length() -> None:
         (["dlrm", "dlrm-small", "--dram", "1", "--no-peers", "--smoke"], "dram"),
         (["dlrm", "dlrm-small", "--batch-size", "0"], "above 0"),
         (["nosuch"], "no command"),
+        (["dlrm", "dlrm-small", "--hbm", "5 apples", "--device", "cpu", "--smoke"], "--hbm"),
+        (["dlrm", "dlrm-small", "--device", "cpu", "--smoke"], "only with --hbm"),
         (["lookup", "--only", "nosuch"], "--only"),
     ],
 )
@@ -170,6 +196,19 @@ def test_bad_input_is_one_line_and_status_2(
 def test_a_gpu_that_is_absent(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "dlrm", "dlrm-small", "--hbm", "1MiB", "--smoke"]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_steps_over_three_tiers(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["dlrm", "dlrm-small", "--hbm", "10%", "--device", "cpu", "--dram", "50%"]
+    assert main(["bench", *argv, "--smoke", "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["runs"][0]
+    tiers, step = run["tiers"], run["contenders"]["tiered"]["a_step"]
+    assert tiers["device"] == "emulated by the processor"
+    assert 0 < tiers["hbm_slots"] < tiers["slots"]
+    assert step["hbm_rows_filled"] > 0
+    assert 0 < run["work"]["optimal_hbm_misses"] <= run["work"]["rows_up"]
+    assert {"tiered, all in dram", "nn.EmbeddingBag"} < set(run["contenders"])
+    assert any("mmap" in name for name in run["left_out"])
 
 
 def test_figures_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

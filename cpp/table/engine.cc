@@ -100,7 +100,6 @@ Status Engine::keep_house(size_t ids) {
 // The mutex is open while the drive works: the store is looked after meanwhile.
 Status Engine::bring(Plan& plan, bool overwrite, Turn& turn) {
   Timer timer(move_ns_);
-  if (upkeep_ != nullptr) upkeep_->wake();
   Plan* const plans[] = {&plan};
   Status filled = mover_.fill(plans, overwrite, thread_pool(), turn.lock());
   if (!filled) {
@@ -123,6 +122,7 @@ Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_upd
     Timer timer(plan_ns_);
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan, thread_pool()));
   }
+  if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
   return bring(plan, overwrite, turn);
 }
 
@@ -138,6 +138,7 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
   Timer timer(plan_ahead_ns_);
   Status planned = planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
   if (planned.code() == StatusCode::kCorruption) house_failure_ = planned;  // is met once only
+  if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
   return planned;
 }
 

@@ -2,12 +2,13 @@
 
 A step is bound by each resource that it uses: it takes no less than the work that it asks of the
 busiest. Without a device the layers, the lookups and the updates share the processor, so their
-times add up there; the drive works beside it. (Of DESIGN.md's formula this is the sum within the
-processor instead of the maximum of what cannot overlap there.)
+times add up there; the drive works beside it. With one they share the device, and beside it work
+the link, dram (rows on their way) and the drive. (Of DESIGN.md's formula this is the sum within the
+processor or device instead of the maximum of what cannot overlap there.)
 
 From the bound to the step that was measured in four factors, whose product is eta:
 
-    policy         bound with the fewest misses (Belady) / with those there were
+    policy         bound with the fewest misses (Belady), of each tier / with those there were
     amplification  ... / with the blocks and bytes that were moved for them
     bandwidth      ... / what each resource was busy, by itself
     overlap        ... / the step
@@ -25,6 +26,15 @@ _SHARE_MAX = 0.94  # of blocks read: runs of 64 KiB, the longest reads that are 
 
 
 @dataclass(frozen=True)
+class DeviceRates:
+    """Bytes a second of a device's memory (read and written count), and of the link each way."""
+
+    hbm: float
+    up: float
+    down: float
+
+
+@dataclass(frozen=True)
 class MachineRates:
     """What a machine can do.
 
@@ -34,6 +44,7 @@ class MachineRates:
         reads_per_s: random reads/s of one block of the drive; 0: no drive.
         write_bytes_per_s: of long writes to the drive.
         reads: reads/s of so many bytes (longer than a block); None: as many as of one block.
+        device: that does layers and rows; None: the processor does.
     """
 
     gather: Callable[[float], float]
@@ -41,6 +52,7 @@ class MachineRates:
     reads_per_s: float
     write_bytes_per_s: float
     reads: Callable[[float], float] | None = None
+    device: DeviceRates | None = None
 
 
 @dataclass(frozen=True)
@@ -57,6 +69,8 @@ class StepWork:
         misses: rows that were.
         blocks_read, written_bytes: what the drive was asked for.
         store_blocks: that all rows take, packed; 0: very many more than are read.
+        optimal_hbm_misses: rows moved to the device by the best cache of its size.
+        rows_up, rows_down: that were moved to it and back.
     """
 
     dense_s: float
@@ -70,50 +84,72 @@ class StepWork:
     blocks_read: float = 0.0
     written_bytes: float = 0.0
     store_blocks: float = 0.0
+    optimal_hbm_misses: float = 0.0
+    rows_up: float = 0.0
+    rows_down: float = 0.0
 
 
 @dataclass(frozen=True)
 class Busy:
-    """Seconds of a step for which each resource has work."""
+    """Seconds of a step for which each resource has work; `hbm` and `link` with a device only."""
 
     dense: float
     dram: float
     ssd: float = 0.0
+    hbm: float | None = None
+    link: float = 0.0
 
     @property
-    def processor(self) -> float:
-        """The layers and the rows in dram."""
-        return self.dense + self.dram
+    def groups(self) -> tuple[dict[str, float], ...]:
+        """Resources that work side by side; those of one group take turns."""
+        layers, dram, ssd = {"layers": self.dense}, {"dram": self.dram}, {"ssd": self.ssd}
+        if self.hbm is None:
+            return {**layers, **dram}, ssd
+        return {**layers, "hbm": self.hbm}, {"link": self.link}, dram, ssd
 
     @property
     def bound(self) -> float:
-        """Of the busiest."""
-        return max(self.processor, self.ssd)
+        """Of the busiest group."""
+        return max(sum(group.values()) for group in self.groups)
 
     @property
     def binding(self) -> str:
-        """The busiest: "layers", "dram" or "ssd"."""
-        if self.ssd > self.processor:
-            return "ssd"
-        return "layers" if self.dense >= self.dram else "dram"
+        """The busiest of the busiest group: "layers", "hbm", "link", "dram" or "ssd"."""
+        busiest = max(self.groups, key=lambda group: sum(group.values()))
+        return max(busiest, key=lambda name: busiest[name])
 
     @property
     def without_overlap(self) -> float:
         """Their sum."""
-        return self.processor + self.ssd
+        return sum(sum(group.values()) for group in self.groups)
 
 
 def busy(work: StepWork, rates: MachineRates) -> Busy:
     """What the work takes each resource at its limit."""
-    dram = work.unique_rows * work.weight_bytes / rates.gather(work.weight_bytes)
-    if work.trains:
-        dram += work.unique_rows * work.row_bytes / rates.update(work.row_bytes)
+    read = work.unique_rows * work.weight_bytes
+    updated = work.unique_rows * work.row_bytes if work.trains else 0.0
+    ssd = _ssd_seconds(work, rates)
+    if rates.device is None:
+        dram = read / rates.gather(work.weight_bytes)
+        dram += updated / rates.update(work.row_bytes)
+        return Busy(work.dense_s, dram, ssd)
+    up, down = work.rows_up * work.row_bytes, work.rows_down * work.row_bytes
+    return Busy(
+        dense=work.dense_s,
+        dram=up / rates.gather(work.row_bytes) + down / rates.update(work.row_bytes),
+        ssd=ssd,
+        hbm=(read + 2 * updated) / rates.device.hbm,
+        link=max(up / rates.device.up, down / rates.device.down),
+    )
+
+
+def _ssd_seconds(work: StepWork, rates: MachineRates) -> float:
     ssd = 0.0
     if work.blocks_read:
         ssd += read_seconds(work.blocks_read, work.store_blocks, rates)
     if work.written_bytes:
         ssd += work.written_bytes / rates.write_bytes_per_s
-    return Busy(work.dense_s, dram, ssd)
+    return ssd
 
 
 def read_seconds(blocks: float, store_blocks: float, rates: MachineRates) -> float:
@@ -133,12 +169,16 @@ def distinct_blocks(rows: float, blocks: float) -> float:
     return -blocks * math.expm1(-rows / blocks)
 
 
-def ideal(work: StepWork, misses: float) -> StepWork:
-    """The same with so many misses: the blocks that they lie in are read. In training each row that
-    leaves for one is written back, but no more than was written: some leave as they came."""
+def ideal(work: StepWork, misses: float, rows_up: float = 0.0) -> StepWork:
+    """The same with so many misses and rows moved to the device: the blocks that they lie in are
+    read. In training each row that leaves for one is written back, but no more than was: some leave
+    as they came."""
     written = min(misses * work.row_bytes, work.written_bytes) if work.trains else 0.0
     blocks = distinct_blocks(misses, work.store_blocks) if work.store_blocks else misses
-    return replace(work, blocks_read=blocks, written_bytes=written)
+    return replace(
+        work, blocks_read=blocks, written_bytes=written,
+        rows_up=rows_up, rows_down=min(rows_up, work.rows_down),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -179,8 +219,8 @@ def efficiency(work: StepWork, rates: MachineRates, step_s: float, busy_s: float
         busy_s: what the busiest resource took by itself, measured: the processor's part of a step
             that fetches in line, or the fetching.
     """
-    best = busy(ideal(work, work.optimal_misses), rates)
-    as_missed = busy(ideal(work, work.misses), rates)
+    best = busy(ideal(work, work.optimal_misses, work.optimal_hbm_misses), rates)
+    as_missed = busy(ideal(work, work.misses, work.rows_up), rates)
     as_moved = busy(work, rates)
     return Efficiency(
         step_s=step_s,

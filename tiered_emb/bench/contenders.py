@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, cast
 
 import numpy as np
@@ -37,12 +38,13 @@ Watch = Callable[[Iterable[Any], int, str], Iterable[Any]]
 
 @dataclass(frozen=True)
 class Training:
-    """How a model is trained, or only looked up."""
+    """How a model is trained, or only looked up; its layers on `device`."""
 
     optimizer: str = "rowwise-adagrad"
     lr: float = 0.05
     dtype: torch.dtype = torch.float32
     trains: bool = True
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
 
 
 @dataclass
@@ -66,6 +68,8 @@ class Contender:
         name: in reports.
         embeddings: the embedding part.
         embedding_optimizer: of its parameters, if it has any.
+
+    The layers are on `training.device`.
     """
 
     def __init__(
@@ -80,17 +84,20 @@ class Contender:
         self.steps = Steps()
         self._embeddings = embeddings
         self._training = training
+        self._clock = _Clock(training.device)
         self._optimizers: list[torch.optim.Optimizer] = []
         self._model: nn.Module | None = None
         self._grads: list[torch.Tensor] = []
         if workload.has_layers:
-            self._model = workload.model(embeddings)
+            self._model = workload.model(embeddings).to(training.device)
             own = {id(p) for p in _parameters_of(embeddings)}
             dense = [p for p in self._model.parameters() if id(p) not in own]
             self._optimizers.append(torch.optim.Adam(dense, lr=1e-3))
         else:
             shape = (workload.batch_size, workload.dim)
-            self._grads = [torch.randn(shape).to(training.dtype) for _ in workload.rows]
+            self._grads = [
+                torch.randn(shape).to(training.device, training.dtype) for _ in workload.rows
+            ]
         if embedding_optimizer is not None:
             self._optimizers.append(embedding_optimizer)
 
@@ -98,15 +105,16 @@ class Contender:
         """One round: steps on all batches."""
         before = self.counters()
         cpu = time.process_time()
-        times = [time.perf_counter()]
+        self._clock.start()
         for batch in self.loop(batches):
             self._step(batch)
-            times.append(time.perf_counter())
+            self._clock.tick()
+        seconds = self._clock.stop()
         if not counts:
             return
         self.steps.cpu_seconds.append((time.process_time() - cpu) / len(batches))
-        self.steps.seconds += list(np.diff(times))
-        self.steps.rounds.append((times[-1] - times[0]) / len(batches))
+        self.steps.seconds += seconds
+        self.steps.rounds.append(sum(seconds) / len(batches))
         after = self.counters()
         self.steps.counters.append({k: (after[k] - before[k]) / len(batches) for k in after})
 
@@ -121,20 +129,57 @@ class Contender:
     def close(self) -> None:
         """Gives its memory back."""
 
+    def _features(self, batch: Batch) -> Mapping[str, BagInput]:
+        """The ids, where the embedding part takes them."""
+        return batch.sparse
+
     def _step(self, batch: Batch) -> None:
         with torch.set_grad_enabled(self._training.trains):
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
             if self._model is None:
-                outs = list(self._embeddings(batch.sparse).values())
+                outs = list(self._embeddings(self._features(batch)).values())
             else:
-                logits = self._model(batch.dense, batch.sparse)
-                outs = [F.binary_cross_entropy_with_logits(logits, batch.labels)]
+                device = self._training.device
+                logits = self._model(batch.dense.to(device), self._features(batch))
+                labels = batch.labels.to(device)
+                outs = [F.binary_cross_entropy_with_logits(logits, labels)]
             if not self._training.trains:
                 return
             torch.autograd.backward(outs, self._grads or None)
         for optimizer in self._optimizers:
             optimizer.step()
+
+
+class _Clock:
+    """Times steps: by the processor's clock, or, where a device lags behind, by the device's."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._is_device = device.type == "cuda"
+        self._times: list[Any] = []
+
+    def start(self) -> None:
+        """Of a round; what a device has been given before is done."""
+        if self._is_device:
+            torch.cuda.synchronize()
+        self._times = []
+        self.tick()
+
+    def tick(self) -> None:
+        """A step has ended, or, on a device, will have."""
+        if not self._is_device:
+            self._times.append(time.perf_counter())
+            return
+        event = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+        event.record()
+        self._times.append(event)
+
+    def stop(self) -> list[float]:
+        """Seconds of each step."""
+        if not self._is_device:
+            return [float(s) for s in np.diff(self._times)]
+        torch.cuda.synchronize()
+        return [a.elapsed_time(b) / 1e3 for a, b in pairwise(self._times)]
 
 
 def _parameters_of(embeddings: Any) -> Iterable[nn.Parameter]:
@@ -223,8 +268,9 @@ class Dense(Contender):
     """The layers alone: pooled rows are constants, whose gradients are computed."""
 
     def __init__(self, workload: Workload, training: Training) -> None:
+        shape = (workload.batch_size, workload.dim)
         pooled = {
-            name: torch.rand(workload.batch_size, workload.dim, requires_grad=training.trains)
+            name: torch.rand(shape, device=training.device).requires_grad_(training.trains)
             for name in workload.rows
         }
         self._pooled = pooled
@@ -250,11 +296,22 @@ class TorchBags(Contender):
         rows: Mapping[str, int] | None = None,
         name: str = "nn.EmbeddingBag",
     ) -> None:
-        self._bags = BagCollection(rows or workload.rows, workload.dim)
+        self._bags = BagCollection(rows or workload.rows, workload.dim).to(training.device)
         for bag in self._each():
             weight = bag.weight.detach().to(training.dtype).uniform_(-INIT_LIMIT, INIT_LIMIT)
             bag.weight = nn.Parameter(weight)
         super().__init__(name, workload, training, self._bags, self._row_optimizer(training))
+
+    def _features(self, batch: Batch) -> Mapping[str, BagInput]:
+        device = self._training.device
+        if device.type == "cpu":
+            return batch.sparse
+        return {
+            name: (value[0].to(device), value[1].to(device))
+            if isinstance(value, tuple)
+            else value.to(device)
+            for name, value in batch.sparse.items()
+        }
 
     def _each(self) -> list[nn.EmbeddingBag]:
         return [cast(nn.EmbeddingBag, bag) for bag in self._bags.bags]
@@ -292,6 +349,8 @@ class Fbgemm(Contender):
     @staticmethod
     def why_not(training: Training) -> str | None:
         """Why it cannot run, or None."""
+        if training.device.type != "cpu":
+            return "the layers are on a device"
         try:
             import fbgemm_gpu  # noqa: F401
         except ImportError:
@@ -354,8 +413,10 @@ class _FbgemmTables:
         return dict(zip(self._names, pooled.split(self._dim, dim=1), strict=True))
 
 
-def free_bytes() -> int:
-    """Memory that is free, or holds nothing but clean pages of files."""
+def free_bytes(device: torch.device | None = None) -> int:
+    """Memory of a device that is free; of this machine, or holding nothing but clean pages."""
+    if device is not None and device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     with open("/proc/meminfo", encoding="ascii") as file:
         for line in file:
             if line.startswith("MemAvailable:"):

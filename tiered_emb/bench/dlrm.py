@@ -48,6 +48,7 @@ class Sizes:
 
     Args:
         dram_bytes: budget; None: all rows, and no drive.
+        hbm: slots on a device, above dram; None: none.
         rows_ahead, ids_ahead: batches; see `te.Prefetcher`.
         warm_up: steps before the first that counts.
         rounds, steps: that count, and steps of a round.
@@ -56,6 +57,7 @@ class Sizes:
     """
 
     dram_bytes: int | None
+    hbm: te.HBM | None = None
     rows_ahead: int = 4
     ids_ahead: int = 16
     warm_up: int = 100
@@ -94,17 +96,17 @@ class _Run:
         self.ids.append(np.concatenate(rows).astype(np.int64))
         self.begins.append(self.begins[-1] + len(self.ids[-1]))
 
-    def optimal_misses(self, capacity: int, warm_up: int) -> float:
+    def optimal_misses(self, capacity: int, warm_up: int, is_filled: bool = True) -> float:
         """Rows a step that the best cache of so many rows would have read, of steps that count.
 
-        It begins as the tables do, with the rows that were written last.
+        It begins as dram does, with the rows that were written last, or empty, as a device.
         """
         total = self.workload.total_rows
-        filled = np.arange(max(total - capacity, 0), total)
+        filled = np.arange(max(total - capacity, 0) if is_filled else total, total)
         ids = np.concatenate([filled, *self.ids])
         begins = np.array([0, *(len(filled) + b for b in self.begins)], dtype=np.int64)
         found: tuple[int, int] = optimal_misses_of_batches(
-            ids, total, capacity, begins, warm_up + 1
+            ids, total, max(capacity, 1), begins, warm_up + 1
         )
         return sum(found) / (len(self.begins) - 1 - warm_up)
 
@@ -151,7 +153,9 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
 
     tiers = None
     if sizes.dram_bytes is not None:
-        tiers = te.Tiers(dram=sizes.dram_bytes, ssd=str(folder / "tiered"))
+        tiers = te.Tiers(hbm=sizes.hbm, dram=sizes.dram_bytes, ssd=str(folder / "tiered"))
+    elif sizes.hbm is not None:
+        tiers = te.Tiers(hbm=sizes.hbm)
     tables = make_tables(workload, training, tiers, run.watch)
     stack.callback(tables.close)
     ahead = (sizes.rows_ahead, sizes.ids_ahead) if sizes.dram_bytes is not None else (0, 0)
@@ -161,9 +165,11 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
     add(Dense(workload, training))
     bytes_of_rows = tables.row_bytes
     makers: dict[str, tuple[int, Callable[[], Contender]]] = {}
-    if tiers is not None:
+    hbm_alone = None if sizes.hbm is None else te.Tiers(hbm=sizes.hbm)
+    if sizes.dram_bytes is not None:
         makers[IN_DRAM] = (bytes_of_rows, lambda: Tiered(
-            IN_DRAM, workload, training, make_tables(workload, training, None, run.watch)
+            IN_DRAM, workload, training,
+            make_tables(workload, training, hbm_alone, run.watch),
         ))  # fmt: skip
     if sizes.peers:
         makers["nn.EmbeddingBag"] = (bytes_of_rows, lambda: TorchBags(workload, training))
@@ -173,7 +179,7 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
         else:
             run.left_out["FBGEMM (CPU)"] = why
     for name, (needed, make) in makers.items():
-        free = int(free_bytes() * _MEMORY_SHARE)
+        free = int(free_bytes(None if name == IN_DRAM else training.device) * _MEMORY_SHARE)
         if needed > free:
             run.left_out[name] = f"needs {format_bytes(needed)}; {format_bytes(free)} may be used"
         else:
@@ -191,6 +197,8 @@ def _open_mmap(run: _Run, folder: Path, stack: ExitStack) -> None:
         run.left_out[name] = "for training with sgd or rowwise-adagrad only"
     elif run.training.dtype is not torch.float32:
         run.left_out[name] = "for float32 only"
+    elif run.sizes.hbm is not None:
+        run.left_out[name] = "its rows and layers are the processor's"
     else:
         try:
             run.mmap = mmap_peer.MmapPeer(
@@ -273,6 +281,9 @@ def _report(run: _Run, rates: MachineRates, warm_up: int) -> dict[str, Any]:
             "dram_share": min(1.0, (sizes.dram_bytes or all_rows) / all_rows),
             "ssd": sizes.dram_bytes is not None,
             "slots": stats.slots,
+            "hbm_bytes": 0 if sizes.hbm is None else sizes.hbm.size,
+            "hbm_slots": stats.hbm_slots,
+            "device": None if sizes.hbm is None else _name_of(training.device),
         },
         "rows_ahead": sizes.rows_ahead,
         "ids_ahead": sizes.ids_ahead,
@@ -297,15 +308,15 @@ def _report(run: _Run, rates: MachineRates, warm_up: int) -> dict[str, Any]:
 def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
     tiered = run.contenders[TIERED]
     assert isinstance(tiered, Tiered)
-    on_drive = run.sizes.dram_bytes is not None
+    on_drive, has_hbm = run.sizes.dram_bytes is not None, run.sizes.hbm is not None
     steps = [run.contenders[name].steps for name in (TIERED, IN_LINE) if name in run.contenders]
 
     def mean(name: str) -> float:
         """Of both, as the optimum counts the batches of both."""
-        values = [c[name] for s in steps for c in s.counters]
-        return statistics.mean(values) if on_drive else 0.0
+        return statistics.mean(c[name] for s in steps for c in s.counters)
 
     size = run.training.dtype.itemsize
+    guests = mean("hbm_rows_in_dram")  # they go to the device, too, and come back
     return StepWork(
         dense_s=statistics.median(run.contenders[LAYERS].steps.rounds),
         lookups=(run.begins[-1] - run.begins[warm_up]) / (len(run.begins) - 1 - warm_up),
@@ -314,10 +325,15 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
         row_bytes=tiered.tables.row_bytes // run.workload.total_rows,
         trains=run.training.trains,
         optimal_misses=run.optimal_misses(slots, warm_up) if on_drive else 0.0,
-        misses=mean("rows_filled_from_ssd"),
-        blocks_read=mean("ssd_blocks_read"),
-        written_bytes=mean("ssd_written_bytes"),
+        misses=mean("rows_filled_from_ssd") if on_drive else 0.0,
+        blocks_read=mean("ssd_blocks_read") if on_drive else 0.0,
+        written_bytes=mean("ssd_written_bytes") if on_drive else 0.0,
         store_blocks=tiered.tables.stats().ssd_rows_bytes / BLOCK_BYTES if on_drive else 0.0,
+        optimal_hbm_misses=(
+            run.optimal_misses(tiered.tables.stats().hbm_slots, warm_up, False) if has_hbm else 0.0
+        ),
+        rows_up=mean("hbm_rows_filled") + guests,
+        rows_down=mean("hbm_rows_spilled") + guests * run.training.trains,
     )
 
 
@@ -332,6 +348,12 @@ def _parts(steps: Steps, dense_s: float) -> dict[str, float]:
     }
     parts = {part: _median(steps, name) / _NS for part, name in names.items()}
     return {**parts, "layers": dense_s}
+
+
+def _name_of(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return "emulated by the processor"
 
 
 def _median(steps: Steps, name: str) -> float:
@@ -356,7 +378,8 @@ def _figures(steps: Steps, batch_size: int, lookups: float) -> dict[str, Any]:
     low, high = np.percentile(rounds, [25, 75]).tolist()
     kept = ("move_ns", "upkeep_ns", "plan_ns", "plan_ahead_ns", "forward_ns", "backward_ns",
             "announce_ns", "prefetch_stall_ns", "missing_rows", "ssd_blocks_read",
-            "ssd_read_bytes", "ssd_written_bytes")  # fmt: skip
+            "ssd_read_bytes", "ssd_written_bytes", "hbm_rows_hit", "hbm_rows_filled",
+            "hbm_rows_spilled", "hbm_rows_in_dram")  # fmt: skip
     return {
         "step_ms": dict(zip(
             ("p50", "p95", "p99"), np.percentile(ms, [50, 95, 99]).tolist(), strict=True

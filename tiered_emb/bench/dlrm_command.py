@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -65,7 +65,8 @@ def _add_tiers(group: Any) -> None:
         default=["10%"],
         help="64MiB, or 10%% of the rows (10%%); 100%%: no SSD; of several, peers run at the first",
     )
-    add("--hbm", metavar="SIZE", help="slots on the GPU, above dram (not measured yet)")
+    add("--hbm", metavar="SIZE", help="slots on a device, above dram: 8GiB, or 5%% of the rows")
+    add("--device", metavar="D", help="of --hbm: cuda, or cpu, which emulates one (cuda)")
     add("--rows-ahead", metavar="N", type=int, default=4, help="batches prefetched (4)")
     add("--ids-ahead", metavar="N", type=int, default=16, help="batches known ahead (16)")
 
@@ -96,6 +97,7 @@ class Plan:
     training: Training
     budgets: list[int]
     total_bytes: int
+    hbm: te.HBM | None = None
 
 
 def plan_of(args: argparse.Namespace) -> Plan:
@@ -108,23 +110,27 @@ def plan_of(args: argparse.Namespace) -> Plan:
         te.set_num_threads(args.threads)
     workload = _workload(args)
     training = Training(args.optimizer, 0.05, getattr(torch, args.dtype), not args.inference)
+    if args.device is not None and args.hbm is None:
+        raise DataError(f"--device {args.device}: only with --hbm")
     total = row_bytes(workload, training) * workload.total_rows
     budgets = [dram_bytes("--dram", size, total) for size in args.dram]
-    if args.hbm is not None:
-        _check_hbm(args.hbm)
+    hbm = None if args.hbm is None else _hbm(args, total)
+    if hbm is not None:
+        training = replace(training, device=hbm.torch_device)
     with options.store_folder(args, _COPIES * total if min(budgets) < total else 0):
         pass  # it says what is wrong with --dir
-    return Plan(workload, training, budgets, total)
+    return Plan(workload, training, budgets, total, hbm)
 
 
 def measure_all(args: argparse.Namespace, plan: Plan, limits: Limits) -> list[dict[str, Any]]:
     """A run for each size of dram."""
     workload, training, total = plan.workload, plan.training, plan.total_bytes
-    rates = options.rates_of(limits, args.threads)
+    rates = options.rates_of(limits, args.threads, with_device=training.device.type == "cuda")
     runs = []
     for i, budget in enumerate(plan.budgets):
         sizes = Sizes(
             dram_bytes=None if budget >= total else budget,
+            hbm=plan.hbm,
             rows_ahead=args.rows_ahead,
             ids_ahead=args.ids_ahead,
             warm_up=args.warm_up,
@@ -146,8 +152,8 @@ def given(args: argparse.Namespace) -> list[str]:
     flags = [
         f"--{name.replace('_', '-')}" for name in ("inference", "no_peers") if getattr(args, name)
     ]
-    names = ("label", "threads", "scale", "dim", "batch_size", "optimizer", "dtype", "warm_up",
-             "rounds", "steps", "rows_ahead", "ids_ahead")  # fmt: skip
+    names = ("hbm", "device", "label", "threads", "scale", "dim", "batch_size", "optimizer",
+             "dtype", "warm_up", "rounds", "steps", "rows_ahead", "ids_ahead")  # fmt: skip
     options_given = [
         f"--{name.replace('_', '-')} {getattr(args, name)}"
         for name in names
@@ -156,15 +162,12 @@ def given(args: argparse.Namespace) -> list[str]:
     return [args.model, f"--dram {' '.join(args.dram)}", *options_given, *flags]
 
 
-def _check_hbm(size: str) -> None:
+def _hbm(args: argparse.Namespace, total_bytes: int) -> te.HBM:
+    size = dram_bytes("--hbm", args.hbm, total_bytes)
     try:
-        te.HBM(size)
+        return te.HBM(size, args.device)
     except (ValueError, RuntimeError) as error:
-        raise DataError(f"--hbm {size}: {error}") from error
-    raise DataError(
-        f"--hbm {size}: steps on a GPU are not measured here yet; benchmarks/bench_gpu.py times "
-        "lookups there"
-    )
+        raise DataError(f"--hbm {args.hbm}: {error}") from error
 
 
 def _workload(args: argparse.Namespace) -> Workload:
@@ -186,8 +189,10 @@ def text_of(report: Mapping[str, Any]) -> str:
 def run_text(run: Mapping[str, Any]) -> str:
     """One run: contenders, then the bound and where the time goes."""
     work, tiers, load = run["work"], run["tiers"], run["workload"]
+    device = tiers["device"]
+    hbm = f"hbm {bytes_text(tiers['hbm_bytes'])} ({device}), " if device else ""
     size = (
-        f"{load['rows']:,} rows, {bytes_text(load['all_rows_bytes'])}; dram "
+        f"{load['rows']:,} rows, {bytes_text(load['all_rows_bytes'])}; {hbm}dram "
         f"{bytes_text(tiers['dram_bytes'])} ({tiers['dram_share']:.0%}); batch "
         f"{load['batch_size']}, {load['lookups_a_step']:,.0f} lookups of "
         f"{work['unique_rows']:,.0f} rows a step"
@@ -222,5 +227,10 @@ def run_text(run: Mapping[str, Any]) -> str:
         lines.append(
             f"rows in dram: {run['row_hit_ratio']:.1%} of a batch's; the best cache of this size "
             f"would have {run['optimal_hit_ratio']:.1%}"
+        )
+    if device:
+        lines.append(
+            f"rows moved to the device: {work['rows_up']:,.0f} a step, {work['rows_down']:,.0f} "
+            f"back; the best cache of this size would have moved {work['optimal_hbm_misses']:,.0f}"
         )
     return "\n".join(lines)

@@ -35,6 +35,7 @@ def run(args: argparse.Namespace) -> int:
         wanted = {name: study for name, study in every.items() if name in args.only}
         found = measure(wanted, effort, options.watch)
     argv = [] if set(args.only) == set(every) else ["--only", *args.only]
+    argv += [] if args.smoke else ["--rounds", str(args.rounds)]
     return options.finish(args, "lookup", argv, {"studies": found}, None, text_of)
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from tiered_emb.bench.bound import MachineRates
+from tiered_emb.bench.bound import DeviceRates, MachineRates
 from tiered_emb.bench.limits import Limits, measure
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.report import drawing, files_in, write_report_of
@@ -72,9 +72,17 @@ def limits_of(args: argparse.Namespace, with_drive: bool = True) -> Limits:
         return Limits.current(directory, args.remeasure, say=say, progress=progress)
 
 
-def rates_of(limits: Limits, threads: int | None = None) -> MachineRates:
+def rates_of(limits: Limits, threads: int | None = None, with_device: bool = False) -> MachineRates:
     """What the bound computes with; `threads` of the processor, None: all."""
-    ssd, dram = limits.ssd, limits.dram
+    ssd, dram, link = limits.ssd, limits.dram, limits.link
+    device = None
+    if with_device:
+        assert link is not None  # measured wherever there is CUDA
+        device = DeviceRates(
+            link.device_copy_bytes_per_s.median,
+            link.host_to_device_bytes_per_s.median,
+            link.device_to_host_bytes_per_s.median,
+        )
     if threads is not None:
         kept = tuple(r for r in dram.rows if r.threads == threads)
         if not kept:
@@ -88,6 +96,7 @@ def rates_of(limits: Limits, threads: int | None = None) -> MachineRates:
         reads_per_s=0.0 if ssd is None else ssd.best_reads_per_s(4096),
         write_bytes_per_s=0.0 if ssd is None else ssd.sequential_write_bytes_per_s.median,
         reads=None if ssd is None else ssd.best_reads_per_s,
+        device=device,
     )
 
 

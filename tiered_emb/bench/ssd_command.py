@@ -48,7 +48,8 @@ def run(args: argparse.Namespace) -> int:
             points = _measure(args, limits, folder / "store")
         except (ValueError, MemoryError) as error:  # a budget too small
             raise DataError(str(error)) from error
-    argv = [f"--rows {args.rows}", f"--dim {args.dim}", f"--batch {args.batch}"]
+    argv = [f"--rows {args.rows}", f"--dim {args.dim}", f"--batch {args.batch}",
+            f"--rounds {args.rounds}"]  # fmt: skip
     return options.finish(args, "ssd", argv, {"points": points}, limits, text_of)
 
 

@@ -74,7 +74,7 @@ class DLRM(nn.Module):
     def forward(self, dense: torch.Tensor, sparse: Mapping[str, BagInput]) -> torch.Tensor:
         """Logits of a batch."""
         if self.dense_features == 0:
-            dense = torch.ones(dense.shape[0], 1)
+            dense = torch.ones(dense.shape[0], 1, device=dense.device)
         pooled = self.embeddings(sparse)
         low = cast(torch.Tensor, self.bottom(dense))
         vectors = torch.stack([low, *(pooled[name].to(low.dtype) for name in self.tables)], dim=1)

@@ -57,7 +57,7 @@ class RowwiseAdagrad(torch.optim.Optimizer):
         super().__init__(params, {"lr": lr, "eps": eps})
         for group in self.param_groups:
             for p in group["params"]:
-                self.state[p]["sum"] = torch.zeros(p.shape[0], dtype=torch.float32)
+                self.state[p]["sum"] = torch.zeros(p.shape[0], dtype=torch.float32, device=p.device)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]

@@ -61,14 +61,16 @@ def groups(runs: Sequence[Run]) -> list[Group]:
     """Runs that differ in their tiers only, together."""
     found: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
-        load, training = run["workload"], run["training"]
+        load, training, tiers = run["workload"], run["training"], run["tiers"]
+        device = tiers.get("device")
+        hbm = f", hbm of {bytes_tick(tiers['hbm_bytes'])} ({device})" if device else ""
         key = (load["name"], load["rows"], load["dim"], load["batch_size"], training["optimizer"],
-               training["dtype"])  # fmt: skip
+               training["dtype"], hbm)  # fmt: skip
         found.setdefault(key, []).append(run)
     result, slugs = [], set[str]()
-    for (name, rows, dim, batch, optimizer, dtype), of_key in found.items():
+    for (name, rows, dim, batch, optimizer, dtype, hbm), of_key in found.items():
         what = f"training with {optimizer}" if optimizer else "inference"
-        title = f"{name}, {rows:,} rows of {dim} x {dtype}, batch {batch:,}, {what}"
+        title = f"{name}, {rows:,} rows of {dim} x {dtype}, batch {batch:,}, {what}{hbm}"
         own = slug(name) if slug(name) not in slugs else f"{slug(name)}-{len(slugs) + 1}"
         slugs.add(own)
         ordered = sorted(of_key, key=lambda run: run["tiers"]["dram_share"])
