@@ -34,7 +34,7 @@ class Reclaimer {
   uint64_t rows_bytes(const RowOwner& owner) const;
   bool is_at_work() const { return !victim_.is_none(); }
   // Works until nothing asks for it, nothing is worth it, survivors find no space, the next chunk
-  // has not arrived and `wait` is false, or `chunks_max` chunks are done; then the next one is being
+  // has not arrived and `wait` is false, or `chunks_max` chunks are done; then the next is being
   // read. Lack of space is not an error here: the next put reports it. A victim that cannot be read
   // is an error once, and then left alone.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait);

@@ -75,6 +75,7 @@ class MmapPeer:
                 start_new_session=True,  # a Ctrl-C is for the parent
             )
             options = {**asdict(training), "dtype": str(training.dtype).removeprefix("torch.")}
+            del options["device"]  # the processor
             self._tell(
                 name=workload.name,
                 scale=scale,
