@@ -188,8 +188,8 @@ bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in i
 	    {} </dev/null >$$log 2>&1 || { cat $$log; echo "FAILED: {}" >&2; exit 255; }; \
 	    echo "{}: $$((SECONDS - start)) s"'
 
-# With the Python that has a CUDA build of torch, pytest and hypothesis; not .venv, whose torch has no
-# CUDA: make gpu-check GPU_PYTHON=python3
+# With the Python that has a CUDA build of torch, pytest, hypothesis and what the package needs; not
+# .venv, whose torch has no CUDA: make gpu-check GPU_PYTHON=python3
 GPU_PYTHON ?= python3
 GPU_SITE := $(CURDIR)/build/gpu
 gpu-check: ## tests and benchmarks on a GPU; says so where there is none

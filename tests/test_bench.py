@@ -211,6 +211,20 @@ def test_steps_over_three_tiers(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("mmap" in name for name in run["left_out"])
 
 
+def test_a_device_with_less_room_than_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
+    argv = ["dlrm", "dlrm-small", "--hbm", "12KiB", "--device", "cpu", "--dram", "50%"]
+    assert main(["bench", *argv, "--no-peers", "--smoke", "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["runs"][0]
+    step, slots = run["contenders"]["tiered"]["a_step"], run["tiers"]["hbm_slots"]
+    assert 0 < slots < run["work"]["unique_rows"]
+    assert step["hbm_rows_in_dram"] > 0
+    assert step["hbm_rows_spilled"] > 0
+    # No cache has room for more; this processor's kernels use what has none where it is.
+    beyond = run["work"]["unique_rows"] - slots
+    assert run["work"]["optimal_hbm_misses"] == pytest.approx(beyond, rel=0.05)
+    assert run["work"]["rows_up"] == pytest.approx(step["hbm_rows_filled"], rel=0.5)
+
+
 def test_figures_go_to_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["bench", "cache", "--smoke", "--rows", "500", "--json", "--out", str(tmp_path)]
     assert main(argv) == 0

@@ -67,7 +67,7 @@ def test_space_is_given_back_while_nobody_calls(tmp_path: Path) -> None:
     tiers = te.Tiers(dram="1MiB", ssd=te.SSD(tmp_path / "store"))
     with te.TieredEmbedding(ROWS, DIM, tiers=tiers, optimizer=te.optim.SGD(lr=0.1)) as bag:
         bag.write_rows(torch.arange(ROWS), torch.rand(ROWS, DIM))
-        for _ in range(8):  # each writes more than a hundred segments of 16 KiB
+        for _ in range(8):  # each spills about 25 segments of 16 KiB
             bag(torch.randperm(ROWS)[: ROWS // 4], torch.arange(ROWS // 4)).sum().backward()
         deadline = time.monotonic() + 20
         while bag.stats().space_amplification > 1.5 and time.monotonic() < deadline:

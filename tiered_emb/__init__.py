@@ -36,6 +36,7 @@ from tiered_emb.stats import Stats
 from tiered_emb.table_files import export_rows, import_rows
 from tiered_emb.threads import get_num_threads, set_num_threads
 from tiered_emb.tiers import HBM, SSD, Tiers
+from tiered_emb.trace.record import record_trace
 
 __version__ = _version("tiered-emb")
 
@@ -61,6 +62,7 @@ __all__ = [
     "load",
     "not_prefetched",
     "optim",
+    "record_trace",
     "save",
     "set_num_threads",
 ]

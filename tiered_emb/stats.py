@@ -102,7 +102,7 @@ class Stats:
     plan_ahead_ns: int
     """Planning of batches that were prefetched."""
     upkeep_ns: int
-    """Giving space of the store back before a batch, likewise."""
+    """Looking after the store before a batch, likewise: giving space back, above all."""
     move_ns: int
     """Fetching rows while the model waited."""
     forward_ns: int

@@ -48,7 +48,7 @@ class BackgroundUpkeep {
   // Guarded by mutex_:
   std::thread thread_;
   bool stopped_ = false;
-  bool is_wanted_ = false;  // a poll has found need since the thread last looked
+  bool is_wanted_ = false;  // need was found since the thread last looked
   Status failure_;
 };
 

@@ -153,8 +153,9 @@ class LogStore {
   // counts or not: what the space bound is relative to.
   uint64_t rows_bytes(const RowOwner& owner) const;
   // Reclaims as long as there is need, at most `chunks_max` chunks of a segment (half a MiB each).
-  // Chunks are read in the background; without `wait` the call returns when the next has not
-  // arrived. Survivors that find no space end it early without an error: the next put reports that.
+  // Chunks are read in the background, and at the end of a call the next one still is; without
+  // `wait` the call returns when it has not arrived. Survivors that find no space end it early
+  // without an error: the next put reports that.
   Status reclaim(RowOwner& owner, uint32_t chunks_max, bool wait = true);
   // For whoever puts rows, once in a while: how many chunks it should reclaim. Where the need is
   // urgent, up to eight times what was put since the last call, so that space stays bounded however

@@ -100,6 +100,7 @@ Status Engine::keep_house(size_t ids) {
 // The mutex is open while the drive works: the store is looked after meanwhile.
 Status Engine::bring(Plan& plan, bool overwrite, Turn& turn) {
   Timer timer(move_ns_);
+  if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
   Plan* const plans[] = {&plan};
   Status filled = mover_.fill(plans, overwrite, thread_pool(), turn.lock());
   if (!filled) {
@@ -122,7 +123,6 @@ Status Engine::plan_locked(std::span<const FeatureInput> features, bool will_upd
     Timer timer(plan_ns_);
     TE_RETURN_IF_ERROR(planner_.plan(features, will_update, plan, thread_pool()));
   }
-  if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
   return bring(plan, overwrite, turn);
 }
 

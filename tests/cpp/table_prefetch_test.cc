@@ -1,6 +1,8 @@
 // Prefetched batches at named points of their way: what may happen while the drive holds a read
 // back, and when it fails.
 #include <boost/test/unit_test.hpp>
+#include <chrono>
+#include <future>
 #include <memory>
 #include <string>
 #include <thread>
@@ -34,6 +36,26 @@ BOOST_AUTO_TEST_CASE(batches_train_while_rows_of_a_later_one_are_read) {
   bench.gate.open();
   BOOST_TEST(bench.train(second, 0) == 2 - 10 + 3);  // the update reached the row in its slot
   BOOST_TEST(bench.read(1)[0] == 1 - 20);
+}
+
+// The mutex is open meanwhile: statistics, and the thread that looks after the store, do not wait.
+BOOST_AUTO_TEST_CASE(a_batch_that_was_not_prefetched_is_read_without_the_mutex) {
+  Bench bench;
+  bench.gate.close();
+  auto trained =
+      std::async(std::launch::async, [&] { return bench.train(Bench::batch({5, 6}), 1); });
+  bench.gate.wait_for_reader();
+  auto told = std::async(std::launch::async, [&] { return bench.engine->stats().slots; });
+  const bool waited = told.wait_for(std::chrono::seconds(20)) != std::future_status::ready;
+  bench.gate.open();
+  BOOST_TEST(!waited);
+  BOOST_TEST(told.get() > 0u);
+  BOOST_TEST(trained.get() == 11);
+  bench.gate.fail_next();
+  const Feature failing = Bench::batch({15, 16});
+  const FeatureInput input = failing.input();
+  BOOST_TEST(!bench.engine->plan({&input, 1}, true).is_ok());
+  BOOST_TEST(bench.train(Bench::batch({15, 6}), 0) == 15 + 5);  // nothing is lost
 }
 
 BOOST_AUTO_TEST_CASE(rows_that_are_being_read_are_waited_for) {

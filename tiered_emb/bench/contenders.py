@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, cast
 
@@ -103,6 +103,7 @@ class Contender:
 
     def run(self, batches: Sequence[Batch], counts: bool = True) -> None:
         """One round: steps on all batches."""
+        batches = [self._placed(batch) for batch in batches]
         before = self.counters()
         cpu = time.process_time()
         self._clock.start()
@@ -129,21 +130,20 @@ class Contender:
     def close(self) -> None:
         """Gives its memory back."""
 
-    def _features(self, batch: Batch) -> Mapping[str, BagInput]:
-        """The ids, where the embedding part takes them."""
-        return batch.sparse
+    def _placed(self, batch: Batch) -> Batch:
+        """A batch where the layers take it. Its ids stay: tiered tables plan them here."""
+        device = self._training.device
+        return replace(batch, dense=batch.dense.to(device), labels=batch.labels.to(device))
 
     def _step(self, batch: Batch) -> None:
         with torch.set_grad_enabled(self._training.trains):
             for optimizer in self._optimizers:
                 optimizer.zero_grad()
             if self._model is None:
-                outs = list(self._embeddings(self._features(batch)).values())
+                outs = list(self._embeddings(batch.sparse).values())
             else:
-                device = self._training.device
-                logits = self._model(batch.dense.to(device), self._features(batch))
-                labels = batch.labels.to(device)
-                outs = [F.binary_cross_entropy_with_logits(logits, labels)]
+                logits = self._model(batch.dense, batch.sparse)
+                outs = [F.binary_cross_entropy_with_logits(logits, batch.labels)]
             if not self._training.trains:
                 return
             torch.autograd.backward(outs, self._grads or None)
@@ -296,22 +296,22 @@ class TorchBags(Contender):
         rows: Mapping[str, int] | None = None,
         name: str = "nn.EmbeddingBag",
     ) -> None:
-        self._bags = BagCollection(rows or workload.rows, workload.dim).to(training.device)
+        with training.device:
+            self._bags = BagCollection(rows or workload.rows, workload.dim)
         for bag in self._each():
             weight = bag.weight.detach().to(training.dtype).uniform_(-INIT_LIMIT, INIT_LIMIT)
             bag.weight = nn.Parameter(weight)
         super().__init__(name, workload, training, self._bags, self._row_optimizer(training))
 
-    def _features(self, batch: Batch) -> Mapping[str, BagInput]:
+    def _placed(self, batch: Batch) -> Batch:
         device = self._training.device
-        if device.type == "cpu":
-            return batch.sparse
-        return {
+        sparse = {
             name: (value[0].to(device), value[1].to(device))
             if isinstance(value, tuple)
             else value.to(device)
             for name, value in batch.sparse.items()
         }
+        return replace(super()._placed(batch), sparse=sparse)
 
     def _each(self) -> list[nn.EmbeddingBag]:
         return [cast(nn.EmbeddingBag, bag) for bag in self._bags.bags]

@@ -31,6 +31,7 @@ from tiered_emb.bench.contenders import (
 from tiered_emb.bench.optimum import optimal_misses_of_batches
 from tiered_emb.bench.workloads import Workload
 from tiered_emb.data.dataset import Batch
+from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import format_bytes
 
 TIERED, IN_LINE, IN_DRAM = "tiered", "tiered, in line", "tiered, all in dram"
@@ -102,11 +103,15 @@ class _Run:
         It begins as dram does, with the rows that were written last, or empty, as a device.
         """
         total = self.workload.total_rows
+        uniques = [len(np.unique(ids)) for ids in self.ids]
+        if capacity < max(uniques):  # of no use: no less than what has no room can move
+            beyond = [max(0, unique - capacity) for unique in uniques[warm_up:]]
+            return statistics.mean(beyond)
         filled = np.arange(max(total - capacity, 0) if is_filled else total, total)
         ids = np.concatenate([filled, *self.ids])
         begins = np.array([0, *(len(filled) + b for b in self.begins)], dtype=np.int64)
         found: tuple[int, int] = optimal_misses_of_batches(
-            ids, total, max(capacity, 1), begins, warm_up + 1
+            ids, total, capacity, begins, warm_up + 1
         )
         return sum(found) / (len(self.begins) - 1 - warm_up)
 
@@ -156,7 +161,12 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
         tiers = te.Tiers(hbm=sizes.hbm, dram=sizes.dram_bytes, ssd=str(folder / "tiered"))
     elif sizes.hbm is not None:
         tiers = te.Tiers(hbm=sizes.hbm)
-    tables = make_tables(workload, training, tiers, run.watch)
+    try:
+        tables = make_tables(workload, training, tiers, run.watch)
+    except RuntimeError as error:
+        if sizes.hbm is None:
+            raise
+        raise DataError(f"the device: {error}") from error  # has no room, or no Triton
     stack.callback(tables.close)
     ahead = (sizes.rows_ahead, sizes.ids_ahead) if sizes.dram_bytes is not None else (0, 0)
     add(Tiered(TIERED, workload, training, tables, *ahead))
@@ -172,7 +182,9 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
             make_tables(workload, training, hbm_alone, run.watch),
         ))  # fmt: skip
     if sizes.peers:
-        makers["nn.EmbeddingBag"] = (bytes_of_rows, lambda: TorchBags(workload, training))
+        as_made = workload.total_rows * workload.dim * 4  # before they are of another dtype
+        needed = bytes_of_rows + (as_made if training.dtype is not torch.float32 else 0)
+        makers["nn.EmbeddingBag"] = (needed, lambda: TorchBags(workload, training))
         why = Fbgemm.why_not(training)
         if why is None:
             makers["FBGEMM (CPU)"] = (bytes_of_rows, lambda: Fbgemm(workload, training))
@@ -180,8 +192,12 @@ def _open_contenders(run: _Run, folder: Path, stack: ExitStack) -> None:
             run.left_out["FBGEMM (CPU)"] = why
     for name, (needed, make) in makers.items():
         free = int(free_bytes(None if name == IN_DRAM else training.device) * _MEMORY_SHARE)
+        slots = int(free_bytes(training.device) * _MEMORY_SHARE)
         if needed > free:
             run.left_out[name] = f"needs {format_bytes(needed)}; {format_bytes(free)} may be used"
+        elif name == IN_DRAM and sizes.hbm is not None and int(sizes.hbm.size) > slots:
+            more = format_bytes(int(sizes.hbm.size))
+            run.left_out[name] = f"its own hbm tier needs {more} besides"
         else:
             add(make())
     if sizes.peers and sizes.dram_bytes is not None:
@@ -253,7 +269,8 @@ def _report(run: _Run, rates: MachineRates, warm_up: int) -> dict[str, Any]:
         every[run.mmap.name] = run.mmap.steps
     lookups = work.lookups
     line = run.contenders.get(IN_LINE, tiered).steps
-    parts = _parts(line, statistics.median(run.contenders[LAYERS].steps.rounds))
+    dense_s = statistics.median(run.contenders[LAYERS].steps.rounds)
+    parts = _parts(line, dense_s, training.device.type == "cuda")
     line_s = statistics.median(line.rounds)
     fetch_s = _median(line, "move_ns") / _NS
     step_s = statistics.median(tiered.steps.rounds)
@@ -316,7 +333,9 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
         return statistics.mean(c[name] for s in steps for c in s.counters)
 
     size = run.training.dtype.itemsize
-    guests = mean("hbm_rows_in_dram")  # they go to the device, too, and come back
+    # Rows without room go to the device in forward and in backward, and come back.
+    moves = run.sizes.hbm is not None and run.sizes.hbm.executor != "core"
+    guests = mean("hbm_rows_in_dram") if moves else 0.0
     return StepWork(
         dense_s=statistics.median(run.contenders[LAYERS].steps.rounds),
         lookups=(run.begins[-1] - run.begins[warm_up]) / (len(run.begins) - 1 - warm_up),
@@ -332,20 +351,21 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
         optimal_hbm_misses=(
             run.optimal_misses(tiered.tables.stats().hbm_slots, warm_up, False) if has_hbm else 0.0
         ),
-        rows_up=mean("hbm_rows_filled") + guests,
+        rows_up=mean("hbm_rows_filled") + guests * (1 + run.training.trains),
         rows_down=mean("hbm_rows_spilled") + guests * run.training.trains,
     )
 
 
-def _parts(steps: Steps, dense_s: float) -> dict[str, float]:
-    """Where the time of a step in line goes, in seconds."""
+def _parts(steps: Steps, dense_s: float, on_device: bool) -> dict[str, float]:
+    """Where the time of a step in line goes, in seconds. What a device does with rows has no
+    counter."""
     names = {
         "ssd": "move_ns",
         "upkeep of the store": "upkeep_ns",
         "planning": "plan_ns",
-        "pooling": "forward_ns",
-        "update": "backward_ns",
     }
+    if not on_device:
+        names |= {"pooling": "forward_ns", "update": "backward_ns"}
     parts = {part: _median(steps, name) / _NS for part, name in names.items()}
     return {**parts, "layers": dense_s}
 

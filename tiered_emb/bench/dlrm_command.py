@@ -66,7 +66,8 @@ def _add_tiers(group: Any) -> None:
         help="64MiB, or 10%% of the rows (10%%); 100%%: no SSD; of several, peers run at the first",
     )
     add("--hbm", metavar="SIZE", help="slots on a device, above dram: 8GiB, or 5%% of the rows")
-    add("--device", metavar="D", help="of --hbm: cuda, or cpu, which emulates one (cuda)")
+    add("--device", choices=("cuda", "cpu"), metavar="D",
+        help="of --hbm: cuda, or cpu, which emulates one (cuda)")  # fmt: skip
     add("--rows-ahead", metavar="N", type=int, default=4, help="batches prefetched (4)")
     add("--ids-ahead", metavar="N", type=int, default=16, help="batches known ahead (16)")
 

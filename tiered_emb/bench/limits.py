@@ -4,9 +4,9 @@
     limits.dram.gather(256)                 # bytes a second of rows of 256 bytes
     limits.ssd.best_reads_per_s(4096)
 
-Saved figures belong to a machine (processor, cores, memory, kernel, GPU) and to the device of the
-directory: `limits.json` in `tiered_emb` under `$XDG_CACHE_HOME`, else `~/.cache`. Thread-safety: a
-save replaces the file atomically; of two at once one is lost.
+Saved figures belong to a machine (processor, cores, memory, kernel, GPU, the I/O engine asked for)
+and to the device of the directory: `limits.json` in `tiered_emb` under `$XDG_CACHE_HOME`, else
+`~/.cache`. Thread-safety: a save replaces the file atomically; of two at once one is lost.
 """
 
 from __future__ import annotations

@@ -24,6 +24,7 @@ COMMANDS = {
     "verify": "tiered_emb.cli.verify",
     "export": "tiered_emb.cli.export",
     "convert-data": "tiered_emb.cli.convert_data",
+    "trace": "tiered_emb.cli.trace",
 }
 EXAMPLE = "tiered-emb train movielens-100k --dram 10% --peer"
 _PROGRAM = "tiered-emb"

@@ -31,7 +31,7 @@ TIERED, LAYERS = "tiered", "layers alone"
 _RESOURCES = {"layers": "the layers", "dram": "rows in dram", "ssd": "the drive", "hbm": "hbm",
               "link": "the link to the device"}  # fmt: skip
 FACTORS = {
-    "policy": "rows read from the drive that the best cache of this size (Belady's) would have had",
+    "policy": "rows moved up that the best cache of this size (Belady's) would have had",
     "amplification": "whole blocks moved for single rows",
     "bandwidth": "resources that took longer than their measured limits need",
     "overlap": "resources that waited for one another",

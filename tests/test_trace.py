@@ -1,0 +1,337 @@
+"""Traces: what is recorded of models and data files, and what is said of files that are none."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+import torch
+from torch import nn
+
+import tiered_emb as te
+from tiered_emb.cli.main import main
+from tiered_emb.data.errors import DataError
+from tiered_emb.data.hashing import hashed_rows, number_keys, text_keys
+from tiered_emb.models.dlrm import DLRM
+from tiered_emb.models.peer import BagCollection
+from tiered_emb.trace import reader, writer
+from tiered_emb.trace.format import METADATA, TraceTable
+from tiered_emb.trace.reader import Trace
+from tiered_emb.trace.writer import TraceWriter
+
+
+def lookups_of(path: Path) -> list[tuple[int, str, int]]:
+    """(batch, table, id) of each lookup, as any program would read them."""
+    columns = pq.read_table(path).to_pydict()
+    return list(zip(columns["batch"], columns["table"], columns["id"], strict=True))
+
+
+def read(trace: Trace) -> tuple[list[int], list[int]]:
+    """Batch and row of each lookup, through `Trace`."""
+    pieces = list(trace.pieces())
+    return (
+        np.concatenate([piece.batch for piece in pieces]).tolist(),
+        np.concatenate([piece.row for piece in pieces]).tolist(),
+    )
+
+
+def write(path: Path, columns: Mapping[str, Any], about: Any = None) -> Path:
+    table = pa.table(dict(columns))
+    if about is not None:
+        table = table.replace_schema_metadata({METADATA: json.dumps(about)})
+    pq.write_table(table, path)
+    return path
+
+
+def test_a_model_is_recorded_batch_by_batch(tmp_path: Path) -> None:
+    tables = te.TieredEmbeddingCollection(
+        [te.Table("user", 100, 8), te.Table("item", 50, 4, padding_idx=7)],
+        optimizer=te.optim.RowwiseAdagrad(lr=0.1),
+    )
+    path = tmp_path / "trace.parquet"
+    bags = (torch.tensor([3, 7, 9]), torch.tensor([0, 1]))
+    with te.record_trace(tables, path) as trace:
+        tables({"user": torch.tensor([5, 5]), "item": bags})["user"].sum().backward()
+        with torch.no_grad():
+            tables({"item": torch.tensor([[1, 2]], dtype=torch.int32)})
+        with pytest.raises(IndexError):
+            tables({"user": torch.tensor([100])})
+    tables({"user": torch.tensor([1])})  # no longer
+    assert (trace.batches, trace.lookups) == (2, 6)
+    assert lookups_of(path) == [
+        (0, "user", 5), (0, "user", 5), (0, "item", 3), (0, "item", 9),
+        (1, "item", 1), (1, "item", 2),
+    ]  # fmt: skip
+    found = Trace(path)
+    assert found.tables == {"user": TraceTable(100, 8, 36), "item": TraceTable(50, 4, 20)}
+    assert (found.lookups, found.total_rows, found.sample) == (6, 150, 1.0)
+    assert read(found) == ([0, 0, 0, 0, 1, 1], [5, 5, 103, 109, 101, 102])
+
+
+def test_torch_models_are_recorded_too(tmp_path: Path) -> None:
+    """Before they have anything of this package. A call of the model is a batch, though it looks a
+    table up twice."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.words = nn.Embedding(20, 4, padding_idx=0)
+            self.click = DLRM(BagCollection({"a": 30, "b": 40}, 4), ["a", "b"], 4, 0)
+
+        def forward(self, ids: torch.Tensor) -> torch.Tensor:
+            first = self.words(ids).sum()
+            second = self.words(input=ids + 1).sum()
+            ones = torch.zeros(len(ids), 0)
+            return first + second + self.click(ones, {"a": ids, "b": ids}).sum()
+
+    model, path = Twice(), tmp_path / "trace.parquet"
+    with te.record_trace(model, path):
+        model(torch.tensor([0, 3]))
+        with pytest.raises(IndexError):
+            model(torch.tensor([29]))
+        model(torch.tensor([1]))
+    assert lookups_of(path) == [
+        (0, "words", 3), (0, "words", 1), (0, "words", 4),
+        (0, "click.embeddings.bags.0", 0), (0, "click.embeddings.bags.0", 3),
+        (0, "click.embeddings.bags.1", 0), (0, "click.embeddings.bags.1", 3),
+        (1, "words", 1), (1, "words", 2),
+        (1, "click.embeddings.bags.0", 1), (1, "click.embeddings.bags.1", 1),
+    ]  # fmt: skip
+    assert Trace(path).tables["words"] == TraceTable(20, 4, 16)
+
+
+def test_outside_of_its_model_a_table_is_looked_up_once_a_batch(tmp_path: Path) -> None:
+    model = nn.ModuleDict({"a": nn.EmbeddingBag(10, 2), "b": te.TieredEmbedding(10, 2)})
+    path = tmp_path / "trace.parquet"
+    with te.record_trace(model, path) as trace:
+        for step in range(3):
+            model["a"](torch.tensor([[step]]))
+            model["b"](torch.tensor([[step]]))
+    assert trace.batches == 3
+    assert [batch for batch, _, _ in lookups_of(path)] == [0, 0, 1, 1, 2, 2]
+
+
+def test_ids_may_change_after_their_lookup(tmp_path: Path) -> None:
+    bag, ids = te.TieredEmbedding(1000, 2), torch.zeros(1, 1, dtype=torch.int64)
+    with te.record_trace(bag, tmp_path / "t.parquet"):
+        for i in range(300):
+            ids.fill_(i)
+            bag(ids)
+    assert [id for _, _, id in lookups_of(tmp_path / "t.parquet")] == list(range(300))
+
+
+def test_a_trace_is_whole_after_an_exception(tmp_path: Path) -> None:
+    bag, path = te.TieredEmbedding(10, 2), tmp_path / "trace.parquet"
+
+    def fail_in_between() -> None:
+        with te.record_trace(bag, path):
+            bag(torch.tensor([[4]]))
+            raise RuntimeError("mine")
+
+    with pytest.raises(RuntimeError, match="mine"):
+        fail_in_between()
+    assert lookups_of(path) == [(0, "table", 4)]
+    assert not bag._forward_hooks
+
+
+def test_a_failing_writer_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError("the disk is full")
+
+    bag = te.TieredEmbedding(10, 2)
+    monkeypatch.setattr(TraceWriter, "write", fails)
+
+    def record() -> None:
+        with te.record_trace(bag, tmp_path / "t.parquet"):
+            for _ in range(2000):  # more than may wait
+                bag(torch.tensor([[4]]))
+
+    with pytest.raises(OSError, match="disk is full"):
+        record()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nothing_to_record(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="Linear has no embedding tables"):  # noqa: SIM117
+        with te.record_trace(nn.Linear(2, 2), tmp_path / "t.parquet"):
+            pass
+    with pytest.raises(ValueError, match="sample"):  # noqa: SIM117
+        with te.record_trace(nn.Embedding(2, 2), tmp_path / "t.parquet", sample=0):
+            pass
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sample_keeps_some_rows_with_all_their_lookups(tmp_path: Path) -> None:
+    ids = np.random.default_rng(0).integers(0, 20_000, 100_000)
+    tables = {"a": TraceTable(20_000), "b": TraceTable(20_000)}
+    with TraceWriter(tmp_path / "t.parquet", tables, sample=0.1) as to:
+        to.write(0, "a", ids)
+        to.write(0, "b", ids)
+        to.write(1, "a", ids)
+    kept = lookups_of(tmp_path / "t.parquet")
+    rows = {(table, id) for _, table, id in kept}
+    assert 0.09 < len(rows) / 40_000 < 0.11
+    expected = [(batch, table, id) for batch, table in ((0, "a"), (0, "b"), (1, "a"))
+                for id in ids.tolist() if (table, id) in rows]  # fmt: skip
+    assert kept == expected
+    assert {id for table, id in rows if table == "a"} != {id for table, id in rows if table == "b"}
+    assert Trace(tmp_path / "t.parquet").sample == 0.1
+
+
+@pytest.mark.parametrize("size", [1, 7, 64])
+def test_traces_go_through_memory_in_pieces(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    monkeypatch.setattr(writer, "_GROUP_LOOKUPS", size)
+    monkeypatch.setattr(reader, "_READ_LOOKUPS", size)
+    rng = np.random.default_rng(size)
+    expected_batches, expected_rows = [], []
+    with TraceWriter(tmp_path / "t.parquet", {"a": TraceTable(9), "b": TraceTable(5)}) as to:
+        for batch in range(30):
+            for first, (table, rows) in ((0, ("a", 9)), (9, ("b", 5))):
+                ids = rng.integers(0, rows, rng.integers(0, 6))
+                to.write(batch, table, ids)
+                expected_batches += [batch] * len(ids)
+                expected_rows += (first + ids).tolist()
+    assert read(Trace(tmp_path / "t.parquet")) == (expected_batches, expected_rows)
+
+
+@pytest.mark.parametrize("form", ["parquet", "csv"])
+def test_lookups_of_other_programs(tmp_path: Path, form: str) -> None:
+    table = pa.table({"table": ["x", "y", "x"], "weight": [1.0, 2.0, 3.0], "id": [3, 0, 8]})
+    path = tmp_path / f"lookups.{form}"
+    (pq.write_table if form == "parquet" else pa.csv.write_csv)(table, path)
+    trace = Trace(path, batch_lookups=2)
+    assert trace.tables == {"x": TraceTable(9), "y": TraceTable(1)}
+    assert read(trace) == ([0, 0, 1], [3, 9, 8])
+    alone = write(tmp_path / "ids.parquet", {"id": [5, 6]})
+    assert read(Trace(alone)) == ([0, 0], [5, 6])
+
+
+ABOUT = {"version": 1, "sample": 1.0, "tables": {"a": {"rows": 5}}}
+
+
+@pytest.mark.parametrize(
+    ("columns", "about", "message"),
+    [
+        ({"id": pa.array([], pa.int64())}, None, "no lookups"),
+        ({"batch": [0], "table": ["a"]}, ABOUT, "no column 'id'"),
+        ({"id": ["1"]}, None, "column 'id' is of type string"),
+        ({"id": [1.5]}, None, "column 'id' is of type double"),
+        ({"id": [1, None]}, None, "column 'id' has empty places"),
+        ({"id": [1, -2]}, None, r"lookup 1: table 'table': id -2 is not in \[0, 2\)"),
+        ({"table": ["a"], "id": [5]}, ABOUT, r"lookup 0: table 'a': id 5 is not in \[0, 5\)"),
+        ({"table": ["b"], "id": [1]}, ABOUT, "table 'b' is not in the trace's metadata"),
+        ({"batch": [0, 3, 2], "id": [0, 0, 0]}, None, "lookup 2: batch 2 comes after batch 3"),
+        ({"id": [1]}, {**ABOUT, "version": 2}, "version 2; this release reads 1"),
+        ({"id": [1]}, {"version": 1}, "metadata are damaged"),
+        ({"id": [1]}, {**ABOUT, "tables": {"a": {"rows": "x"}}}, "metadata are damaged"),
+    ],
+)
+def test_files_that_are_no_traces(
+    tmp_path: Path, columns: dict[str, Any], about: Any, message: str
+) -> None:
+    path = write(tmp_path / "t.parquet", columns, about)
+    with pytest.raises(DataError, match=message) as raised:
+        read(Trace(path))
+    assert str(path) in str(raised.value)
+    assert "\n" not in str(raised.value)
+
+
+def test_damaged_and_absent_files(tmp_path: Path) -> None:
+    path = write(tmp_path / "t.parquet", {"id": np.arange(100_000)})
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(DataError, match="cannot read"):
+        Trace(path)
+    with pytest.raises(DataError, match="no such file"):
+        Trace(tmp_path / "absent.parquet")
+    (tmp_path / "text.csv").write_text("id\n1\nx\n")
+    with pytest.raises(DataError, match="cannot read"):
+        Trace(tmp_path / "text.csv")
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(DataError, match="cannot read"):
+        Trace(tmp_path / "empty.csv")
+    with pytest.raises(DataError, match="cannot read"):
+        Trace(tmp_path)
+
+
+def command(*arguments: object) -> int:
+    return main(["trace", *map(str, arguments)])
+
+
+def test_a_data_file_becomes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    data, out = tmp_path / "data.parquet", tmp_path / "trace.parquet"
+    table = pa.table({
+        "user": [4, 1, 4], "seen": [[7, 8], [], [8]], "city": ["Oslo", "Bern", "Oslo"],
+    })  # fmt: skip
+    pq.write_table(table, data, row_group_size=2)
+    assert command(data, "--out", out, "--columns", "user", "seen", "--batch-size", 2) == 0
+    assert "6 lookups of 3 samples, 2 tables of 14 rows" in capsys.readouterr().out
+    assert lookups_of(out) == [
+        (0, "user", 4), (0, "user", 1), (0, "seen", 7), (0, "seen", 8),
+        (1, "user", 4), (1, "seen", 8),
+    ]  # fmt: skip
+    assert Trace(out).tables == {"user": TraceTable(5), "seen": TraceTable(9)}
+    assert command(data, "--out", out, "--columns", "city", "user", "--hash-rows", 50) == 0
+    cities = hashed_rows(text_keys(["Oslo", "Bern", "Oslo"]), "city", 50).tolist()
+    users = hashed_rows(number_keys(np.array([4, 1, 4])), "user", 50).tolist()
+    assert [id for _, _, id in lookups_of(out)] == cities + users
+
+
+def test_a_criteo_log_becomes_a_trace(tmp_path: Path) -> None:
+    line = "1" + "\t7" * 13 + "\t68fd1e64" * 25 + "\t\n"
+    (tmp_path / "day_0").write_text(line * 3)
+    out = tmp_path / "trace.parquet"
+    assert command(tmp_path / "day_0", "--out", out, "--hash-rows", 100, "--batch-size", 2) == 0
+    trace = Trace(out)
+    assert (len(trace.tables), trace.total_rows, trace.lookups) == (26, 2600, 78)
+    batches, rows = read(trace)
+    assert batches == [0] * 52 + [1] * 26
+    assert rows[::2][:26] == rows[1::2][:26]  # the same in both samples
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["absent"], "cannot read"),
+        (["data.parquet"], "--columns"),
+        (["data.parquet", "--columns", "nosuch"], "no column 'nosuch'; there is: a, s, f, n"),
+        (["data.parquet", "--columns", "s"], "--hash-rows"),
+        (["data.parquet", "--columns", "f"], "of type double"),
+        (["data.parquet", "--columns", "n"], "empty places"),
+        (["data.parquet", "--columns", "a"], "no lookups"),
+        (["data.parquet", "--columns", "a", "--batch-size", "0"], "--batch-size 0"),
+        (["data.parquet", "--columns", "a", "--sample", "1.5"], "--sample 1.5"),
+        (["log"], "--hash-rows"),
+        (["log", "--columns", "C1"], "--columns"),
+        (["log", "--hash-rows", "9"], "expected 40"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    columns = {
+        "a": pa.array([[], []], pa.list_(pa.int64())), "s": ["x", "y"], "f": [1.0, 2.0],
+        "n": [1, None],
+    }  # fmt: skip
+    write(tmp_path / "data.parquet", columns)
+    (tmp_path / "log").write_text("1\t2\n")
+    assert command(*arguments, "--out", "trace.parquet") == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert line.startswith("tiered-emb trace: error: ")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["data.parquet", "log"]

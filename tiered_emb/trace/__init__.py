@@ -1,0 +1,1 @@
+"""Traces of which rows a model looks up: recording, writing and reading them."""

@@ -1,0 +1,205 @@
+"""Reading traces, as a stream."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+
+from tiered_emb.data.errors import DataError
+from tiered_emb.data.parquet import is_parquet
+from tiered_emb.trace.format import COLUMNS, METADATA, VERSION, Ids, TraceTable
+
+_READ_LOOKUPS = 1 << 20
+_CSV_BLOCK_BYTES = 16 << 20
+
+
+@dataclass(frozen=True)
+class Lookups:
+    """A piece of a trace: of each lookup its batch, and its row among those of all tables."""
+
+    batch: Ids
+    row: Ids
+
+
+class Trace:
+    """A trace to be read, as often as wanted. Rows of all tables are numbered one table after
+    another, in the order of `tables`.
+
+    Args:
+        path: a trace file; or any Parquet or CSV file of lookups in order, with a column `id` of
+            integers and, if there are several tables, a column `table`. Such a file is read once
+            to find its tables: up to their highest ids.
+        batch_lookups: lookups of a batch where the file has no column `batch`.
+
+    Raises:
+        DataError: it is none, is damaged or is empty, in one line.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], batch_lookups: int = 1024) -> None:
+        self.path = Path(path)
+        self._batch_lookups = batch_lookups
+        with _errors_of(self.path):
+            self._is_parquet = is_parquet(self.path)
+            schema = pq.read_schema(self.path) if self._is_parquet else self._open_csv().schema
+        about = _about(self.path, schema)
+        self._columns = _wanted_columns(self.path, schema)
+        if about is not None:
+            self.lookups: int = pq.read_metadata(self.path).num_rows
+            self.sample: float = about["sample"]
+            self.tables = {name: TraceTable(**table) for name, table in about["tables"].items()}
+        else:
+            self.sample = 1.0
+            self.lookups, self.tables = self._scan()
+        if self.lookups == 0:
+            raise DataError(f"{self.path}: there are no lookups in it")
+        ends = np.cumsum([table.rows for table in self.tables.values()])
+        self._first_row = dict(zip(self.tables, [0, *ends[:-1].tolist()], strict=True))
+
+    @property
+    def total_rows(self) -> int:
+        """Of all tables."""
+        return sum(table.rows for table in self.tables.values())
+
+    def pieces(self) -> Iterator[Lookups]:
+        """All lookups in order, a million at a time; a batch may be cut."""
+        done, last = 0, 0
+        for piece in self._pieces():
+            batch = piece.batch
+            if batch is None:
+                batch = np.arange(done, done + len(piece.ids), dtype=np.int64)
+                batch //= self._batch_lookups
+            falls = np.flatnonzero(np.diff(batch, prepend=last if done else batch[:1]) < 0)
+            if len(falls):
+                at = int(falls[0])
+                raise DataError(
+                    f"{self.path}: lookup {done + at}: batch {batch[at]} comes after batch "
+                    f"{batch[at - 1] if at else last}; a trace is in the order of its batches"
+                )
+            self._check_ids(piece, done)
+            first = np.array([self._first_row[name] for name in piece.names], dtype=np.int64)
+            yield Lookups(batch, first[piece.table] + piece.ids)
+            done, last = done + len(piece.ids), int(batch[-1])
+
+    def _check_ids(self, piece: _Piece, done: int) -> None:
+        for name in piece.names:
+            if name not in self.tables:
+                raise DataError(f"{self.path}: table {name!r} is not in the trace's metadata")
+        rows = np.array([self.tables[name].rows for name in piece.names], dtype=np.int64)
+        bad = np.flatnonzero((piece.ids < 0) | (piece.ids >= rows[piece.table]))
+        if len(bad) == 0:
+            return
+        name = piece.names[int(piece.table[bad[0]])]
+        raise DataError(
+            f"{self.path}: lookup {done + int(bad[0])}: table {name!r}: id {piece.ids[bad[0]]} is "
+            f"not in [0, {self.tables[name].rows})"
+        )
+
+    def _scan(self) -> tuple[int, dict[str, TraceTable]]:
+        """How many lookups a file has that does not tell, and of which tables."""
+        lookups, rows = 0, dict[str, int]()
+        for piece in self._pieces():
+            lookups += len(piece.ids)
+            highest = np.full(len(piece.names), -1, dtype=np.int64)
+            np.maximum.at(highest, piece.table, piece.ids)
+            for name, row in zip(piece.names, highest.tolist(), strict=True):
+                rows[name] = max(rows.get(name, 0), row + 1)
+        return lookups, {name: TraceTable(count) for name, count in rows.items()}
+
+    def _pieces(self) -> Iterator[_Piece]:
+        with _errors_of(self.path):
+            for part in self._record_batches():
+                if part.num_rows > 0:
+                    yield _piece_of(self.path, part)
+
+    def _record_batches(self) -> Iterator[pa.RecordBatch]:
+        if not self._is_parquet:
+            yield from self._open_csv(self._columns)
+            return
+        with pq.ParquetFile(self.path) as file:
+            yield from file.iter_batches(_READ_LOOKUPS, columns=self._columns)
+
+    def _open_csv(self, columns: Sequence[str] | None = None) -> pa.csv.CSVStreamingReader:
+        types = {"batch": pa.int64(), "table": pa.string(), "id": pa.int64()}
+        return pa.csv.open_csv(
+            self.path,
+            read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
+            convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=columns),
+        )
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """Of each lookup its table, as a place in `names`, its id and its batch, if the file has it."""
+
+    names: list[str]
+    table: Ids
+    ids: Ids
+    batch: Ids | None
+
+
+def _piece_of(path: Path, part: pa.RecordBatch) -> _Piece:
+    columns = dict(zip(part.schema.names, part.columns, strict=True))
+    for name, column in columns.items():
+        if column.null_count:
+            raise DataError(f"{path}: column {name!r} has empty places")
+    ids = columns["id"].cast(pa.int64()).to_numpy(zero_copy_only=False)
+    names, table = ["table"], np.zeros(len(ids), dtype=np.int64)
+    if "table" in columns:
+        texts = columns["table"]
+        if not pa.types.is_dictionary(texts.type):
+            texts = texts.cast(pa.string()).dictionary_encode()
+        names = [str(name) for name in texts.dictionary.to_pylist()]
+        table = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    batch = None
+    if "batch" in columns:
+        batch = columns["batch"].cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return _Piece(names, table, ids, batch)
+
+
+def _wanted_columns(path: Path, schema: pa.Schema) -> list[str]:
+    if "id" not in schema.names:
+        raise DataError(f"{path}: no column 'id'; there is: {', '.join(schema.names)}")
+    for name in ("id", "batch"):
+        if name in schema.names and not pa.types.is_integer(schema.field(name).type):
+            kind = schema.field(name).type
+            raise DataError(f"{path}: column {name!r} is of type {kind}; expected integers")
+    return [name for name in COLUMNS if name in schema.names]
+
+
+def _about(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
+    text = (schema.metadata or {}).get(METADATA)
+    if text is None:
+        return None
+    try:
+        about: dict[str, Any] = json.loads(text)
+        version = about["version"]
+        tables = {name: TraceTable(**table) for name, table in about["tables"].items()}
+        if not 0 < about["sample"] <= 1 or any(table.rows < 0 for table in tables.values()):
+            raise ValueError("a number is out of range")
+    except (ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DataError(f"{path}: the trace's metadata are damaged: {error}") from error
+    if version != VERSION:
+        raise DataError(f"{path}: a trace of version {version}; this release reads {VERSION}")
+    return about
+
+
+@contextmanager
+def _errors_of(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: no such file") from error
+    except pa.ArrowException as error:
+        raise DataError(f"{path}: cannot read: {' '.join(str(error).split())}") from error
+    except OSError as error:
+        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
