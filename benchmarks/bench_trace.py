@@ -31,22 +31,23 @@ SAMPLES = (1.0, 0.01)
 
 @dataclass(frozen=True)
 class Sizes:
-    models: tuple[tuple[str, float], ...] = (
-        ("dlrm-small", 1.0),
-        ("dlrm-kaggle", 0.05),
-        ("meta-2022", 1.0),
+    models: tuple[tuple[str, float, int], ...] = (
+        ("dlrm-small", 1.0, 8),
+        ("dlrm-kaggle", 0.05, 3),
+        ("meta-2022", 1.0, 8),
     )
-    rounds: int = 15
-    steps: int = 40
+    """Scale, and how often a round goes through its batches: it takes several seconds."""
+    rounds: int = 5
+    batches: int = 40
 
 
-SMOKE = Sizes(models=(("dlrm-small", 0.05),), rounds=2, steps=3)
+SMOKE = Sizes(models=(("dlrm-small", 0.05, 1),), rounds=2, batches=3)
 
 
-def compare(name: str, scale: float, sizes: Sizes, folder: Path) -> dict[str, Any]:
+def compare(name: str, scale: float, times: int, sizes: Sizes, folder: Path) -> dict[str, Any]:
     """Of one model: seconds a step without recording, and ratios with it."""
     workload, training = named(name, scale), Training()
-    batches = list(islice(workload.batches(), sizes.steps))
+    batches = list(islice(workload.batches(), sizes.batches)) * times
     with make_tables(workload, training, None, lambda parts, *_: parts) as tables:
         model = Tiered("recorded", workload, training, tables)
         model.run(batches, counts=False)
@@ -91,7 +92,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = SMOKE if args.smoke else Sizes()
     with tempfile.TemporaryDirectory() as folder:
-        models = [compare(name, scale, sizes, Path(folder)) for name, scale in sizes.models]
+        models = [compare(*model, sizes, Path(folder)) for model in sizes.models]
     write_report(args.out, {"benchmark": "trace", **provenance(__file__, argv), "models": models})
     return 0
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import queue
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,12 +13,10 @@ from torch import nn
 from tiered_emb.collection import TieredEmbeddingCollection
 from tiered_emb.embedding import TieredEmbedding
 from tiered_emb.table_spec import TableSpec
-from tiered_emb.trace.format import Ids, TraceTable
+from tiered_emb.trace.format import TraceTable
 
 if TYPE_CHECKING:
     from tiered_emb.trace.writer import TraceWriter
-
-_WAITING_PARTS = 512  # copies of ids that wait for the writer, at most
 
 
 class TraceRecorder:
@@ -29,65 +25,50 @@ class TraceRecorder:
     def __init__(self, writer: TraceWriter) -> None:
         self.batches = 0
         """Batches so far."""
+        self.failure: BaseException | None = None
+        """What went wrong; nothing is recorded after that."""
         self._writer = writer
-        self._waiting: queue.Queue[tuple[int, str, Ids, int] | None] = queue.Queue(_WAITING_PARTS)
-        self._failure: BaseException | None = None
         self._seen: set[str] = set()
         self._in_model = 0
-        self._thread = threading.Thread(target=self._write, name="trace", daemon=True)
-        self._thread.start()
 
     @property
     def lookups(self) -> int:
-        """Lookups written so far."""
+        """Lookups recorded so far."""
         return self._writer.lookups
 
     def begin_model(self) -> None:
         """The whole model is called: what it looks up is one batch."""
         if self._in_model == 0:
-            self._next_batch()
+            self.end_batch()
         self._in_model += 1
 
     def end_model(self) -> None:
         """Its call has ended."""
         self._in_model -= 1
         if self._in_model == 0:
-            self._next_batch()
+            self.end_batch()
 
-    def note(self, table: str, ids: torch.Tensor, padding: int) -> None:
-        """A table was looked up. Outside of a call of the model a second lookup of a table begins a
-        batch."""
-        if self._failure is not None:
-            return
-        if self._in_model == 0 and table in self._seen:
-            self._next_batch()
-        self._seen.add(table)
-        # A copy: the caller may change its ids while they wait.
-        copy = ids.detach().reshape(-1).to("cpu", torch.int64, copy=True).numpy()
-        self._waiting.put((self.batches, table, copy, padding))
-
-    def finish(self) -> BaseException | None:
-        """Writes what waits; what went wrong."""
-        if self._seen:
-            self._next_batch()
-        self._waiting.put(None)
-        self._thread.join()
-        return self._failure
-
-    def _next_batch(self) -> None:
+    def end_batch(self) -> None:
+        """What comes belongs to another."""
         if self._seen:
             self.batches += 1
             self._seen.clear()
 
-    def _write(self) -> None:
-        while (part := self._waiting.get()) is not None:
-            if self._failure is not None:
-                continue  # so that nobody waits for room
-            batch, table, ids, padding = part
-            try:
-                self._writer.write(batch, table, ids[ids != padding] if padding >= 0 else ids)
-            except BaseException as error:
-                self._failure = error
+    def note(self, table: str, ids: torch.Tensor, padding: int) -> None:
+        """A table was looked up. Outside of a call of the model a second lookup of a table begins a
+        batch."""
+        if self.failure is not None:
+            return
+        if self._in_model == 0 and table in self._seen:
+            self.end_batch()
+        self._seen.add(table)
+        flat = ids.detach().cpu().reshape(-1)
+        if flat.dtype is not torch.int32:
+            flat = flat.to(torch.int64)
+        try:
+            self._writer.write(self.batches, table, flat.numpy(), padding)
+        except Exception as error:  # not the model's: told at the end
+            self.failure = error
 
 
 @contextmanager
@@ -99,7 +80,7 @@ def record_trace(
     Tables are those of `TieredEmbeddingCollection`, `TieredEmbedding`, `nn.EmbeddingBag` and
     `nn.Embedding` modules in it, named as there, or by the module's path. A call of the model is a
     batch; so are lookups between which no table is looked up twice. Lookups that fail, and of
-    padding, are not recorded. Ids are copied in the step and written by a thread.
+    padding, are not recorded. Ids are copied in the step and encoded by a thread.
 
     Args:
         model: or an embedding module alone.
@@ -137,10 +118,10 @@ def record_trace(
     finally:
         for hook in hooks:
             hook.remove()
-        failure = recorder.finish()
-        if failure is not None:
+        recorder.end_batch()
+        if recorder.failure is not None:
             writer.abandon()
-            raise failure
+            raise recorder.failure
         writer.close()
 
 

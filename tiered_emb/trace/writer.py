@@ -1,22 +1,28 @@
-"""Writing traces."""
+"""Writing traces: lookups are copied by the caller, and encoded by a thread."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from tiered_emb.data.hashing import table_keys
+from tiered_emb.compiled import compiled
+from tiered_emb.data.hashing import mix64, text_key
 from tiered_emb.trace.format import METADATA, VERSION, Ids, TraceTable
 
 _GROUP_LOOKUPS = 1 << 20
+_GROUPS_MAX = 3  # one that is filled, others on their way to the file
 
 
 class TraceWriter:
@@ -43,15 +49,18 @@ class TraceWriter:
         self._partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
         self._names = list(tables)
         self._numbers = {name: number for number, name in enumerate(self._names)}
-        self._threshold = None if sample == 1 else np.uint64(int(sample * 2.0**64))
+        self._keys = {name: np.uint64(text_key(name)) for name in self._names}
+        self._keeps_all = sample == 1
+        self._threshold = np.uint64(min(int(sample * 2.0**64), 2**64 - 1))
         about = {
             "version": VERSION,
             "sample": sample,
             "tables": {name: asdict(table) for name, table in tables.items()},
         }
         self._schema = pa.schema(
-            [("batch", pa.int64()), ("table", pa.dictionary(pa.int16(), pa.string())),
-             ("id", pa.int64())],
+            [pa.field("batch", pa.int64(), False),
+             pa.field("table", pa.dictionary(pa.int16(), pa.string()), False),
+             pa.field("id", pa.int64(), False)],
             metadata={METADATA: json.dumps(about)},
         )  # fmt: skip
         # Differences take three to four bytes a lookup, and less time than compressing them.
@@ -60,30 +69,47 @@ class TraceWriter:
             column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
             write_statistics=False,
         )  # fmt: skip
-        self._parts: list[tuple[int, int, Ids]] = []
-        self._waiting = 0
+        self._encoder = ThreadPoolExecutor(1, thread_name_prefix="trace")
+        self._on_their_way: deque[Future[Ids]] = deque()
+        self._group = np.empty(_GROUP_LOOKUPS, dtype=np.int64)
+        self._filled = 0
+        self._runs: list[tuple[int, int, int]] = []  # batch, table, lookups
 
-    def write(self, batch: int, table: str, ids: Ids) -> None:
-        """The next lookups: of one batch and table, in order. Keeps a reference to `ids`."""
-        if self._threshold is not None:
-            ids = ids[table_keys(ids.view(np.uint64), table) < self._threshold]
-        if len(ids) == 0:
-            return
-        self._parts.append((batch, self._numbers[table], ids))
-        self._waiting += len(ids)
-        self.lookups += len(ids)
-        if self._waiting >= _GROUP_LOOKUPS:
-            self._flush()
+    def write(self, batch: int, table: str, ids: Ids, padding: int = -1) -> None:
+        """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
+        int32 or int64, and may change after the call."""
+        at = 0
+        while at < len(ids):
+            taken, kept = _keep(
+                ids[at:], padding, self._keeps_all, self._keys[table], self._threshold,
+                self._group[self._filled :],
+            )  # fmt: skip
+            at += taken
+            if kept > 0:
+                self._runs.append((batch, self._numbers[table], kept))
+                self._filled += kept
+                self.lookups += kept
+            if self._filled == len(self._group):
+                self._hand_over()
 
     def close(self) -> None:
-        """Completes the file."""
-        self._flush()
-        self._file.close()
-        os.replace(self._partial, self._path)
+        """Completes the file; removes it where that fails."""
+        try:
+            self._hand_over()
+            while self._on_their_way:
+                self._on_their_way.popleft().result()
+            self._encoder.shutdown()
+            self._file.close()
+            os.replace(self._partial, self._path)
+        except BaseException:
+            self.abandon()
+            raise
 
     def abandon(self) -> None:
         """Removes what was written."""
-        self._file.close()
+        self._encoder.shutdown(cancel_futures=True)
+        with suppress(OSError, pa.ArrowException):
+            self._file.close()
         self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> TraceWriter:
@@ -100,16 +126,46 @@ class TraceWriter:
         else:
             self.abandon()
 
-    def _flush(self) -> None:
-        if not self._parts:
+    def _hand_over(self) -> None:
+        if self._filled == 0:
             return
-        counts = [len(ids) for _, _, ids in self._parts]
-        batches = np.repeat(np.array([b for b, _, _ in self._parts], dtype=np.int64), counts)
-        tables = np.repeat(np.array([t for _, t, _ in self._parts], dtype=np.int16), counts)
+        lookups = self._group[: self._filled]
+        self._on_their_way.append(self._encoder.submit(self._encode, lookups, self._runs))
+        self._filled, self._runs = 0, []
+        if len(self._on_their_way) < _GROUPS_MAX:
+            self._group = np.empty(_GROUP_LOOKUPS, dtype=np.int64)
+        else:
+            written = self._on_their_way.popleft().result()
+            self._group = written if written.base is None else written.base
+
+    def _encode(self, ids: Ids, runs: list[tuple[int, int, int]]) -> Ids:
+        batch, table, counts = np.array(runs, dtype=np.int64).T
         columns = [
-            pa.array(batches),
-            pa.DictionaryArray.from_arrays(pa.array(tables), self._names),
-            pa.array(np.concatenate([ids for _, _, ids in self._parts])),
+            pa.array(np.repeat(batch, counts)),
+            pa.DictionaryArray.from_arrays(
+                pa.array(np.repeat(table.astype(np.int16), counts)), self._names
+            ),
+            pa.array(ids),
         ]
         self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
-        self._parts, self._waiting = [], 0
+        return ids
+
+
+_mix = compiled(mix64)
+
+
+@compiled
+def _keep(
+    ids: Any, padding: int, keeps_all: bool, key: Any, threshold: Any, out: Any
+) -> tuple[int, int]:
+    """Copies ids that are to be kept until all are looked at or `out` is full; how many of each."""
+    kept = 0
+    for i in range(len(ids)):
+        if kept == len(out):
+            return i, kept
+        if ids[i] == padding:
+            continue
+        if keeps_all or _mix(np.uint64(ids[i]) ^ key) < threshold:
+            out[kept] = ids[i]
+            kept += 1
+    return len(ids), kept
