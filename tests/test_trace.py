@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import pickle
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -139,34 +142,101 @@ def test_a_trace_is_whole_after_an_exception(tmp_path: Path) -> None:
         fail_in_between()
     assert lookups_of(path) == [(0, "table", 4)]
     assert not bag._forward_hooks
+    assert not bag._forward_pre_hooks
 
 
+def test_calls_of_a_collection_are_batches_whatever_tables_they_have(tmp_path: Path) -> None:
+    tables = te.TieredEmbeddingCollection([te.Table("user", 100, 8), te.Table("item", 50, 4)])
+    one, two = {"user": torch.tensor([1])}, {"item": torch.tensor([2]), "user": torch.tensor([3])}
+    for model in (tables, nn.ModuleDict({"tables": tables})):
+        with te.record_trace(model, tmp_path / "t.parquet"):
+            for batch in (one, two, two):
+                tables(batch)
+        assert lookups_of(tmp_path / "t.parquet") == [
+            (0, "user", 1), (1, "item", 2), (1, "user", 3), (2, "item", 2), (2, "user", 3),
+        ]  # fmt: skip
+
+
+def test_ids_behind_the_last_bag_belong_to_none(tmp_path: Path) -> None:
+    ids, offsets = torch.tensor([1, 2, 3]), torch.tensor([0, 2])
+    for bag in (
+        te.TieredEmbedding(9, 2, include_last_offset=True),
+        nn.EmbeddingBag(9, 2, include_last_offset=True),
+    ):
+        with te.record_trace(bag, tmp_path / "t.parquet"):
+            bag(ids, offsets)
+            bag(input=ids, offsets=offsets)
+        assert [id for _, _, id in lookups_of(tmp_path / "t.parquet")] == [1, 2, 1, 2]
+
+
+@pytest.mark.parametrize("fails", ["write", "_encode"])
 def test_a_failing_writer_is_told_at_the_end(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
-    def fails(*_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise OSError("the disk is full")
 
-    bag = te.TieredEmbedding(10, 2)
-    monkeypatch.setattr(TraceWriter, "write", fails)
+    bag, path = te.TieredEmbedding(10, 2), tmp_path / "t.parquet"
+    path.write_text("what was there")
+    monkeypatch.setattr(writer, "_GROUP_LOOKUPS", 3)
+    monkeypatch.setattr(TraceWriter, fails, fail)
 
     def record() -> None:
-        with te.record_trace(bag, tmp_path / "t.parquet"):
-            for _ in range(2000):  # more than may wait
+        with te.record_trace(bag, path):
+            for _ in range(20):
                 bag(torch.tensor([[4]]))
 
     with pytest.raises(OSError, match="disk is full"):
         record()
-    assert list(tmp_path.iterdir()) == []
+    assert [p.name for p in tmp_path.iterdir()] == ["t.parquet"]
+    assert path.read_text() == "what was there"
+
+
+def test_copies_of_a_model_are_not_recorded(tmp_path: Path) -> None:
+    model = nn.Sequential(nn.EmbeddingBag(10, 2))
+    with te.record_trace(model, tmp_path / "t.parquet") as trace:
+        other = copy.deepcopy(model)
+        third = pickle.loads(pickle.dumps(model))
+        for each in (model, other, third):
+            each(torch.tensor([[4]]))
+    assert trace.lookups == 1
+    other(torch.tensor([[4]]))
+    third(torch.tensor([[4]]))
+
+
+def test_threads_may_call_a_model(tmp_path: Path) -> None:
+    bag = nn.EmbeddingBag(1000, 2)
+    with te.record_trace(bag, tmp_path / "t.parquet"), ThreadPoolExecutor(4) as threads:
+        list(threads.map(lambda i: bag(torch.full((1, 50), i)), range(400)))
+    ids = [id for _, _, id in lookups_of(tmp_path / "t.parquet")]
+    assert sorted(ids) == sorted(list(range(400)) * 50)
+
+
+class OwnForward(nn.Embedding):
+    def forward(self, mask: torch.Tensor) -> torch.Tensor:
+        return super().forward(mask.cumsum(0))
+
+
+def record_of(model: nn.Module, path: Path, **options: Any) -> None:
+    with te.record_trace(model, path, **options):
+        pass
 
 
 def test_nothing_to_record(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="Linear has no embedding tables"):  # noqa: SIM117
-        with te.record_trace(nn.Linear(2, 2), tmp_path / "t.parquet"):
-            pass
-    with pytest.raises(ValueError, match="sample"):  # noqa: SIM117
-        with te.record_trace(nn.Embedding(2, 2), tmp_path / "t.parquet", sample=0):
-            pass
+    path = tmp_path / "t.parquet"
+    for model, options, message in (
+        (nn.Linear(2, 2), {}, "Linear has no embedding tables"),
+        (nn.Embedding(2, 2), {"sample": 0}, "sample"),
+        (nn.Embedding(2, 2), {}, "no row was looked up"),
+        (torch.compile(nn.Embedding(2, 2)), {}, "before torch.compile"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            record_of(model, path, **options)  # type: ignore[arg-type]
+    with pytest.warns(RuntimeWarning, match="forward of its own"):  # noqa: SIM117
+        with pytest.raises(ValueError, match="no embedding tables"):
+            record_of(OwnForward(5, 2), path)
+    with pytest.raises(IsADirectoryError):
+        record_of(nn.Embedding(2, 2), tmp_path)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -232,7 +302,9 @@ ABOUT = {"version": 1, "sample": 1.0, "tables": {"a": {"rows": 5}}}
         ({"table": ["a"], "id": [5]}, ABOUT, r"lookup 0: table 'a': id 5 is not in \[0, 5\)"),
         ({"table": ["b"], "id": [1]}, ABOUT, "table 'b' is not in the trace's metadata"),
         ({"batch": [0, 3, 2], "id": [0, 0, 0]}, None, "lookup 2: batch 2 comes after batch 3"),
-        ({"id": [1]}, {**ABOUT, "version": 2}, "version 2; this release reads 1"),
+        ({"id": [1]}, {"version": 2, "more": 1}, "version 2; this release reads 1"),
+        ({"id": [2**63 - 1]}, None, "no such tables"),
+        ({"table": ["a"], "id": [1]}, {**ABOUT, "tables": {}}, "not in the trace's metadata"),
         ({"id": [1]}, {"version": 1}, "metadata are damaged"),
         ({"id": [1]}, {**ABOUT, "tables": {"a": {"rows": "x"}}}, "metadata are damaged"),
     ],
@@ -257,6 +329,12 @@ def test_damaged_and_absent_files(tmp_path: Path) -> None:
     (tmp_path / "text.csv").write_text("id\n1\nx\n")
     with pytest.raises(DataError, match="cannot read"):
         Trace(tmp_path / "text.csv")
+    (tmp_path / "binary.csv").write_bytes(bytes(range(256)))
+    with pytest.raises(DataError, match="cannot read"):
+        Trace(tmp_path / "binary.csv")
+    (tmp_path / "places.csv").write_text("table,id\na,1\n,2\n")
+    with pytest.raises(DataError, match="column 'table' has empty places"):
+        Trace(tmp_path / "places.csv")
     (tmp_path / "empty.csv").write_text("")
     with pytest.raises(DataError, match="cannot read"):
         Trace(tmp_path / "empty.csv")
@@ -281,7 +359,10 @@ def test_a_data_file_becomes_a_trace(tmp_path: Path, capsys: pytest.CaptureFixtu
         (1, "user", 4), (1, "seen", 8),
     ]  # fmt: skip
     assert Trace(out).tables == {"user": TraceTable(5), "seen": TraceTable(9)}
-    assert command(data, "--out", out, "--columns", "city", "user", "--hash-rows", 50) == 0
+    hashed = ["--columns", "city", "user", "--hash-rows", 50, "--out", out]
+    assert command(data, *hashed) == 2
+    assert "--force" in capsys.readouterr().err
+    assert command(data, *hashed, "--force") == 0
     cities = hashed_rows(text_keys(["Oslo", "Bern", "Oslo"]), "city", 50).tolist()
     users = hashed_rows(number_keys(np.array([4, 1, 4])), "user", 50).tolist()
     assert [id for _, _, id in lookups_of(out)] == cities + users
@@ -304,11 +385,13 @@ def test_a_criteo_log_becomes_a_trace(tmp_path: Path) -> None:
     [
         (["absent"], "cannot read"),
         (["data.parquet"], "--columns"),
-        (["data.parquet", "--columns", "nosuch"], "no column 'nosuch'; there is: a, s, f, n"),
+        (["data.parquet", "--columns", "nosuch"], "no column 'nosuch'; there is: a, s, f, n, m"),
         (["data.parquet", "--columns", "s"], "--hash-rows"),
         (["data.parquet", "--columns", "f"], "of type double"),
         (["data.parquet", "--columns", "n"], "empty places"),
         (["data.parquet", "--columns", "a"], "no lookups"),
+        (["data.parquet", "--columns", "a", "a"], "named twice"),
+        (["data.parquet", "--columns", "m"], "-1 is no id"),
         (["data.parquet", "--columns", "a", "--batch-size", "0"], "--batch-size 0"),
         (["data.parquet", "--columns", "a", "--sample", "1.5"], "--sample 1.5"),
         (["log"], "--hash-rows"),
@@ -326,7 +409,7 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     monkeypatch.chdir(tmp_path)
     columns = {
         "a": pa.array([[], []], pa.list_(pa.int64())), "s": ["x", "y"], "f": [1.0, 2.0],
-        "n": [1, None],
+        "n": [1, None], "m": [3, -1],
     }  # fmt: skip
     write(tmp_path / "data.parquet", columns)
     (tmp_path / "log").write_text("1\t2\n")

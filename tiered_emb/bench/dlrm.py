@@ -104,16 +104,18 @@ class _Run:
         """
         total = self.workload.total_rows
         uniques = [len(np.unique(ids)) for ids in self.ids]
-        if capacity < max(uniques):  # of no use: no less than what has no room can move
-            beyond = [max(0, unique - capacity) for unique in uniques[warm_up:]]
-            return statistics.mean(beyond)
+        least = 0.0
+        if capacity < max(uniques):
+            # No fewer than have no room, nor than the best cache that holds every batch would read.
+            least = statistics.mean(max(0, unique - capacity) for unique in uniques[warm_up:])
+            capacity = max(uniques)
         filled = np.arange(max(total - capacity, 0) if is_filled else total, total)
         ids = np.concatenate([filled, *self.ids])
         begins = np.array([0, *(len(filled) + b for b in self.begins)], dtype=np.int64)
         found: tuple[int, int] = optimal_misses_of_batches(
             ids, total, capacity, begins, warm_up + 1
         )
-        return sum(found) / (len(self.begins) - 1 - warm_up)
+        return max(least, sum(found) / (len(self.begins) - 1 - warm_up))
 
     def unique_rows(self, warm_up: int) -> float:
         """Distinct rows of a batch."""

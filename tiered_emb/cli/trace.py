@@ -32,6 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--columns", metavar="COL", nargs="+", help="the columns of ids")
     add("--batch-size", metavar="N", type=int, default=2048, help="samples a batch (2048)")
     add("--hash-rows", metavar="N", type=int, help="hash values to so many rows a table")
+    add("--force", action="store_true", help="replace an output that exists")
     add("--sample", metavar="X", type=float, default=1.0, help="keep this share of the rows (1)")
 
 
@@ -39,6 +40,10 @@ def run(args: argparse.Namespace) -> int:
     """Writes the trace and says what is in it."""
     if not args.out.parent.is_dir():
         raise DataError(f"--out {args.out}: no such directory: {args.out.parent}")
+    if args.out.exists() and (not args.force or not args.out.is_file()):
+        raise DataError(f"--out {args.out}: exists already (--force replaces a file)")
+    if args.out.exists() and args.data.exists() and args.out.samefile(args.data):
+        raise DataError(f"--out {args.out}: is the data file")
     with tqdm(unit=" samples", file=sys.stderr, leave=False, disable=None) as bar:
         samples, lookups = trace_of_data(
             args.data, args.out, columns=args.columns, batch_size=args.batch_size,

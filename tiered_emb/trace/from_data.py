@@ -20,6 +20,7 @@ from tiered_emb.trace.writer import TraceWriter
 
 Progress = Callable[[int], object]
 _SCAN_ROWS = 1 << 18
+_ROWS_MAX = 1 << 48
 
 
 def trace_of_data(
@@ -38,8 +39,8 @@ def trace_of_data(
         columns: a table for each: of integers (ids as they are), of lists of integers (bags), or,
             with `hash_rows`, of any integers and text. None: C1 to C26 of a Criteo log.
         batch_size: samples a batch.
-        hash_rows: rows of every table, to which values are hashed as `tiered-emb train` does; None:
-            ids are taken as they are, and a table has rows up to the highest.
+        hash_rows: rows of every table, to which all values are hashed (`tiered_emb.data.hashing`);
+            None: ids are taken as they are, and a table has rows up to the highest.
         sample: see `TraceWriter`.
         progress: told how many more samples are done.
 
@@ -47,8 +48,8 @@ def trace_of_data(
         DataError: in one line.
     """
     for name, number in (("--batch-size", batch_size), ("--hash-rows", hash_rows)):
-        if number is not None and number < 1:
-            raise DataError(f"{name} {number}: must be at least 1")
+        if number is not None and not 1 <= number <= _ROWS_MAX:
+            raise DataError(f"{name} {number}: must be from 1 to {_ROWS_MAX}")
     if not 0 < sample <= 1:
         raise DataError(f"--sample {sample}: must be above 0 and at most 1")
     try:
@@ -97,11 +98,21 @@ def _of_parquet(
             for name in columns:
                 _check_column(data, schema, name, hash_rows is not None)
             rows = dict.fromkeys(columns, hash_rows or 0)
+            if len(rows) < len(columns):
+                raise DataError(f"{data}: a column is named twice in --columns")
             if hash_rows is None:
                 for part in file.iter_batches(_SCAN_ROWS, columns=list(columns)):
                     for name in columns:
-                        top = pc.max(_values(data, part, name)).as_py()
-                        rows[name] = max(rows[name], 0 if top is None else top + 1)
+                        ends = pc.min_max(_values(data, part, name)).as_py()
+                        if ends["min"] is None:
+                            continue
+                        if ends["min"] < 0 or ends["max"] >= _ROWS_MAX:
+                            bad = ends["min"] if ends["min"] < 0 else ends["max"]
+                            raise DataError(
+                                f"{data}: column {name!r}: {bad} is no id of a table; --hash-rows "
+                                "makes ids of any values"
+                            )
+                        rows[name] = max(rows[name], ends["max"] + 1)
             samples = 0
             tables = {name: TraceTable(count) for name, count in rows.items()}
             with TraceWriter(out, tables, sample) as to:
@@ -112,7 +123,7 @@ def _of_parquet(
                     progress(part.num_rows)
                 _check_any(data, to)
             return samples, to.lookups
-    except pa.ArrowException as error:
+    except (pa.ArrowException, OSError) as error:
         raise DataError(f"{data}: cannot read: {' '.join(str(error).split())}") from error
 
 
@@ -132,16 +143,24 @@ def _batches(
         while part.num_rows - at >= batch_size - count:
             taken = batch_size - count
             whole = [*waiting, part.slice(at, taken)]
-            yield whole[0] if len(whole) == 1 else pa.concat_batches(whole)
+            yield _joined(whole)
             waiting, count, at = [], 0, at + taken
         if at < part.num_rows:
             waiting.append(part.slice(at))
             count += part.num_rows - at
     if waiting:
-        yield pa.concat_batches(waiting)
+        yield _joined(waiting)
+
+
+def _joined(parts: Sequence[pa.RecordBatch]) -> pa.RecordBatch:
+    if len(parts) == 1:
+        return parts[0]
+    return pa.Table.from_batches(parts).combine_chunks().to_batches()[0]
 
 
 def _check_column(data: Path, schema: pa.Schema, name: str, hashed: bool) -> None:
+    if schema.names.count(name) > 1:
+        raise DataError(f"{data}: there are several columns {name!r}")
     if name not in schema.names:
         raise DataError(f"{data}: no column {name!r}; there is: {', '.join(schema.names)}")
     kind = schema.field(name).type
@@ -158,6 +177,8 @@ def _check_column(data: Path, schema: pa.Schema, name: str, hashed: bool) -> Non
 def _values(data: Path, part: pa.RecordBatch, name: str) -> pa.Array:
     """The values of a column, those of lists one after another."""
     column = part.column(name)
+    if column.null_count:
+        raise DataError(f"{data}: column {name!r} has empty places")
     if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
         column = column.flatten()
     if column.null_count:

@@ -62,8 +62,13 @@ class Trace:
             self.lookups, self.tables = self._scan()
         if self.lookups == 0:
             raise DataError(f"{self.path}: there are no lookups in it")
-        ends = np.cumsum([table.rows for table in self.tables.values()])
-        self._first_row = dict(zip(self.tables, [0, *ends[:-1].tolist()], strict=True))
+        self._first_row: dict[str, int] = {}
+        first = 0
+        for name, table in self.tables.items():
+            self._first_row[name] = first
+            first += table.rows
+        if first >= 1 << 63:
+            raise DataError(f"{self.path}: ids up to {first - 1}; there are no such tables")
 
     @property
     def total_rows(self) -> int:
@@ -111,8 +116,10 @@ class Trace:
             lookups += len(piece.ids)
             highest = np.full(len(piece.names), -1, dtype=np.int64)
             np.maximum.at(highest, piece.table, piece.ids)
-            for name, row in zip(piece.names, highest.tolist(), strict=True):
-                rows[name] = max(rows.get(name, 0), row + 1)
+            used = np.unique(piece.table)  # a dictionary may hold names that do not occur
+            for number in used.tolist():
+                name = piece.names[number]
+                rows[name] = max(rows.get(name, 0), int(highest[number]) + 1)
         return lookups, {name: TraceTable(count) for name, count in rows.items()}
 
     def _pieces(self) -> Iterator[_Piece]:
@@ -133,7 +140,9 @@ class Trace:
         return pa.csv.open_csv(
             self.path,
             read_options=pa.csv.ReadOptions(block_size=_CSV_BLOCK_BYTES),
-            convert_options=pa.csv.ConvertOptions(column_types=types, include_columns=columns),
+            convert_options=pa.csv.ConvertOptions(
+                column_types=types, include_columns=columns, strings_can_be_null=True
+            ),
         )
 
 
@@ -169,6 +178,9 @@ def _piece_of(path: Path, part: pa.RecordBatch) -> _Piece:
 def _wanted_columns(path: Path, schema: pa.Schema) -> list[str]:
     if "id" not in schema.names:
         raise DataError(f"{path}: no column 'id'; there is: {', '.join(schema.names)}")
+    for name in COLUMNS:
+        if schema.names.count(name) > 1:
+            raise DataError(f"{path}: there are several columns {name!r}")
     for name in ("id", "batch"):
         if name in schema.names and not pa.types.is_integer(schema.field(name).type):
             kind = schema.field(name).type
@@ -183,13 +195,13 @@ def _about(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
     try:
         about: dict[str, Any] = json.loads(text)
         version = about["version"]
+        if version != VERSION:
+            raise DataError(f"{path}: a trace of version {version}; this release reads {VERSION}")
         tables = {name: TraceTable(**table) for name, table in about["tables"].items()}
         if not 0 < about["sample"] <= 1 or any(table.rows < 0 for table in tables.values()):
             raise ValueError("a number is out of range")
     except (ValueError, KeyError, AttributeError, TypeError) as error:
         raise DataError(f"{path}: the trace's metadata are damaged: {error}") from error
-    if version != VERSION:
-        raise DataError(f"{path}: a trace of version {version}; this release reads {VERSION}")
     return about
 
 
@@ -199,7 +211,6 @@ def _errors_of(path: Path) -> Iterator[None]:
         yield
     except FileNotFoundError as error:
         raise DataError(f"{path}: no such file") from error
-    except pa.ArrowException as error:
-        raise DataError(f"{path}: cannot read: {' '.join(str(error).split())}") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot read: {error.strerror or error}") from error
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        said = getattr(error, "strerror", None) or str(error)
+        raise DataError(f"{path}: cannot read: {' '.join(said.split())}") from error

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+import threading
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -18,79 +20,89 @@ from tiered_emb.trace.format import TraceTable
 if TYPE_CHECKING:
     from tiered_emb.trace.writer import TraceWriter
 
+_TORCH = (nn.EmbeddingBag.forward, nn.Embedding.forward)
+
 
 class TraceRecorder:
-    """What `record_trace` gives."""
+    """What `record_trace` gives. Thread-safe; lookups of several threads mix in one order."""
 
     def __init__(self, writer: TraceWriter) -> None:
         self.batches = 0
         """Batches so far."""
-        self.failure: BaseException | None = None
+        self.failure: Exception | None = None
         """What went wrong; nothing is recorded after that."""
         self._writer = writer
+        self._lock = threading.Lock()
         self._seen: set[str] = set()
-        self._in_model = 0
+        self._in_model = False
+        self._is_over = False
 
     @property
     def lookups(self) -> int:
         """Lookups recorded so far."""
         return self._writer.lookups
 
-    def begin_model(self) -> None:
-        """The whole model is called: what it looks up is one batch."""
-        if self._in_model == 0:
-            self.end_batch()
-        self._in_model += 1
+    def model_called(self, begins: bool) -> None:
+        """A call of the whole model begins or has ended: what it looks up is one batch."""
+        with self._lock:
+            self._end_batch()
+            self._in_model = begins
 
-    def end_model(self) -> None:
-        """Its call has ended."""
-        self._in_model -= 1
-        if self._in_model == 0:
-            self.end_batch()
+    def note(self, looked_up: Callable[[], list[tuple[str, torch.Tensor, int | None]]]) -> None:
+        """Tables were looked up in one call: name, ids and padding id of each.
 
-    def end_batch(self) -> None:
-        """What comes belongs to another."""
+        Outside of a call of the model a second lookup of a table begins a batch. Never raises: it
+        is the model's step.
+        """
+        with self._lock:
+            if self._is_over or self.failure is not None:
+                return
+            try:
+                tables = looked_up()
+                if not self._in_model and any(name in self._seen for name, _, _ in tables):
+                    self._end_batch()
+                for name, ids, padding in tables:
+                    self._seen.add(name)
+                    self._writer.write(self.batches, name, _flat(ids).numpy(), padding)
+            except Exception as error:
+                self.failure = error
+
+    def finish(self) -> None:
+        """No more is recorded, whoever still has the hooks."""
+        with self._lock:
+            self._end_batch()
+            self._is_over = True
+
+    def _end_batch(self) -> None:
         if self._seen:
             self.batches += 1
             self._seen.clear()
-
-    def note(self, table: str, ids: torch.Tensor, padding: int) -> None:
-        """A table was looked up. Outside of a call of the model a second lookup of a table begins a
-        batch."""
-        if self.failure is not None:
-            return
-        if self._in_model == 0 and table in self._seen:
-            self.end_batch()
-        self._seen.add(table)
-        flat = ids.detach().cpu().reshape(-1)
-        if flat.dtype is not torch.int32:
-            flat = flat.to(torch.int64)
-        try:
-            self._writer.write(self.batches, table, flat.numpy(), padding)
-        except Exception as error:  # not the model's: told at the end
-            self.failure = error
 
 
 @contextmanager
 def record_trace(
     model: nn.Module, path: str | os.PathLike[str], *, sample: float = 1.0
 ) -> Iterator[TraceRecorder]:
-    """Records the rows that a model looks up within, as a file for `tiered-emb tune`.
+    """Records the rows that a model looks up within, in a file (docs/TRACES.md).
 
-    Tables are those of `TieredEmbeddingCollection`, `TieredEmbedding`, `nn.EmbeddingBag` and
-    `nn.Embedding` modules in it, named as there, or by the module's path. A call of the model is a
-    batch; so are lookups between which no table is looked up twice. Lookups that fail, and of
-    padding, are not recorded. Ids are copied in the step and encoded by a thread.
+    Tables are those of `TieredEmbeddingCollection` modules, by their names; and `TieredEmbedding`,
+    `nn.EmbeddingBag` and `nn.Embedding` modules, by the module's path in the model. A call of the
+    model is a batch; so are calls of its parts between which no table is looked up twice. Lookups
+    that fail, and of padding, are not recorded; those of a checkpointed part are each time that it
+    is computed. Ids are copied in the step and encoded by a thread. A model that has been compiled
+    does not call hooks: record it before `torch.compile`.
 
     Args:
         model: or an embedding module alone.
         path: of the file (see `tiered_emb.trace.format`), which is complete when this ends, also by
-            an exception.
+            an exception; what is there is replaced then.
         sample: share of the rows to record, in (0, 1], all lookups of each; chosen by a hash of
             their ids.
 
     Raises:
-        ValueError: the model has no embedding tables, or `sample` is out of range.
+        ValueError: the model has no embedding tables, is compiled, or nothing was looked up;
+            `sample` is out of range.
+        OSError: the file could not be written, told at the end.
 
     Example:
         >>> model = nn.EmbeddingBag(10, 4)
@@ -106,42 +118,97 @@ def record_trace(
         raise ValueError(f"record_trace: {type(model).__name__} has no embedding tables")
     writer = TraceWriter(path, tables, sample)
     recorder = TraceRecorder(writer)
-    hooks = [
+    begin = _Hook(lambda *_: recorder.model_called(True))
+    end = _Hook(lambda *_: recorder.model_called(False))
+    hooks = [model.register_forward_pre_hook(begin, prepend=True)]
+    hooks += [
         module.register_forward_hook(_hook(recorder, module, names), with_kwargs=True)
         for module, names in modules
     ]
-    if all(module is not model for module, _ in modules):
-        hooks.append(model.register_forward_pre_hook(lambda *_: recorder.begin_model()))
-        hooks.append(model.register_forward_hook(lambda *_: recorder.end_model(), always_call=True))
+    hooks.append(model.register_forward_hook(end, always_call=True))
     try:
         yield recorder
-    finally:
-        for hook in hooks:
-            hook.remove()
-        recorder.end_batch()
-        if recorder.failure is not None:
-            writer.abandon()
-            raise recorder.failure
-        writer.close()
+    except BaseException:
+        _end(recorder, hooks)
+        try:
+            _complete(recorder, writer)
+        except Exception as error:
+            warnings.warn(f"the trace was not written: {error}", RuntimeWarning, stacklevel=3)
+        raise
+    _end(recorder, hooks)
+    _complete(recorder, writer)
 
 
-def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) -> Any:
-    """Tells the recorder of a module's lookups; of `names` from its own to the trace's."""
+def _end(recorder: TraceRecorder, hooks: list[Any]) -> None:
+    for hook in hooks:
+        hook.remove()
+    recorder.finish()
+
+
+def _complete(recorder: TraceRecorder, writer: TraceWriter) -> None:
+    if recorder.failure is not None:
+        writer.abandon()
+        raise recorder.failure
+    if writer.lookups == 0:
+        writer.abandon()
+        raise ValueError("record_trace: no row was looked up")
+    writer.close()
+
+
+def _flat(ids: torch.Tensor) -> torch.Tensor:
+    flat = ids.detach().cpu().reshape(-1)
+    return flat if flat.dtype is torch.int32 else flat.to(torch.int64)
+
+
+def _nothing(*_: Any, **__: Any) -> None:
+    """The hook of a copy of a model."""
+
+
+def _make_nothing() -> Callable[..., None]:
+    return _nothing
+
+
+class _Hook:
+    """A hook of a model that copies of it, in memory or in a file, do not have."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    def __call__(self, *arguments: Any) -> None:
+        self._function(*arguments)
+
+    def __reduce__(self) -> Any:
+        return _make_nothing, ()
+
+
+def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) -> _Hook:
+    """Tells the recorder of a module's lookups; `names` are its own -> the trace's."""
     if isinstance(module, TieredEmbeddingCollection):
+        collection = module
 
-        def note_all(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
-            for feature in module._features(args[0] if args else kwargs["batch"]):
-                lookup = feature.lookup
-                recorder.note(names[lookup.name], feature.ids, lookup.padding_idx)
+        def of_all(args: Any, kwargs: Any) -> list[tuple[str, torch.Tensor, int | None]]:
+            features = collection._features(args[0] if args else kwargs["batch"])
+            return [
+                (
+                    names[f.lookup.name],
+                    # Ids behind the last bag belong to none.
+                    f.ids[: int(f.offsets[-1])] if f.core[7] and f.offsets is not None else f.ids,
+                    None if f.lookup.padding_idx < 0 else f.lookup.padding_idx,
+                )
+                for f in features
+            ]
 
-        return note_all
-    padding = getattr(module, "padding_idx", None)
+        return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_all(args, kwargs)))
 
-    def note(_: nn.Module, args: Any, kwargs: Any, __: Any) -> None:
+    def of_one(args: Any, kwargs: Any) -> list[tuple[str, torch.Tensor, int | None]]:
         ids = args[0] if args else kwargs["input"]
-        recorder.note(names[""], ids, -1 if padding is None else padding)
+        if getattr(module, "include_last_offset", False):
+            offsets = args[1] if len(args) > 1 else kwargs.get("offsets")
+            ids = ids if offsets is None else ids[: int(offsets[-1])]
+        padding: Any = module.padding_idx
+        return [(names[""], ids, padding)]
 
-    return note
+    return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_one(args, kwargs)))
 
 
 def _tables_of(
@@ -153,18 +220,30 @@ def _tables_of(
 
     def add(path: str, own: str, table: TraceTable) -> str:
         name = own or path or "table"
-        if name in tables:  # of another module
-            name = f"{path}.{own}"
+        while name in tables:  # of another module
+            name = f"{path}.{name}" if own else f"{name}'"
         tables[name] = table
         return name
 
     for path, module in model.named_modules():
+        if type(module).__name__ == "OptimizedModule" or module._compiled_call_impl is not None:
+            raise ValueError(
+                "record_trace: a compiled model does not call hooks; record it before torch.compile"
+            )
         if isinstance(module, TieredEmbeddingCollection):
             names = {t.name: add(path, t.name, _table(module, t)) for t in module._engine.tables}
         elif isinstance(module, TieredEmbedding):
-            spec = module._engine.tables[module._lookup.table]
+            spec = module._engine.tables[module._table]
             names = {"": add(path, "", _table(module, spec))}
         elif isinstance(module, nn.EmbeddingBag | nn.Embedding):
+            if type(module).forward not in _TORCH:
+                warnings.warn(
+                    f"record_trace: module {path!r}, a {type(module).__name__}, is not recorded: "
+                    "it has a forward of its own",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                continue
             dim = module.embedding_dim
             table = TraceTable(module.num_embeddings, dim, dim * module.weight.element_size())
             names = {"": add(path, "", table)}

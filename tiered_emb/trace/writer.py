@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 from collections import deque
@@ -19,10 +20,14 @@ import pyarrow.parquet as pq
 
 from tiered_emb.compiled import compiled
 from tiered_emb.data.hashing import mix64, text_key
+from tiered_emb.files import sync_directory
 from tiered_emb.trace.format import METADATA, VERSION, Ids, TraceTable
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the file
+_NO_ROOM = np.empty(0, dtype=np.int64)
+_NO_ID = int(np.iinfo(np.int64).min)
+_serial = itertools.count()
 
 
 class TraceWriter:
@@ -46,7 +51,11 @@ class TraceWriter:
             raise ValueError(f"sample must be in (0, 1], got {sample!r}")
         self.lookups = 0
         self._path = Path(path)
-        self._partial = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        if self._path.is_dir():
+            raise IsADirectoryError(f"{self._path}: is a directory; expected a file")
+        own = f".{self._path.name}.{os.getpid()}-{next(_serial)}.partial"
+        self._partial = self._path.with_name(own)
+        self._is_over = False
         self._names = list(tables)
         self._numbers = {name: number for number, name in enumerate(self._names)}
         self._keys = {name: np.uint64(text_key(name)) for name in self._names}
@@ -63,7 +72,7 @@ class TraceWriter:
              pa.field("id", pa.int64(), False)],
             metadata={METADATA: json.dumps(about)},
         )  # fmt: skip
-        # Differences take three to four bytes a lookup, and less time than compressing them.
+        # Differences take two to four bytes a lookup, and less time than compressing them.
         self._file = pq.ParquetWriter(
             self._partial, self._schema, compression="none", use_dictionary=["table"],
             column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
@@ -75,13 +84,14 @@ class TraceWriter:
         self._filled = 0
         self._runs: list[tuple[int, int, int]] = []  # batch, table, lookups
 
-    def write(self, batch: int, table: str, ids: Ids, padding: int = -1) -> None:
+    def write(self, batch: int, table: str, ids: Ids, padding: int | None = None) -> None:
         """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
         int32 or int64, and may change after the call."""
+        left_out = _NO_ID if padding is None else padding
         at = 0
         while at < len(ids):
             taken, kept = _keep(
-                ids[at:], padding, self._keeps_all, self._keys[table], self._threshold,
+                ids[at:], left_out, self._keeps_all, self._keys[table], self._threshold,
                 self._group[self._filled :],
             )  # fmt: skip
             at += taken
@@ -91,22 +101,33 @@ class TraceWriter:
                 self.lookups += kept
             if self._filled == len(self._group):
                 self._hand_over()
+                if len(self._group) == 0:
+                    raise RuntimeError(f"{self._path}: writing the trace was interrupted")
 
     def close(self) -> None:
-        """Completes the file; removes it where that fails."""
+        """Completes the file, on the disk; removes it where that fails."""
+        if self._is_over:
+            return
         try:
             self._hand_over()
             while self._on_their_way:
                 self._on_their_way.popleft().result()
             self._encoder.shutdown()
             self._file.close()
+            with self._partial.open("rb") as file:
+                os.fsync(file.fileno())
             os.replace(self._partial, self._path)
+            sync_directory(self._path.parent)
+            self._is_over = True
         except BaseException:
             self.abandon()
             raise
 
     def abandon(self) -> None:
         """Removes what was written."""
+        if self._is_over:
+            return
+        self._is_over = True
         self._encoder.shutdown(cancel_futures=True)
         with suppress(OSError, pa.ArrowException):
             self._file.close()
@@ -131,11 +152,12 @@ class TraceWriter:
             return
         lookups = self._group[: self._filled]
         self._on_their_way.append(self._encoder.submit(self._encode, lookups, self._runs))
-        self._filled, self._runs = 0, []
+        self._group, self._filled, self._runs = _NO_ROOM, 0, []
         if len(self._on_their_way) < _GROUPS_MAX:
             self._group = np.empty(_GROUP_LOOKUPS, dtype=np.int64)
         else:
-            written = self._on_their_way.popleft().result()
+            written = self._on_their_way[0].result()
+            self._on_their_way.popleft()
             self._group = written if written.base is None else written.base
 
     def _encode(self, ids: Ids, runs: list[tuple[int, int, int]]) -> Ids:
