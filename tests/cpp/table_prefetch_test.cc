@@ -17,6 +17,13 @@ using namespace testing;  // NOLINT: the fixture is this test's vocabulary
 
 using Bench = GatedStore;
 
+// Bytes of the bookkeeping depend on how far the threads that prefetch have come.
+std::string without_numbers(const Status& status) {
+  std::string text = status.message();
+  std::erase_if(text, [](char c) { return c >= '0' && c <= '9'; });
+  return text;
+}
+
 }  // namespace
 
 BOOST_AUTO_TEST_SUITE(table_prefetch)
@@ -107,7 +114,8 @@ BOOST_AUTO_TEST_CASE(what_fails_ahead_is_reported_by_the_forward) {
     const Status status = bench.engine->plan({&input, 1}, true).status();
     BOOST_TEST(
         (status.code() == StatusCode::kOutOfRange || status.code() == StatusCode::kBudgetExceeded));
-    BOOST_TEST((bench.engine->plan({&input, 1}, true).status().message() == status.message()));
+    const Status again = bench.engine->plan({&input, 1}, true).status();
+    BOOST_TEST(without_numbers(again) == without_numbers(status));
     BOOST_TEST(bench.train(Bench::batch({3}), 0) == 3);
   }
 }
