@@ -211,6 +211,15 @@ def test_steps_over_three_tiers(capsys: pytest.CaptureFixture[str]) -> None:
     assert any("mmap" in name for name in run["left_out"])
 
 
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_rows_of_another_dtype(dtype: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """With the peers, whose optimizer has to take them."""
+    assert main(["bench", "dlrm", "dlrm-small", "--dtype", dtype, "--smoke", "--json"]) == 0
+    run = json.loads(capsys.readouterr().out)["runs"][0]
+    assert run["training"]["dtype"] == dtype
+    assert {"tiered", "tiered, in line", "nn.EmbeddingBag"} < set(run["contenders"])
+
+
 def test_a_device_with_less_room_than_a_batch(capsys: pytest.CaptureFixture[str]) -> None:
     argv = ["dlrm", "dlrm-small", "--hbm", "12KiB", "--device", "cpu", "--dram", "50%"]
     assert main(["bench", *argv, "--no-peers", "--smoke", "--json"]) == 0

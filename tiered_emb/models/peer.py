@@ -67,11 +67,11 @@ class RowwiseAdagrad(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 grad = p.grad.coalesce()
-                rows, values = grad.indices()[0], grad.values()
+                rows, values = grad.indices()[0], grad.values().float()
                 total = self.state[p]["sum"]
                 total[rows] += values.pow(2).mean(dim=1)
                 scale = group["lr"] / (total[rows].sqrt() + group["eps"])
-                p.index_add_(0, rows, values * -scale.unsqueeze(1))
+                p.index_add_(0, rows, (values * -scale.unsqueeze(1)).to(p.dtype))
 
 
 _PEERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
