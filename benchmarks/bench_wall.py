@@ -13,43 +13,17 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tiered_emb.bench import options
-from tiered_emb.bench.contenders import Training
-from tiered_emb.bench.demand import IdTrace, demand_of, row_bytes
-from tiered_emb.bench.dlrm import Sizes, measure
+from tiered_emb.bench import calibration, options
+from tiered_emb.bench.calibration import SMOKE, Setup, run
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.limits import measure as measure_limits
 from tiered_emb.bench.predict import validation
 from tiered_emb.bench.provenance import provenance, write_report
-from tiered_emb.bench.workloads import named, resized
 from tiered_emb.cli.report import table_text
-
-
-@dataclass(frozen=True)
-class Setup:
-    """A configuration; `pooling` None: the model's."""
-
-    model: str
-    scale: float
-    dim: int
-    batch: int
-    dram: float
-    pooling: int | None = None
-    optimizer: str | None = "rowwise-adagrad"  # None: inference
-
-    @property
-    def name(self) -> str:
-        does = self.optimizer or "inference"
-        bags = "" if self.pooling is None else f", {self.pooling} ids a bag"
-        return (
-            f"{self.model} x{self.scale:g}, dim {self.dim}, batch {self.batch}{bags}, "
-            f"{self.dram:.0%} in dram, {does}"
-        )
-
 
 FITTING = (
     Setup("dlrm-small", 1.0, 32, 2048, 0.10),
@@ -78,28 +52,7 @@ OTHERS = (
     Setup("meta-2022", 0.15, 128, 256, 0.50),
     Setup("meta-2022", 0.3, 32, 512, 0.70, optimizer=None),
 )
-SMOKE = (Setup("dlrm-small", 0.05, 16, 128, 0.5), Setup("dlrm-small", 0.05, 16, 256, 0.4))
-STEPS = Sizes(dram_bytes=None, warm_up=60, rounds=5, steps=20, peers=False)
-SMOKE_STEPS = replace(STEPS, warm_up=4, rounds=2, steps=4)
-
-
-def run(setup: Setup, steps: Sizes, limits: Limits, folder: Path) -> dict[str, Any]:
-    """Predicts what the configuration asks for, then measures it."""
-    workload = resized(named(setup.model, setup.scale), dim=setup.dim, batch_size=setup.batch)
-    if setup.pooling is not None:
-        workload = replace(workload, pooling=dict.fromkeys(workload.rows, setup.pooling))
-    training = Training(setup.optimizer or "sgd", trains=setup.optimizer is not None)
-    dram = None
-    if setup.dram < 1:
-        dram = int(setup.dram * workload.total_rows * row_bytes(workload, training))
-    trace = IdTrace(workload, steps.warm_up, steps.rounds * steps.steps)
-    demand = demand_of(trace, training, dram_bytes=dram, rows_ahead=steps.rows_ahead)
-    with tempfile.TemporaryDirectory(dir=folder) as store:
-        result = measure(
-            workload, training, replace(steps, dram_bytes=dram), options.rates_of(limits),
-            Path(store), options.watch,
-        )  # fmt: skip
-    return {"name": setup.name, "demand": demand.as_dict(), **result}
+STEPS = replace(calibration.STEPS, warm_up=60, rounds=5, steps=20)
 
 
 def text_of(report: dict[str, Any]) -> str:
@@ -123,12 +76,13 @@ def main(argv: list[str] | None = None) -> int:
     folder = args.dir or Path(tempfile.gettempdir())
     limits = measure_limits(folder, smoke=True) if args.smoke else Limits.current(folder)
     fitting, others = (SMOKE[:1], SMOKE[1:]) if args.smoke else (FITTING, OTHERS)
-    steps = SMOKE_STEPS if args.smoke else STEPS
+    steps = calibration.SMOKE_STEPS if args.smoke else STEPS
+    rates = options.rates_of(limits)
     runs = []
     for use, setups in (("fit", fitting), ("validation", others)):
         for setup in setups:
             print(setup.name, file=sys.stderr, flush=True)
-            runs.append({"use": use, **run(setup, steps, limits, folder)})
+            runs.append({"use": use, **run(setup, steps, rates, folder, options.watch)})
     report: dict[str, Any] = {
         "benchmark": "wall_validation",
         **provenance(__file__, argv),
@@ -137,7 +91,6 @@ def main(argv: list[str] | None = None) -> int:
         "limits": limits.to_json(),
     }
     by_use = {use: [r for r in runs if r["use"] == use] for use in ("fit", "validation")}
-    rates = options.rates_of(limits)
     _, report["validation"] = validation(by_use["fit"], by_use["validation"], rates)
     print(text_of(report))
     write_report(args.out, report)

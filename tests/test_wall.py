@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from tiered_emb.bench import dlrm
-from tiered_emb.bench.bound import MachineRates, StepWork, busy
+from tiered_emb.bench.bound import DeviceRates, MachineRates, StepWork, busy
 from tiered_emb.bench.contenders import OPTIMIZERS, Training
 from tiered_emb.bench.demand import (
     Demand,
@@ -37,8 +37,8 @@ from tiered_emb.bench.limits_figures import (
 )
 from tiered_emb.bench.predict import (
     Coefficients,
+    Host,
     Platform,
-    Processor,
     bytes_by_tier,
     compare,
     fit,
@@ -70,8 +70,9 @@ DEMAND = Demand(STEP, LayerCost(flops=8e6, bytes=1e5), batch_size=50, bags=200, 
 PLATFORM = Platform("p", flops=1e12, hbm=1e9, link=1e8, dram=2e8, reads_per_s=1e4,
                     write_bytes_per_s=1e7)  # fmt: skip
 PLANTED = Coefficients(
-    flop_s=2e-11, byte_s=1e-10, lookup_s=5e-8, miss_s=2e-6, fetch_s=1e-3, drive=2.0
-)
+    flop_s=2e-11, byte_s=1e-10, lookup_s=5e-8, miss_s=2e-6, fetch_s=1e-3, plan_s=5e-7,
+    drive=2.0,
+)  # fmt: skip
 
 
 def test_bytes_of_each_tier() -> None:
@@ -103,15 +104,30 @@ def test_platform_by_hand() -> None:
 
 
 def test_processor_by_hand() -> None:
-    found = predict(DEMAND, Processor(RATES, PLANTED))
+    found = predict(DEMAND, Host(RATES, PLANTED))
     assert found.busy_s == pytest.approx({
         "layers": 2e-11 * 8e6 + 1e-10 * 1e5,
-        "dram": 100 * 64 / 4e9 + 100 * 68 / 2e9 + 6 * 5e-8 * 1000 + 2e-6 * 20 + 1e-3,
+        "dram": 100 * 64 / 4e9 + 100 * 68 / 2e9 + 6 * 5e-8 * 1000,
+        "fetch": 2e-6 * 20 + 1e-3,
+        "plan": 5e-7 * 20,
         "ssd": 2.0 * (10 / 1e5 + 4000 / 1e9),
     })  # fmt: skip
-    assert found.step_s == pytest.approx(
-        max(found.busy_s["layers"] + found.busy_s["dram"], found.busy_s["ssd"])
-    )
+    rows = found.busy_s["layers"] + found.busy_s["dram"]
+    drive = found.busy_s["plan"] + found.busy_s["ssd"]
+    assert found.step_s == pytest.approx(max(rows + found.busy_s["fetch"], drive))
+    assert found.in_line_s == pytest.approx(rows + drive)
+    measured = replace(DEMAND, step=replace(STEP, dense_s=0.25))
+    assert predict(measured, Host(RATES, PLANTED)).busy_s["layers"] == 0.25
+
+
+def test_a_device_takes_the_layers_and_rows_in_hbm() -> None:
+    rates = replace(RATES, device=DeviceRates(hbm=1e9, up=1e6, down=2e6))
+    step = replace(STEP, rows_up=40, rows_down=30)
+    found = predict(replace(DEMAND, step=step), Host(rates, PLANTED))
+    assert found.busy_s["hbm"] == pytest.approx((100 * 64 + 2 * 100 * 68) / 1e9)
+    assert found.busy_s["link"] == pytest.approx(40 * 68 / 1e6)
+    assert found.binding == "link"
+    assert found.step_s == pytest.approx(40 * 68 / 1e6)
 
 
 @pytest.mark.parametrize(
@@ -231,7 +247,7 @@ def synthetic_run(
     row = row_bytes(workload, training)
     written = misses * row if trains else 0.0
     step = StepWork(
-        dense_s=1.0, lookups=lookups, unique_rows=0.2 * lookups, weight_bytes=4 * dim,
+        dense_s=0.0, lookups=lookups, unique_rows=0.2 * lookups, weight_bytes=4 * dim,
         row_bytes=row, trains=trains, misses=misses, blocks_read=misses, written_bytes=written,
     )  # fmt: skip
     run: dict[str, Any] = {
@@ -242,7 +258,9 @@ def synthetic_run(
         "tiers": {"ssd": misses > 0, "dram_share": 0.1},
         "work": asdict(step),
     }  # fmt: skip
-    machine = Processor(RATES, PLANTED)
+    machine = Host(RATES, PLANTED)
+    step = replace(step, dense_s=predict(demand_of_run(run), machine).busy_s["layers"])
+    run["work"] = asdict(step)
     demand = demand_of_run(run)
     found = predict(demand, machine)
     in_dram = predict(replace(demand, step=replace(step, misses=0, blocks_read=0)), machine)
@@ -263,13 +281,14 @@ def runs() -> list[dict[str, Any]]:
         synthetic_run("dlrm-small", 32, 512, 3000, True),
         synthetic_run("dlrm-kaggle", 16, 1024, 20000, True),  # the drive decides
         synthetic_run("dlrm-kaggle", 64, 256, 100, False),
+        synthetic_run("dlrm-kaggle", 64, 2048, 900, True),
         synthetic_run("dlrm-small", 16, 2048, 0, True),
     ]
 
 
 def test_fit_finds_planted_coefficients(runs: list[dict[str, Any]]) -> None:
     assert busy(demand_of_run(runs[1]).step, RATES).ssd > 0
-    assert predict(demand_of_run(runs[1]), Processor(RATES, PLANTED)).binding == "ssd"
+    assert predict(demand_of_run(runs[1]), Host(RATES, PLANTED)).binding == "ssd"
     assert asdict(fit(runs, RATES).coefficients) == pytest.approx(asdict(PLANTED), rel=1e-4)
     with pytest.raises(ValueError, match="no runs"):
         fit([], RATES)
@@ -282,7 +301,7 @@ def test_no_coefficient_is_negative() -> None:
 
 
 def test_compare_says_how_far_off(runs: list[dict[str, Any]]) -> None:
-    machine = Processor(RATES, PLANTED)
+    machine = Host(RATES, PLANTED)
     slower = synthetic_run("dlrm-small", 32, 512, 3000, True, factor=1.25)
     exact, off = compare([runs[0], {"name": "slower", **slower}], machine)
     assert exact["error"] == pytest.approx(0)
@@ -322,9 +341,9 @@ def test_projection_says_what_does_not_fit() -> None:
     for row in rows.values():
         assert row["samples_per_s"] == pytest.approx(50 / row["step_s"])
         assert row["binding"] in row["busy_s"]
-    first = projection(DEMAND, 0, 0, Processor(RATES, PLANTED))[0]
+    first = projection(DEMAND, 0, 0, Host(RATES, PLANTED))[0]
     assert first["platform"] == "the fitted machine"
-    assert first["step_s"] == predict(DEMAND, Processor(RATES, PLANTED)).step_s
+    assert first["step_s"] == predict(DEMAND, Host(RATES, PLANTED)).step_s
 
 
 @pytest.mark.parametrize(
@@ -390,17 +409,17 @@ def test_validated_splits_runs(tmp_path: Path, runs: list[dict[str, Any]]) -> No
     off = synthetic_run("dlrm-small", 32, 512, 3000, True, factor=2)
     _, found = validated(report_file(tmp_path, [*runs, runs[0], off]))
     assert len(found["fitted_on"]) == 4
-    assert [round(row["error"], 3) for row in found["predicted"]] == [0, -0.5]
-    assert found["within_15_percent"] == 1
+    assert [round(row["error"], 3) for row in found["predicted"]] == [0, 0, -0.5]
+    assert found["within_15_percent"] == 2
     marked = [{**run, "use": "fit" if i else "validation"} for i, run in enumerate(runs)]
     _, found = validated(report_file(tmp_path, marked))
-    assert (len(found["fitted_on"]), len(found["predicted"])) == (3, 1)
+    assert (len(found["fitted_on"]), len(found["predicted"])) == (4, 1)
 
 
 def test_command(
     tmp_path: Path, runs: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    given = ["--smoke", "--from", str(report_file(tmp_path, [*runs, runs[0]]))]
+    given = ["--smoke", "--from", str(report_file(tmp_path, runs))]
     arguments = ["bench", "wall", "dlrm-small", *given]
     assert main([*arguments, "--json"]) == 0
     report = json.loads(capsys.readouterr().out)

@@ -35,6 +35,7 @@ SLOT_BYTES, LOCATION_BYTES, FREE_BYTES = 48, 4.125, 8 << 20
 HEADROOM, CHANGES = 1 / 128, 1 / 32
 AHEAD_BYTES, AHEAD_SHARE, AHEAD_BYTES_MAX = 600, 0.6, 8e6
 HELD_SHARE = 0.25  # of the slots that a batch leaves, at most, for rows fetched before their turn
+WRITTEN = 1.63  # bytes for each byte of rows that leave, once space is reclaimed (Zipf 1.05)
 
 
 @dataclass(frozen=True)
@@ -137,6 +138,11 @@ def slots_of(
     return max(0, int(min(rows, dram_bytes / one_row_bytes, with_overhead)))
 
 
+def held_slots(slots: int, largest_batch: float, missing_rows: float) -> int:
+    """Of so many slots those that are taken before their turn by rows of batches ahead."""
+    return int(min(missing_rows, (slots - largest_batch) * HELD_SHARE))
+
+
 class IdTrace:
     """The ids of the first batches of a workload, of all tables in one range.
 
@@ -195,10 +201,8 @@ class IdTrace:
                 "give the tier more, or take a smaller --batch-size"
             )
         found = self._simulated(slots)
-        if held_batches:
-            spare = (slots - self._unique_rows_max) * HELD_SHARE
-            found = self._simulated(slots - int(min(held_batches * found, spare)))
-        return found
+        held = held_slots(slots, self._unique_rows_max, held_batches * found)
+        return found if held == 0 else self._simulated(slots - held)
 
     def _simulated(self, slots: int) -> float:
         # Ids of the simulation: rows that occur first, then the others that fill slots.

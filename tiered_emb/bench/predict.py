@@ -2,21 +2,27 @@
 
 A machine turns a `Demand` into seconds for which each of its resources is busy. Resources of one
 group take turns, groups work side by side: a step that prefetches takes as long as the busiest
-group, a step in line as long as all together.
+group. A step in line takes as long as all together, but for `fetch`.
 
-`Processor`, without a device: the cores do the layers and all that is done to rows, the drive works
-beside them. It is `bound.busy` with six coefficients, which `fit` finds from measured runs:
+`Host`: measured rates, and seven coefficients that `fit` finds from measured runs. Without a device
+the cores do the layers and all that is done to rows; beside them a batch is planned and then
+fetched, and so is the next:
 
-    layers = flop_s * flops + byte_s * bytes of the layers' operators
+    layers = measured, or flop_s * flops + byte_s * bytes of the layers' operators
     dram   = what bound.busy says + lookup_s * lookups * passes
-             + miss_s * misses + fetch_s, if there are any
+    fetch  = miss_s * misses + fetch_s, if there are any
+    plan   = plan_s * misses
     ssd    = drive * what bound.busy says
 
 The maximum, not a softer one: on a machine whose cores are busy what prefetching hides is the wait
-for the drive alone; the processor's part of a miss (planning it, copying its row) is in `miss_s`,
-hidden by nothing. A lookup is one pass over ids and rows; training has `TRAIN_PASSES`: ids are
-planned, occurrences listed (three), rows pooled, gradients summed. `fetch_s` is what waking the
-threads that fetch, and waiting for the last row, takes however few rows.
+for the drive alone. `fetch` is what the threads that plan and fetch take from the layers, whose own
+threads wait for one another: more than their own time. A lookup is one pass over ids and rows;
+training has `TRAIN_PASSES`: ids are planned, occurrences listed (three), rows pooled, gradients
+summed. `fetch_s` is what waking the threads that fetch, and waiting for the last row, takes however
+few rows.
+
+With a device (`rates.device`) layers and rows in hbm take turns on it, as bound.busy says; beside
+it run the link, the processor, which plans and moves rows, and the drive.
 
 `Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
 (as fast as its arithmetic or its memory allows) and then pools and updates rows in hbm; beside it
@@ -78,20 +84,21 @@ def predict(demand: Demand, machine: Machine) -> Prediction:
     return Prediction(
         busy_s=busy_s,
         step_s=sum(busy_s[name] for name in busiest),
-        in_line_s=sum(busy_s.values()),
+        in_line_s=sum(busy_s.values()) - busy_s.get("fetch", 0.0),
         binding=max(busiest, key=lambda name: busy_s[name]),
     )
 
 
 @dataclass(frozen=True)
 class Coefficients:
-    """Of a `Processor`.
+    """Of a `Host`.
 
     Args:
         flop_s, byte_s: seconds an operation and a byte of the layers' operators.
         lookup_s: seconds an id and pass: finding its slot, adding its row.
-        miss_s: seconds of the processor a row that is fetched.
-        fetch_s: seconds a step that fetches any.
+        miss_s: seconds that a row that is fetched takes from the layers.
+        fetch_s: likewise a step that fetches any.
+        plan_s: seconds a row of planning that waits for the drive, and the drive for it.
         drive: how many times longer the drive takes than at its best measured rates.
     """
 
@@ -100,12 +107,13 @@ class Coefficients:
     lookup_s: float
     miss_s: float
     fetch_s: float
+    plan_s: float
     drive: float
 
 
 @dataclass(frozen=True)
-class Processor:
-    """A machine without a device: measured rates, and coefficients fitted to it."""
+class Host:
+    """A machine, by measured rates and coefficients fitted to it; with a device, if these have."""
 
     rates: MachineRates
     coefficients: Coefficients
@@ -113,20 +121,23 @@ class Processor:
     @property
     def groups(self) -> Sequence[Sequence[str]]:
         """See `Machine`."""
-        return (("layers", "dram"), ("ssd",))
+        if self.rates.device is None:
+            return (("layers", "dram", "fetch"), ("plan", "ssd"))
+        return (("layers", "hbm"), ("link",), ("dram", "fetch"), ("plan", "ssd"))
 
     def busy_s(self, demand: Demand) -> dict[str, float]:
         """See `Machine`."""
         c, step, layers = self.coefficients, demand.step, demand.layers
         at_best = busy(step, self.rates)
+        of_device = {}
+        if at_best.hbm is not None:
+            of_device = {"hbm": at_best.hbm, "link": at_best.link}
         return {
-            "layers": c.flop_s * layers.flops + c.byte_s * layers.bytes,
-            "dram": (
-                at_best.dram
-                + c.lookup_s * _passes(step)
-                + c.miss_s * step.misses
-                + c.fetch_s * (step.misses > 0)
-            ),
+            "layers": step.dense_s or c.flop_s * layers.flops + c.byte_s * layers.bytes,
+            **of_device,
+            "dram": at_best.dram + c.lookup_s * _passes(step),
+            "fetch": c.miss_s * step.misses + c.fetch_s * (step.misses > 0),
+            "plan": c.plan_s * step.misses,
             "ssd": c.drive * at_best.ssd,
         }
 
@@ -196,75 +207,97 @@ def _passes(step: StepWork) -> float:
     return step.lookups * (TRAIN_PASSES if step.trains else 1)
 
 
-def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Processor:
+def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Host:
     """The machine on which `dlrm.measure` gave these runs, by least squares of relative errors.
 
-    Each run gives up to four equations: its layers alone, all rows in dram, fetching in line, and
-    prefetching, where either the processor or the drive decides. The drive does where its best
-    time is the largest share of the step; how many of the runs that are, the errors say.
+    The layers by themselves, then the rest with the layers as measured. Each run gives up to three
+    equations for that: all rows in dram, fetching in line, and prefetching, where either the
+    processor or the drive decides. The drive does where its best time is the largest share of the
+    step; how many of the runs that are, the errors say.
     """
     equations = [e for run in runs for e in _equations(run, rates)]
     if not equations:
         raise ValueError("no runs to fit to")
     overlapping = [i for i, e in enumerate(equations) if e.drive is not None]
     overlapping.sort(key=lambda i: equations[i].drive_share, reverse=True)
-    best, least = np.zeros(6), np.inf
+    best, least = np.zeros(5), np.inf
     for count in range(len(overlapping) + 1):
         by_drive = set(overlapping[:count])
-        rows = [e.relative(i in by_drive) for i, e in enumerate(equations)]
-        found = _least_squares(np.array([r[:6] for r in rows]), np.array([r[6] for r in rows]))
+        rows = np.array([e.relative(i in by_drive) for i, e in enumerate(equations)])
+        found = _least_squares(rows[:, :5], rows[:, 5])
         error = sum(e.error(found) ** 2 for e in equations)
         if error < least:
             best, least = found, error
-    return Processor(rates, Coefficients(*(float(x) for x in best)))
+    return Host(rates, Coefficients(*_layers(runs), *(float(x) for x in best)))
+
+
+def _layers(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
+    """Seconds an operation and a byte, of the layers alone."""
+    rows = []
+    for run in runs:
+        if LAYERS in run["contenders"]:
+            measured_s, layers = _taken(run)[LAYERS], _demand(run).layers
+            rows.append((layers.flops / measured_s, layers.bytes / measured_s))
+    if not rows:
+        return 0.0, 0.0
+    flop_s, byte_s = _least_squares(np.array(rows), np.ones(len(rows)))
+    return float(flop_s), float(byte_s)
+
+
+def _taken(run: Mapping[str, Any]) -> dict[str, float]:
+    """Seconds of a step of each contender."""
+    return {name: c["round_ms_p50"] / 1e3 for name, c in run["contenders"].items()}
 
 
 @dataclass(frozen=True)
 class _Equation:
-    """`measured_s` is `known_s` and the factors times the coefficients; or where there is a
-    `drive`, this times the last coefficient, if that is longer."""
+    """Factors of the coefficients but those of the layers; a step took `measured_s`, and `known_s`
+    of it are known. Where there is a `drive`, it took that or what planning and drive do."""
 
     measured_s: float
-    factors: tuple[float, float, float, float, float, float]
-    known_s: float = 0.0
-    drive: float | None = None
+    known_s: float
+    lookups: float
+    misses: float = 0.0
+    fetches: bool = False
+    planned: float = 0.0
+    read_s: float = 0.0
+    drive: tuple[float, float] | None = None
 
     @property
     def drive_share(self) -> float:
-        return (self.drive or 0.0) / self.measured_s
+        return 0.0 if self.drive is None else self.drive[1] / self.measured_s
 
     def relative(self, by_drive: bool) -> list[float]:
         """Factors, and what they should come to, in parts of the measured time."""
-        if by_drive:
-            return [0.0, 0.0, 0.0, 0.0, 0.0, self.drive_share, 1.0]
-        return [*(f / self.measured_s for f in self.factors), 1 - self.known_s / self.measured_s]
+        rows = [self.lookups, self.misses, float(self.fetches), self.planned, self.read_s]
+        known_s = self.known_s
+        if by_drive and self.drive is not None:
+            rows, known_s = [0.0, 0.0, 0.0, *self.drive], 0.0
+        return [*(factor / self.measured_s for factor in rows), 1 - known_s / self.measured_s]
 
     def error(self, coefficients: np.ndarray) -> float:
-        takes_s = float(np.dot(self.factors, coefficients)) + self.known_s
+        *factors, value = self.relative(False)
+        short = float(np.dot(factors, coefficients)) - value
         if self.drive is not None:
-            takes_s = max(takes_s, self.drive * float(coefficients[5]))
-        return takes_s / self.measured_s - 1
+            *factors, value = self.relative(True)
+            short = max(short, float(np.dot(factors, coefficients)) - value)
+        return short
 
 
 def _equations(run: Mapping[str, Any], rates: MachineRates) -> Iterable[_Equation]:
-    demand = _demand(run)
-    layers, step = demand.layers, demand.step
+    step, taken = _demand(run).step, _taken(run)
     parts = busy(step, rates)
-    taken = {name: c["round_ms_p50"] / 1e3 for name, c in run["contenders"].items()}
-    dense = (layers.flops, layers.bytes)
-    if LAYERS in taken:
-        yield _Equation(taken[LAYERS], (*dense, 0, 0, 0, 0))
+    known_s, lookups = run["work"]["dense_s"] + parts.dram, _passes(step)
     has_drive = run["tiers"]["ssd"]
     in_dram = taken.get(IN_DRAM) if has_drive else taken[TIERED]
     if in_dram is not None:
-        yield _Equation(in_dram, (*dense, _passes(step), 0, 0, 0), parts.dram)
+        yield _Equation(in_dram, known_s, lookups)
     if not has_drive:
         return
+    drive = (step.misses, parts.ssd)
     if IN_LINE in taken:
-        in_line = (*dense, _passes(step), step.misses, 1, parts.ssd)
-        yield _Equation(taken[IN_LINE], in_line, parts.dram)
-    prefetching = (*dense, _passes(step), step.misses, 1, 0)
-    yield _Equation(taken[TIERED], prefetching, parts.dram, parts.ssd)
+        yield _Equation(taken[IN_LINE], known_s, lookups, 0.0, False, *drive)
+    yield _Equation(taken[TIERED], known_s, lookups, step.misses, True, drive=drive)
 
 
 def _least_squares(rows: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -331,7 +364,7 @@ def validation(
     fitting: Sequence[Mapping[str, Any]],
     others: Sequence[Mapping[str, Any]],
     rates: MachineRates,
-) -> tuple[Processor, dict[str, Any]]:
+) -> tuple[Host, dict[str, Any]]:
     """The fitted machine, and for JSON how well it predicts other runs."""
     machine = fit(fitting, rates)
     rows = compare(others, machine)

@@ -25,9 +25,9 @@ from tiered_emb.bench.demand import Demand
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.options import rates_of
 from tiered_emb.bench.predict import (
+    Host,
     Machine,
     Platform,
-    Processor,
     bytes_by_tier,
     predict,
     validation,
@@ -147,7 +147,7 @@ def platforms() -> Iterator[tuple[Platform, tuple[Part, Part, Part, Part]]]:
 
 
 def projection(
-    demand: Demand, hbm_bytes: float, dram_bytes: float, machine: Processor | None = None
+    demand: Demand, hbm_bytes: float, dram_bytes: float, machine: Host | None = None
 ) -> list[dict[str, Any]]:
     """A row for each platform, for JSON.
 
@@ -253,7 +253,7 @@ def years_of(text: str) -> range:
     return range(int(first), int(last) + 1, 2)
 
 
-def validated(path: Path) -> tuple[Processor, dict[str, Any]]:
+def validated(path: Path) -> tuple[Host, dict[str, Any]]:
     """This machine, fitted to some runs of a report, and how well it predicts the others.
 
     Args:

@@ -25,6 +25,7 @@ COMMANDS = {
     "export": "tiered_emb.cli.export",
     "convert-data": "tiered_emb.cli.convert_data",
     "trace": "tiered_emb.cli.trace",
+    "tune": "tiered_emb.cli.tune",
 }
 EXAMPLE = "tiered-emb train movielens-100k --dram 10% --peer"
 _PROGRAM = "tiered-emb"

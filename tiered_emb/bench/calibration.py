@@ -1,0 +1,185 @@
+"""The engine on this machine, as the cost model needs it: fitted to a few short runs, and saved.
+
+    host = calibrated("/nvme", limits)   # measures once, a minute or two, then reads a file
+
+What limits cannot say (how long planning a row takes, how much fetching costs the layers) is found
+from DLRM steps of a few small configurations: see `predict.fit`. Saved coefficients belong to the
+limits that they were fitted with, so to a machine, a drive and a time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from tiered_emb.bench.bound import MachineRates
+from tiered_emb.bench.contenders import Training
+from tiered_emb.bench.demand import IdTrace, demand_of, row_bytes
+from tiered_emb.bench.dlrm import Sizes, measure
+from tiered_emb.bench.limits import Limits, default_path
+from tiered_emb.bench.predict import Coefficients, Host, fit
+from tiered_emb.bench.provenance import now_text
+from tiered_emb.bench.workloads import Workload, named, resized
+
+SCHEMA = 1
+SPACE_BYTES = 1 << 30  # of the drive, while it runs
+Watch = Callable[[Any, int, str], Any]
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """A configuration of a DLRM; `pooling` None: the model's ids a bag.
+
+    Args:
+        model, scale: see `workloads.named`.
+        dim, batch: of it.
+        dram: share of the rows.
+        optimizer: None: inference.
+    """
+
+    model: str
+    scale: float
+    dim: int
+    batch: int
+    dram: float
+    pooling: int | None = None
+    optimizer: str | None = "rowwise-adagrad"
+
+    @property
+    def name(self) -> str:
+        """For reports."""
+        does = self.optimizer or "inference"
+        bags = "" if self.pooling is None else f", {self.pooling} ids a bag"
+        return (
+            f"{self.model} x{self.scale:g}, dim {self.dim}, batch {self.batch}{bags}, "
+            f"{self.dram:.0%} in dram, {does}"
+        )
+
+    @property
+    def workload(self) -> Workload:
+        """Its tables, layers and batches."""
+        workload = resized(named(self.model, self.scale), dim=self.dim, batch_size=self.batch)
+        if self.pooling is None:
+            return workload
+        return replace(workload, pooling=dict.fromkeys(workload.rows, self.pooling))
+
+    @property
+    def training(self) -> Training:
+        """What its steps do."""
+        return Training(self.optimizer or "sgd", trains=self.optimizer is not None)
+
+    @property
+    def dram_bytes(self) -> int | None:
+        """Its budget; None: all rows."""
+        if self.dram >= 1:
+            return None
+        workload = self.workload
+        return int(self.dram * workload.total_rows * row_bytes(workload, self.training))
+
+
+FITTING = (
+    Setup("dlrm-small", 1.0, 32, 2048, 0.10),
+    Setup("dlrm-small", 1.0, 64, 1024, 0.30, optimizer=None),
+    Setup("dlrm-small", 0.5, 128, 1024, 0.20),
+    Setup("dlrm-small", 0.7, 32, 1024, 0.30, pooling=8),
+    Setup("meta-2022", 0.1, 64, 256, 0.40),
+)
+STEPS = Sizes(dram_bytes=None, warm_up=40, rounds=4, steps=15, peers=False)
+SMOKE = (Setup("dlrm-small", 0.05, 16, 128, 0.5), Setup("dlrm-small", 0.05, 16, 256, 0.4))
+SMOKE_STEPS = replace(STEPS, warm_up=4, rounds=2, steps=4)
+
+
+def run(
+    setup: Setup, steps: Sizes, rates: MachineRates, folder: Path, watch: Watch
+) -> dict[str, Any]:
+    """Finds out what the configuration asks for, then measures it; for JSON."""
+    workload, training, dram = setup.workload, setup.training, setup.dram_bytes
+    trace = IdTrace(workload, steps.warm_up, steps.rounds * steps.steps)
+    demand = demand_of(trace, training, dram_bytes=dram, rows_ahead=steps.rows_ahead)
+    with tempfile.TemporaryDirectory(dir=folder) as store:
+        result = measure(
+            workload, training, replace(steps, dram_bytes=dram), rates, Path(store), watch
+        )
+    return {"name": setup.name, "demand": demand.as_dict(), **result}
+
+
+def calibrated(
+    directory: str | os.PathLike[str],
+    limits: Limits,
+    rates: MachineRates,
+    *,
+    again: bool = False,
+    smoke: bool = False,
+    path: Path | None = None,
+    say: Say,
+    watch: Watch,
+) -> Host:
+    """The saved coefficients for these limits, or new ones, which are saved.
+
+    Args:
+        directory: on the drive, with room for `SPACE_BYTES`.
+        rates: of the limits.
+        again: measure, whatever has been saved.
+        smoke: two runs of a second; nothing is saved, and the figures say nothing.
+        path: where they are saved; None: beside the limits.
+        say: told in one line what is used or saved.
+        watch: as of `dlrm.measure`.
+    """
+    path = path or default_path().with_name("calibration.json")
+    found = None if again or smoke else _saved(path, limits)
+    if found is not None:
+        say(f"engine: saved coefficients, fitted on {found['date']}")
+        return Host(rates, Coefficients(**found["coefficients"]))
+    setups: Sequence[Setup] = SMOKE if smoke else FITTING
+    say(f"engine: {len(setups)} short runs, to fit its coefficients to this machine")
+    steps = SMOKE_STEPS if smoke else STEPS
+    host = fit([run(setup, steps, rates, Path(directory), watch) for setup in setups], rates)
+    if not smoke:
+        entry = {
+            "limits": _key(limits),
+            "date": now_text(),
+            "coefficients": asdict(host.coefficients),
+        }
+        _save(path, entry, say)
+    return host
+
+
+def _key(limits: Limits) -> list[Any]:
+    return [limits.machine, limits.device, limits.date]
+
+
+def _entries(path: Path) -> list[dict[str, Any]]:
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        if data["schema"] != SCHEMA:
+            return []
+        for entry in data["engines"]:
+            Coefficients(**entry["coefficients"])
+        return list(data["engines"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return []  # as none: it is measured again
+
+
+def _saved(path: Path, limits: Limits) -> dict[str, Any] | None:
+    key = json.loads(json.dumps(_key(limits)))
+    return next((e for e in _entries(path) if e.get("limits") == key), None)
+
+
+def _save(path: Path, entry: dict[str, Any], say: Say) -> None:
+    others = [e for e in _entries(path) if e.get("limits", [])[:2] != entry["limits"][:2]]
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f"{path.name}.{os.getpid()}")
+        data = {"schema": SCHEMA, "engines": [*others, entry]}
+        temporary.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        temporary.replace(path)
+    except OSError as error:
+        say(f"engine: coefficients not saved: {error}")
+        return
+    say(f"engine: coefficients saved in {path}")

@@ -1,0 +1,92 @@
+"""From a trace to what `cost` computes with: pools of tables, and their curves."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from tiered_emb.tuner.cost import Model, Pool, RowFormat, dims_of
+from tiered_emb.tuner.curves import policy_curve, sizes_of
+from tiered_emb.tuner.sample import Pyramid
+
+WINDOWS = (16, 64, 256)
+"""Batches known ahead that are looked at."""
+
+
+@dataclass(frozen=True)
+class Load:
+    """How the model is run.
+
+    Args:
+        rows: how rows are kept; its optimizer None: they are only looked up.
+        dim: of tables of which the trace does not tell.
+        layers_s: seconds of a step that are not lookups and updates.
+        batch_size: samples of a step; None: not known.
+    """
+
+    rows: RowFormat
+    dim: int | None = None
+    layers_s: float = 0.0
+    batch_size: int | None = None
+
+
+def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> Model:
+    """Simulates the pools of a trace.
+
+    Args:
+        windows: batches known ahead for which there will be curves.
+
+    Raises:
+        DataError: a table's dim is not known.
+    """
+    pools = []
+    for dim, tables in dims_of(pyramid.tables, load.dim).items():
+        pool = pool_of(pyramid, tables, dim, load.rows, windows)
+        if pool is not None:
+            pools.append(pool)
+    return Model(
+        pools=pools,
+        largest_batch=pyramid.rows_of_a_batch()[1],
+        trains=load.rows.optimizer is not None,
+        layers_s=load.layers_s,
+        batch_size=load.batch_size,
+    )
+
+
+def pool_of(
+    pyramid: Pyramid,
+    tables: Sequence[str],
+    dim: int,
+    row_format: RowFormat,
+    windows: Sequence[int],
+    with_error: bool = True,
+) -> Pool | None:
+    """Tables that share slots, by themselves; None if nothing of them is in the sample."""
+    names = list(pyramid.tables)
+    part = pyramid.of_tables([names.index(name) for name in tables])
+    if len(part.whole.rows) == 0:
+        return None
+    sizes = sizes_of(part)
+    weight_bytes, row_bytes = row_format.bytes_of(dim)
+    return Pool(
+        tables=tuple(tables),
+        rows=sum(pyramid.tables[name].rows for name in tables),
+        dim=dim,
+        weight_bytes=weight_bytes,
+        row_bytes=row_bytes,
+        lookups=part.lookups_a_batch,
+        unique_rows=part.rows_of_a_batch()[0],
+        curves={
+            window: policy_curve(part, sizes, window=window, with_error=with_error)
+            for window in windows
+        },
+    )
+
+
+def with_format(model: Model, rows: RowFormat) -> Model:
+    """The same model with its rows kept otherwise."""
+    pools = []
+    for pool in model.pools:
+        weight_bytes, row_bytes = rows.bytes_of(pool.dim)
+        pools.append(replace(pool, weight_bytes=weight_bytes, row_bytes=row_bytes))
+    return replace(model, pools=pools, trains=rows.optimizer is not None)

@@ -1,0 +1,336 @@
+"""The part of a trace that the tuner works on: the lookups of some rows, in some stretches of time.
+
+Rows are chosen by a hash of their number, so that every lookup of a chosen row is there (spatial
+sampling: Waldspurger et al., "Efficient MRC Construction with SHARDS", FAST 2015). Among a share of
+the rows a cache with this share of the slots behaves as the whole one does among all; but one that
+is left with a handful of slots shows little more than chance. A small cache, though, forgets soon:
+it needs no long trace. So there is a pyramid of samples, in one pass: level k has a share of 2**-k
+of the rows, and a stretch of the trace 2**k times as long as level 0, up to all of it; each about
+as many lookups. A size is simulated on the level that leaves it `SLOTS` slots or more. A level's
+stretch is in `SEGMENTS` parts over the trace, so that times of the day are met.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+
+from tiered_emb.compiled import compiled
+from tiered_emb.data.errors import DataError
+from tiered_emb.data.hashing import mix64
+from tiered_emb.trace.format import Ids, TraceTable
+from tiered_emb.trace.reader import Trace
+
+SLOTS = 1024
+SEGMENTS = 4
+GROUPS = 8
+SHARE = 0.01
+"""Lookups of a level, of all; but as many as these where there are:"""
+LOOKUPS_MIN, LOOKUPS_MAX = 1 << 18, 1 << 20
+_WARM_UP = 0.5  # of a segment
+_FILLED = 8  # times the slots: rows that come within the warm-up; the policy learns from them
+_BATCHES_MIN = 4
+_SALT, _GROUP_SALT = 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
+
+Progress = Callable[[int], object]
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Small = npt.NDArray[np.uint8]
+_mix = compiled(mix64)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A stretch of lookups of the sampled rows, in order.
+
+    Args:
+        rate: the share of rows that was taken, of all that the model has.
+        rows: int64 [n], numbers of sampled rows: each below `len(table_of)`.
+        begins: int64 [batches + 1]; batch b is rows[begins[b]:begins[b + 1]]. Batches of which
+            nothing was sampled count.
+        warm_up: batches before the first that counts.
+        table_of: int32, by number of a sampled row: its table.
+        group_of: uint8, likewise: one of `GROUPS` parts of the sample, each a sample too.
+        lookups: of each table, of all rows in these batches.
+    """
+
+    rate: float
+    rows: Ids
+    begins: Ids
+    warm_up: int
+    table_of: npt.NDArray[np.int32]
+    group_of: Small
+    lookups: Floats
+
+    @property
+    def batches(self) -> int:
+        """All of them."""
+        return len(self.begins) - 1
+
+    @property
+    def counted_lookups(self) -> float:
+        """Of all rows, in the batches that count."""
+        share = (self.batches - self.warm_up) / self.batches
+        return max(1.0, float(self.lookups.sum()) * share)
+
+    @cached_property
+    def rows_of_batches(self) -> Ids:
+        """Distinct sampled rows of each batch, int64 [batches]."""
+        found: Ids = _rows_of_batches(self.rows, self.begins, len(self.table_of))
+        return found
+
+    @cached_property
+    def warm_rows(self) -> int:
+        """Distinct sampled rows of the warm-up."""
+        return len(np.unique(self.rows[: self.begins[self.warm_up]]))
+
+    def of_tables(self, is_in: Bools) -> Sample:
+        """The lookups of some tables alone."""
+        return self._part(is_in[self.table_of], self.rate, np.where(is_in, self.lookups, 0.0))
+
+    def of_group(self, group: int) -> Sample:
+        """The lookups of one of the `GROUPS` parts: a sample of a smaller rate."""
+        return self._part(self.group_of == group, self.rate / GROUPS, self.lookups)
+
+    def _part(self, keep: Bools, rate: float, lookups: Floats) -> Sample:
+        number = np.cumsum(keep) - 1
+        kept = keep[self.rows]
+        ends = np.concatenate([[0], np.cumsum(kept)])
+        return replace(
+            self, rate=rate, rows=number[self.rows[kept]], begins=ends[self.begins],
+            table_of=self.table_of[keep], group_of=self.group_of[keep], lookups=lookups,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pyramid:
+    """Samples of a trace.
+
+    Args:
+        tables: by name.
+        lookups: of each table, in the whole trace.
+        batches: of the trace.
+        levels: each in its segments; one of all lookups for the last, which may be the only one.
+    """
+
+    tables: dict[str, TraceTable]
+    lookups: Floats
+    batches: int
+    levels: list[list[Sample]]
+
+    @property
+    def whole(self) -> Sample:
+        """The one that spans the trace."""
+        return self.levels[-1][0]
+
+    @property
+    def lookups_a_batch(self) -> float:
+        """Of all rows."""
+        return float(self.lookups.sum()) / self.batches
+
+    def for_rows(self, rows: float) -> list[Sample]:
+        """Samples on which a cache of so many rows is to be simulated."""
+        for level in self.levels:
+            rate = level[0].rate
+            if rows * rate < 2 * SLOTS and all(
+                sample.warm_rows >= _FILLED * rows * rate for sample in level
+            ):
+                return level
+        return self.levels[-1]
+
+    def of_tables(self, tables: Sequence[int]) -> Pyramid:
+        """The lookups of some tables alone."""
+        is_in = np.zeros(len(self.tables), dtype=np.bool_)
+        is_in[list(tables)] = True
+        levels = [[sample.of_tables(is_in) for sample in level] for level in self.levels]
+        return replace(self, lookups=np.where(is_in, self.lookups, 0.0), levels=levels)
+
+    def rows_of_a_batch(self) -> tuple[float, float]:
+        """Distinct rows of a batch: on average, and of the one that has the most, as far as the
+        samples tell."""
+        for level in self.levels:
+            # The first and the last of a stretch may be cut.
+            whole = [
+                s.rows_of_batches[1:-1] if len(level) > 1 else s.rows_of_batches for s in level
+            ]
+            counts = np.concatenate(whole)
+            if len(counts) >= _BATCHES_MIN:
+                break
+        return float(counts.mean()) / level[0].rate, float(counts.max()) / level[0].rate
+
+
+class _Taking:
+    """Samples on their way: of the kept lookups their rows, levels, segments and batches."""
+
+    def __init__(self, tables: Sequence[TraceTable], lookups: int, share: float) -> None:
+        sizes = [table.rows for table in tables]
+        self.first_row = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
+        self.levels = 1 + max(0, int(np.ceil(np.log2(1 / share))))
+        ends = [lookups * (s + 1) // SEGMENTS for s in range(SEGMENTS)]
+        self._segment_ends = np.array(ends, dtype=np.int64)
+        self._stretch = max(1, round(share * lookups / SEGMENTS))  # of level 0, in a segment
+        self.counts = np.zeros((SEGMENTS, self.levels, len(sizes)), dtype=np.int64)
+        self._kept: list[tuple[np.ndarray, ...]] = []
+        self._state = np.array([0, -1, np.iinfo(np.int64).min], dtype=np.int64)
+
+    def take(self, batch: Ids, row: Ids) -> None:
+        """The next lookups."""
+        rows, batches = np.empty(len(row), dtype=np.int64), np.empty(len(row), dtype=np.int64)
+        places = np.empty((3, len(row)), dtype=np.uint8)
+        kept = _take(
+            batch, row, self.first_row, self._segment_ends, self._stretch, self._state,
+            self.counts, rows, batches, places,
+        )  # fmt: skip
+        self._kept.append((rows[:kept].copy(), batches[:kept].copy(), places[:, :kept].copy()))
+
+    @property
+    def batches(self) -> int:
+        """That have come."""
+        return int(self._state[1]) + 1
+
+    def sample(self, level: int, segment: int | None, rate: float) -> Sample | None:
+        """Of a level, its stretch in a segment or in all; None if there are too few batches."""
+        parts = []
+        for rows, batches, (row_level, from_level, in_segment) in self._kept:
+            keep = (row_level >= level) & (from_level <= level)
+            if segment is not None:
+                keep &= in_segment == segment
+            parts.append((rows[keep], batches[keep]))
+        rows, batches = (np.concatenate(column) for column in zip(*parts, strict=True))
+        if len(rows) == 0:
+            return None
+        first, last = (0, self.batches - 1) if segment is None else (batches[0], batches[-1])
+        distinct, numbers = np.unique(rows, return_inverse=True)
+        counts = (
+            self.counts[:, : level + 1] if segment is None else self.counts[segment, : level + 1]
+        )
+        warm_up = 0 if segment is None else int((last - first + 1) * _WARM_UP)
+        return Sample(
+            rate=rate,
+            rows=numbers.astype(np.int64),
+            begins=np.searchsorted(batches, np.arange(first, last + 2)).astype(np.int64),
+            warm_up=warm_up,
+            table_of=(np.searchsorted(self.first_row, distinct, "right") - 1).astype(np.int32),
+            group_of=_groups(distinct),
+            lookups=counts.reshape(-1, len(self.first_row)).sum(axis=0),
+        )
+
+
+def take_sample(
+    trace: Trace, share: float | None = None, progress: Progress | None = None, warm_up: float = 0.0
+) -> Pyramid:
+    """Reads a trace once, keeping a few lookups of each hundred.
+
+    Args:
+        trace: of which some rows may have been left out already.
+        share: of the lookups, for each level; None: `SHARE`, but at least `LOOKUPS_MIN` of them
+            and at most `LOOKUPS_MAX`. 1: all, in one level.
+        progress: called with lookups that were read.
+        warm_up: share of the trace before what counts, where all of it is simulated. Without it
+            a cache begins empty, and the first lookup of each row misses.
+
+    Raises:
+        DataError: the trace is damaged or empty.
+        ValueError: `share` is not in (0, 1], or `warm_up` not in [0, 1).
+    """
+    if share is None:
+        wanted = min(max(SHARE * trace.lookups, LOOKUPS_MIN), LOOKUPS_MAX)
+        share = min(1.0, wanted / trace.lookups)
+    if not 0 < share <= 1:
+        raise ValueError(f"share must be in (0, 1], got {share!r}")
+    if not 0 <= warm_up < 1:
+        raise ValueError(f"warm_up must be in [0, 1), got {warm_up!r}")
+    taking = _Taking(list(trace.tables.values()), trace.lookups, share)
+    for piece in trace.pieces():
+        taking.take(piece.batch, piece.row)
+        if progress is not None:
+            progress(len(piece.row))
+    levels = []
+    for level in range(taking.levels - 1):
+        rate = trace.sample * 0.5**level
+        parts = [taking.sample(level, segment, rate) for segment in range(SEGMENTS)]
+        if all(part is not None and part.batches >= _BATCHES_MIN for part in parts):
+            levels.append([_scaled(part, trace.sample) for part in parts if part is not None])
+    whole = taking.sample(taking.levels - 1, None, trace.sample * 0.5 ** (taking.levels - 1))
+    if whole is None:
+        raise DataError(f"{trace.path}: none of its rows was sampled; take a larger share")
+    whole = replace(whole, warm_up=int(warm_up * whole.batches))
+    levels.append([_scaled(whole, trace.sample)])
+    return Pyramid(trace.tables, levels[-1][0].lookups, taking.batches, levels)
+
+
+def _scaled(sample: Sample, trace_rate: float) -> Sample:
+    """With the lookups of the rows that the trace left out, too."""
+    return replace(sample, lookups=sample.lookups / trace_rate)
+
+
+@compiled
+def _take(
+    batch: Ids,
+    row: Ids,
+    first_row: Ids,
+    segment_ends: Ids,
+    stretch: int,
+    state: Ids,
+    counts: Ids,
+    rows: Ids,
+    batches: Ids,
+    places: Small,
+) -> int:
+    """Counts lookups by segment, level and table; keeps those of rows of the level that has begun.
+
+    `state`: lookups before these, number of the last batch, and its name in the trace.
+    """
+    done, number, name = state
+    levels, tables = counts.shape[1], len(first_row)
+    kept, table, segment, level = 0, 0, 0, levels - 1
+    for i in range(len(row)):
+        if batch[i] != name:
+            name = batch[i]
+            number += 1
+        while done + i >= segment_ends[segment]:
+            segment += 1
+            level = levels - 1
+        left = segment_ends[segment] - (done + i)
+        while level > 0 and left <= stretch << (level - 1):
+            level -= 1
+        r = row[i]
+        if r < first_row[table] or (table + 1 < tables and r >= first_row[table + 1]):
+            table = np.searchsorted(first_row, r, side="right") - 1
+        counts[segment, level, table] += 1
+        mixed = _mix(np.uint64(r) ^ np.uint64(_SALT))
+        if level > 0 and mixed >> np.uint64(64 - level) != 0:
+            continue
+        row_level = level
+        while row_level < levels - 1 and mixed >> np.uint64(63 - row_level) == 0:
+            row_level += 1
+        rows[kept] = r
+        batches[kept] = number
+        places[0, kept], places[1, kept], places[2, kept] = row_level, level, segment
+        kept += 1
+    state[0], state[1], state[2] = done + len(row), number, name
+    return kept
+
+
+@compiled
+def _groups(rows: Ids) -> Small:
+    found = np.empty(len(rows), dtype=np.uint8)
+    for i in range(len(rows)):
+        found[i] = _mix(np.uint64(rows[i]) ^ np.uint64(_GROUP_SALT)) % np.uint64(GROUPS)
+    return found
+
+
+@compiled
+def _rows_of_batches(rows: Ids, begins: Ids, distinct: int) -> Ids:
+    seen_in = np.full(distinct, -1, dtype=np.int64)
+    counts = np.zeros(len(begins) - 1, dtype=np.int64)
+    for b in range(len(begins) - 1):
+        for i in range(begins[b], begins[b + 1]):
+            if seen_in[rows[i]] != b:
+                seen_in[rows[i]] = b
+                counts[b] += 1
+    return counts
