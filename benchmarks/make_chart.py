@@ -20,6 +20,7 @@ from typing import Any
 
 import device_tables
 import dlrm_tables
+import tuner_tables
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -252,7 +253,25 @@ def fill_blocks(text: str, blocks: dict[str, str], name: str) -> str:
     return text
 
 
-PAGES = {"README.md": render, "docs/ARCHITECTURE.md": render_architecture}
+def render_tuning(text: str) -> str:
+    """docs/TUNING.md, likewise."""
+    tuner = load("tuner")
+    blocks = {
+        "tuner-curves": tuner_tables.curves_table(tuner),
+        "tuner-speed": tuner_tables.speed_text(tuner),
+        "tuner-predict": tuner_tables.predict_table(tuner),
+        "tuner-within": tuner_tables.within_text(tuner),
+        "tuner-recommended": tuner_tables.recommended_table(tuner),
+        "tuner-source": provenance_line(tuner),
+    }
+    return fill_blocks(text, blocks, "docs/TUNING.md")
+
+
+PAGES = {
+    "README.md": render,
+    "docs/ARCHITECTURE.md": render_architecture,
+    "docs/TUNING.md": render_tuning,
+}
 
 
 def draw_amplification(path: Path) -> None:

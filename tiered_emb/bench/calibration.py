@@ -119,6 +119,7 @@ def calibrated(
     path: Path | None = None,
     say: Say,
     watch: Watch,
+    progress: Callable[[], object] = lambda: None,
 ) -> Host:
     """The saved coefficients for these limits, or new ones, which are saved.
 
@@ -130,8 +131,9 @@ def calibrated(
         path: where they are saved; None: beside the limits.
         say: told in one line what is used or saved.
         watch: as of `dlrm.measure`.
+        progress: called after each run.
     """
-    path = path or default_path().with_name("calibration.json")
+    path = path or _default_path()
     found = None if again or smoke else _saved(path, limits)
     if found is not None:
         say(f"engine: saved coefficients, fitted on {found['date']}")
@@ -139,7 +141,11 @@ def calibrated(
     setups: Sequence[Setup] = SMOKE if smoke else FITTING
     say(f"engine: {len(setups)} short runs, to fit its coefficients to this machine")
     steps = SMOKE_STEPS if smoke else STEPS
-    host = fit([run(setup, steps, rates, Path(directory), watch) for setup in setups], rates)
+    runs = []
+    for setup in setups:
+        runs.append(run(setup, steps, rates, Path(directory), watch))
+        progress()
+    host = fit(runs, rates)
     if not smoke:
         entry = {
             "limits": _key(limits),
@@ -148,6 +154,16 @@ def calibrated(
         }
         _save(path, entry, say)
     return host
+
+
+def saved_host(limits: Limits, rates: MachineRates, path: Path | None = None) -> Host | None:
+    """The machine with the coefficients that were saved for these limits; None without such."""
+    found = _saved(path or _default_path(), limits)
+    return None if found is None else Host(rates, Coefficients(**found["coefficients"]))
+
+
+def _default_path() -> Path:
+    return default_path().with_name("calibration.json")
 
 
 def _key(limits: Limits) -> list[Any]:

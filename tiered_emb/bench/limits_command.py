@@ -8,6 +8,7 @@ from tiered_emb.bench import options
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.limits_figures import Figure, SsdLimits
 from tiered_emb.cli.report import bytes_text, table_text
+from tiered_emb.data.errors import DataError
 
 SUMMARY = "measure what memory, drive and link of this machine give"
 
@@ -21,14 +22,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "example: tiered-emb bench limits --dir /nvme"
     )
     parser.add_argument("--no-ssd", action="store_true", help="leave the drive out")
+    parser.add_argument("--engine", action="store_true",
+        help="fit the tuner's model of the engine to them, too: two minutes more")  # fmt: skip
     options.add_common(parser)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measures, or finds what was measured, and prints it."""
     options.begin(args)
+    if args.engine and args.no_ssd:
+        raise DataError("--engine: it is fitted to the drive, too; without --no-ssd")
     limits = options.limits_of(args, with_drive=not args.no_ssd)
-    argv = ["--no-ssd"] * args.no_ssd
+    if args.engine:
+        options.host_of(args, limits, again=args.remeasure)
+    argv = [*["--no-ssd"] * args.no_ssd, *["--engine"] * args.engine]
     return options.finish(args, "limits", argv, {}, limits, lambda _: limits_text(limits))
 
 

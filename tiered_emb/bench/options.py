@@ -17,7 +17,9 @@ from typing import Any
 from tqdm import tqdm
 
 from tiered_emb.bench.bound import DeviceRates, MachineRates
+from tiered_emb.bench.calibration import calibrated
 from tiered_emb.bench.limits import Limits, measure
+from tiered_emb.bench.predict import Host
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.report import drawing, files_in, write_report_of
 from tiered_emb.cli.report import progress_bar
@@ -98,6 +100,17 @@ def rates_of(limits: Limits, threads: int | None = None, with_device: bool = Fal
         reads=None if ssd is None else ssd.best_reads_per_s,
         device=device,
     )
+
+
+def host_of(args: argparse.Namespace, limits: Limits, again: bool) -> Host:
+    """The engine on this machine: saved, or fitted now, about two minutes."""
+    directory = args.dir or tempfile.gettempdir()
+    with tqdm(unit=" runs", file=sys.stderr, leave=False, disable=None) as bar:
+        return calibrated(
+            directory, limits, rates_of(limits), again=again, smoke=args.smoke,
+            say=lambda text: bar.write(text, file=sys.stderr), watch=lambda items, *_: items,
+            progress=bar.update,
+        )  # fmt: skip
 
 
 @contextmanager

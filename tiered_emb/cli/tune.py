@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,7 +15,6 @@ from tqdm import tqdm
 
 from tiered_emb.bench import options
 from tiered_emb.bench.bound import DeviceRates, MachineRates
-from tiered_emb.bench.calibration import calibrated
 from tiered_emb.bench.contenders import OPTIMIZERS
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.predict import Host
@@ -92,6 +90,7 @@ def run(args: argparse.Namespace) -> int:
     advice = advise(pyramid, load, machine, bounds, wish)
     results = {
         "trace": {"lookups": float(pyramid.lookups.sum()), "batches": pyramid.batches,
+                  "rows_seen": pyramid.rows_seen,
                   "sample": [level[0].rate for level in pyramid.levels]},
         **advice_dict(advice),
         "life_years": _life(args, advice.chosen, bounds),
@@ -163,16 +162,10 @@ def _rows(args: argparse.Namespace, trace: Trace) -> RowFormat:
 
 def _machine(args: argparse.Namespace, limits: Limits) -> Host:
     """This one; with a device, if one is asked for."""
-    rates = options.rates_of(limits)
-    with tqdm(unit=" rounds", file=sys.stderr, leave=False, disable=None) as bar:
-        host = calibrated(
-            args.dir or tempfile.gettempdir(), limits, rates, again=args.recalibrate,
-            smoke=args.smoke, say=lambda text: bar.write(text, file=sys.stderr),
-            watch=lambda items, *_: items,
-        )  # fmt: skip
+    host = options.host_of(args, limits, again=args.recalibrate or args.remeasure)
     if args.hbm_max is None:
         return host
-    return Host(_with_device(args, limits, rates), host.coefficients)
+    return Host(_with_device(args, limits, host.rates), host.coefficients)
 
 
 def _with_device(args: argparse.Namespace, limits: Limits, rates: MachineRates) -> MachineRates:
@@ -233,6 +226,11 @@ def text_of(report: Mapping[str, Any]) -> str:
     )
     told = [head, "", *(f"    {line}" for line in best["python"].splitlines()), ""]
     told.append(_outlook_text(report))
+    if best["dram_bytes"] is not None and best["slots"] > report["trace"]["rows_seen"]:
+        told.append(
+            f"Dram holds more rows than the trace has, {report['trace']['rows_seen']:,.0f}: what "
+            "misses it then are first lookups. A longer trace would tell more."
+        )
     if report["is_projection"]:
         told.append("A projection: the device's figures are those of its data sheet.")
     told += ["", _front_text(report), "", _extra_text(report), "", _what_if_text(report)]

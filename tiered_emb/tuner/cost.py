@@ -102,6 +102,7 @@ class Model:
         trains: rows are updated.
         layers_s: seconds of a step that are not lookups and updates.
         batch_size: samples of a step; None: not known.
+        repeats: lookups a step for each that the pools have.
     """
 
     pools: Sequence[Pool]
@@ -109,6 +110,7 @@ class Model:
     trains: bool
     layers_s: float = 0.0
     batch_size: int | None = None
+    repeats: float = 1.0
 
     @property
     def rows(self) -> int:
@@ -123,7 +125,7 @@ class Model:
     @property
     def lookups(self) -> float:
         """A step."""
-        return sum(pool.lookups for pool in self.pools)
+        return sum(pool.lookups for pool in self.pools) * self.repeats
 
     @property
     def unique_rows(self) -> float:

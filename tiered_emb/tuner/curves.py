@@ -62,8 +62,7 @@ class MissCurve:
 def sizes_of(pyramid: Pyramid, points: int = POINTS) -> Floats:
     """Sizes worth a look, in rows: from those of two batches to all of the trace, each larger than
     the last by the same factor."""
-    whole = pyramid.whole
-    most = max(2.0, len(whole.table_of) / whole.rate)
+    most = max(2.0, pyramid.rows_seen)
     least = min(max(2.0, 2 * pyramid.rows_of_a_batch()[1]), most)
     return np.unique(np.round(np.geomspace(least, most, points)))
 

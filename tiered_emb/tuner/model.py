@@ -22,12 +22,14 @@ class Load:
         dim: of tables of which the trace does not tell.
         layers_s: seconds of a step that are not lookups and updates.
         batch_size: samples of a step; None: not known.
+        repeats: lookups for each of those that the samples have.
     """
 
     rows: RowFormat
     dim: int | None = None
     layers_s: float = 0.0
     batch_size: int | None = None
+    repeats: float = 1.0
 
 
 def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> Model:
@@ -50,6 +52,7 @@ def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> 
         trains=load.rows.optimizer is not None,
         layers_s=load.layers_s,
         batch_size=load.batch_size,
+        repeats=load.repeats,
     )
 
 

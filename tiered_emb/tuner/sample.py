@@ -132,6 +132,11 @@ class Pyramid:
         """Of all rows."""
         return float(self.lookups.sum()) / self.batches
 
+    @property
+    def rows_seen(self) -> float:
+        """Distinct rows of the trace, as far as a sample tells."""
+        return len(self.whole.table_of) / self.whole.rate
+
     def for_rows(self, rows: float) -> list[Sample]:
         """Samples on which a cache of so many rows is to be simulated."""
         for level in self.levels:
@@ -203,21 +208,46 @@ class _Taking:
         rows, batches = (np.concatenate(column) for column in zip(*parts, strict=True))
         if len(rows) == 0:
             return None
-        first, last = (0, self.batches - 1) if segment is None else (batches[0], batches[-1])
-        distinct, numbers = np.unique(rows, return_inverse=True)
-        counts = (
-            self.counts[:, : level + 1] if segment is None else self.counts[segment, : level + 1]
-        )
-        warm_up = 0 if segment is None else int((last - first + 1) * _WARM_UP)
-        return Sample(
-            rate=rate,
-            rows=numbers.astype(np.int64),
-            begins=np.searchsorted(batches, np.arange(first, last + 2)).astype(np.int64),
-            warm_up=warm_up,
-            table_of=(np.searchsorted(self.first_row, distinct, "right") - 1).astype(np.int32),
-            group_of=_groups(distinct),
-            lookups=counts.reshape(-1, len(self.first_row)).sum(axis=0),
-        )
+        span = (0, self.batches - 1) if segment is None else (int(batches[0]), int(batches[-1]))
+        counts = self.counts if segment is None else self.counts[segment : segment + 1]
+        return sample_of(
+            rows, batches, span, self.first_row, rate,
+            lookups=counts[:, : level + 1].sum(axis=(0, 1)),
+            warm_up=0.0 if segment is None else _WARM_UP,
+        )  # fmt: skip
+
+
+def sample_of(
+    rows: Ids,
+    batches: Ids,
+    span: tuple[int, int],
+    first_row: Ids,
+    rate: float,
+    lookups: Floats,
+    warm_up: float,
+) -> Sample:
+    """Of sampled lookups, in order.
+
+    Args:
+        rows: numbered one table after another.
+        batches: of each lookup, never falling.
+        span: the first and the last batch.
+        first_row: of each table.
+        rate: the share of rows that was sampled.
+        lookups: of each table, of all rows.
+        warm_up: share of the batches before those that count.
+    """
+    first, last = span
+    distinct, numbers = np.unique(rows, return_inverse=True)
+    return Sample(
+        rate=rate,
+        rows=numbers.astype(np.int64),
+        begins=np.searchsorted(batches, np.arange(first, last + 2)).astype(np.int64),
+        warm_up=int((last - first + 1) * warm_up),
+        table_of=(np.searchsorted(first_row, distinct, "right") - 1).astype(np.int32),
+        group_of=_groups(distinct),
+        lookups=lookups,
+    )
 
 
 def take_sample(

@@ -1,0 +1,81 @@
+"""Tables of docs/TUNING.md, from `results/tuner.json`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def curves_table(report: Report) -> str:
+    """Errors of sampled curves."""
+    lines = [
+        "| stream | lookups | rows | sampled | LRU | engine's policy | optimum | at most |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["curves"]:
+        error = row["mean_absolute_error"]
+        mark = "" if row["pass"] else " (short)"
+        lines.append(
+            f"| {row['stream']} | {row['lookups']:,} | {row['rows']:,} | {row['share']:.1%} "
+            f"| {error['lru']:.4f} | {error['policy']:.4f} | {error['optimum']:.4f} "
+            f"| {row['bar']}{mark} |"
+        )
+    return "\n".join(lines)
+
+
+def speed_text(report: Report) -> str:
+    """What the tuner itself takes."""
+    speed = report["speed"]
+    tune = speed["tune"]
+    return (
+        f"Exact stack distances: {speed['exact_lookups_per_core_s'] / 1e6:.1f} M lookups a second "
+        f"and core. A sampled curve of the engine's policy at 24 sizes, reading the file included: "
+        f"{speed['sampled_lookups_per_core_s'] / 1e6:.0f} M. A trace of "
+        f"{tune['lookups'] / 1e6:.0f} M lookups of 26 tables, from the file to the recommendation: "
+        f"{tune['seconds']:.0f} s and {tune['peak_bytes'] / 2**30:.2f} GiB."
+    )
+
+
+def predict_table(report: Report) -> str:
+    """Predicted beside measured steps."""
+    lines = [
+        "| model | dram | layers | measured | quartiles | predicted | error | rows read | predicted |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for model in report["predict"]["models"]:
+        rows = [*model["grid"], {**model["recommended"], "own": True}]
+        for row in sorted(rows, key=lambda r: r["dram_share"]):
+            low, high = row["measured_ms_quartiles"]
+            mark = ", recommended" if row.get("own") else ""
+            short = " **" if abs(row["error"]) > 0.15 else " "
+            lines.append(
+                f"| {row['model'].replace(', 100% in dram', '')} | {row['dram_share']:.1%}{mark} "
+                f"| {row['layers_ms']:.1f} ms | {row['measured_ms']:.1f} ms | {low:.1f}-{high:.1f} "
+                f"| {row['predicted_ms']:.1f} ms |{short}{row['error']:+.0%}{short.strip()} "
+                f"| {row['misses_measured']:,.0f} | {row['misses_predicted']:,.0f} |"
+            )
+    return "\n".join(lines)
+
+
+def recommended_table(report: Report) -> str:
+    """Recommended sizes beside the best of a measured grid."""
+    lines = [
+        "| model | recommended | its step | best of the grid | slower by | order of sizes |",
+        "|---|---|---|---|---|---|",
+    ]
+    for model in report["predict"]["models"]:
+        best = min(row["measured_ms"] for row in model["grid"])
+        own = model["recommended"]
+        lines.append(
+            f"| {model['model'].replace(', 100% in dram', '')} | {own['dram_share']:.1%} in dram "
+            f"| {own['measured_ms']:.1f} ms | {best:.1f} ms | {model['slower_than_best']:+.1%} "
+            f"| {'as predicted' if model['order_is_right'] else 'not as predicted'} |"
+        )
+    return "\n".join(lines)
+
+
+def within_text(report: Report) -> str:
+    """How many predictions were near."""
+    found = report["predict"]
+    return f"{found['within_15_percent']} of {found['pairs']} within 15%."
