@@ -40,7 +40,7 @@ def speed_text(report: Report) -> str:
 def predict_table(report: Report) -> str:
     """Predicted beside measured steps."""
     lines = [
-        "| model | dram | layers | measured | quartiles | predicted | error | rows read | predicted |",
+        "| model | dram | layers | measured | quartiles | predicted | error | rows read | said |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for model in report["predict"]["models"]:

@@ -10,8 +10,11 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,7 +42,9 @@ from tiered_emb.tiers import HBM, SSD, Tiers, format_bytes
 
 if TYPE_CHECKING:
     from tiered_emb.device.tier import HbmTier
+    from tiered_emb.tuner.advice import Advice
 
+_TIMES_KEPT = 65  # of lookups
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
 _KNOWN_CHUNK_ROWS = 1 << 16
 _BUFFERS, _BUFFER_HEAD_BYTES = 8, 64  # pinned, half of them for rows; beside a row
@@ -87,6 +92,7 @@ class TableEngine:
             check_device_tier(hbm)  # before there is a store
         self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
+        self._lookup_times: deque[float] = deque(maxlen=_TIMES_KEPT)
         self._grad_parameters = [
             None if optimizer is None else optimizer.add_table(self, t, table.embedding_dim)
             for t, table in enumerate(tables)
@@ -249,6 +255,7 @@ class TableEngine:
 
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
+        self._lookup_times.append(time.perf_counter())
         return self._pooling.lookup(features)
 
     def announce(self, features: list[Feature]) -> int:
@@ -443,7 +450,19 @@ class TableEngine:
         """Counters; those at the time of closing once closed."""
         if self._last_stats is None or not self._core.is_closed:
             self._last_stats = Stats(**self._core.stats())
+            # Not a field, which would be a part of its dict and of comparisons.
+            object.__setattr__(self._last_stats, "_recommend", self._recommend)
         return self._last_stats
+
+    def _recommend(self, **options: Any) -> Advice:
+        from tiered_emb.tuner.online import recommend  # takes a second
+
+        return recommend(self, **options)
+
+    def step_intervals(self) -> list[float]:
+        """Seconds between the last lookups."""
+        times = list(self._lookup_times)
+        return [after - before for before, after in pairwise(times)]
 
     def flush(self) -> None:
         """Makes the present state durable: exactly what `resume=True` finds in the store."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tiered_emb.tiers import format_bytes
+from tiered_emb.tiers import Size, format_bytes
+
+if TYPE_CHECKING:
+    from tiered_emb.tuner.advice import Advice
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,35 @@ class Stats:
         What `SSD(space_bound=...)` limits.
         """
         return self.ssd_used_bytes / self.ssd_rows_bytes if self.ssd_rows_bytes else 0.0
+
+    def recommend(
+        self,
+        *,
+        dram_max: Size | None = None,
+        hbm_max: Size | None = None,
+        layers_ms: float | None = None,
+        machine: Any = None,
+    ) -> Advice:
+        """Tier sizes for these tables, from what has been looked up lately; docs/TUNING.md.
+
+        Caches of all sizes are simulated on the sample that the engine keeps: a second or so. Print
+        what comes back, or `bag.resize(dram=advice.dram_bytes)`.
+
+        Args:
+            dram_max: most bytes of dram, as int or ``"8GiB"``; None: the present budget.
+            hbm_max: likewise of a device; None: without one.
+            layers_ms: what a step takes besides lookups and updates; None: the time between the
+                last lookups, less what the engine took.
+            machine: a `bench.predict.Host`; None: this one, as ``tiered-emb bench limits --engine``
+                has saved it.
+
+        Raises:
+            ValueError: too few batches have been looked up, or nothing is saved of this machine.
+        """
+        recommend: Callable[..., Advice] | None = getattr(self, "_recommend", None)
+        if recommend is None:
+            raise ValueError("recommend(): these counters do not come from tables in use")
+        return recommend(dram_max=dram_max, hbm_max=hbm_max, layers_ms=layers_ms, machine=machine)
 
     def as_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""

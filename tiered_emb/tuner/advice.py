@@ -61,6 +61,17 @@ class Advice:
     what_if: Sequence[WhatIf]
     placement: Placement | None
 
+    @property
+    def dram_bytes(self) -> int | None:
+        """Of the recommended point; None: all rows."""
+        dram = self.chosen.sizes.dram_bytes
+        return None if dram is None else math.ceil(dram)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Likewise."""
+        return math.ceil(self.chosen.sizes.hbm_bytes)
+
     def __str__(self) -> str:
         size, step_s = self.model.batch_size, self.chosen.step_s
         rate = f", {size / step_s:,.0f} samples/s" if size else ""
@@ -196,7 +207,7 @@ def curves_dict(pyramid: Pyramid, window: int) -> list[dict[str, Any]]:
         chosen += [(names[t], pyramid.of_tables([t]), False) for t in sorted(busiest)]
     found = []
     for name, part, is_all in chosen:
-        if len(part.whole.rows) == 0:
+        if part.lookups.sum() == 0:
             continue
         sizes = sizes_of(part)
         curves = {"policy": policy_curve(part, sizes, window=window, with_error=is_all)}

@@ -15,6 +15,7 @@ import torch
 
 from tiered_emb.bench.bound import BLOCK_BYTES, StepWork
 from tiered_emb.bench.demand import (
+    LOCATION_BYTES,
     SLOT_BYTES,
     STATE_BYTES,
     WRITTEN,
@@ -172,6 +173,7 @@ class Outlook:
         bytes_a_step: that go up over the link, or are read from and written to the ssd.
         reads_a_step: blocks of 4 KiB.
         slots: rows that dram holds.
+        dram_bytes: the budget, or what all rows take with what belongs to them.
         error: standard error of `step_s`, of the sampling alone, relative.
     """
 
@@ -184,6 +186,7 @@ class Outlook:
     bytes_a_step: Mapping[str, float]
     reads_a_step: float
     slots: int
+    dram_bytes: float
     demand: Demand = field(repr=False)
     error: float = 0.0
 
@@ -253,8 +256,14 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
         },
         reads_a_step=work.blocks_read,
         slots=slots,
+        dram_bytes=dram_for_all(model) if sizes.dram_bytes is None else sizes.dram_bytes,
         demand=demand,
     )
+
+
+def dram_for_all(model: Model) -> float:
+    """Bytes of dram that hold every row with what belongs to it."""
+    return model.bytes + model.rows * (SLOT_BYTES + LOCATION_BYTES)
 
 
 def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from tiered_emb.tuner.cost import Model, Pool, RowFormat, dims_of
-from tiered_emb.tuner.curves import policy_curve, sizes_of
+from tiered_emb.tuner.curves import MissCurve, policy_curve, sizes_of
 from tiered_emb.tuner.sample import Pyramid
 
 WINDOWS = (16, 64, 256)
@@ -43,9 +45,7 @@ def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> 
     """
     pools = []
     for dim, tables in dims_of(pyramid.tables, load.dim).items():
-        pool = pool_of(pyramid, tables, dim, load.rows, windows)
-        if pool is not None:
-            pools.append(pool)
+        pools.append(pool_of(pyramid, tables, dim, load.rows, windows))
     return Model(
         pools=pools,
         largest_batch=pyramid.rows_of_a_batch()[1],
@@ -63,14 +63,19 @@ def pool_of(
     row_format: RowFormat,
     windows: Sequence[int],
     with_error: bool = True,
-) -> Pool | None:
-    """Tables that share slots, by themselves; None if nothing of them is in the sample."""
+) -> Pool:
+    """Tables that share slots, by themselves."""
     names = list(pyramid.tables)
     part = pyramid.of_tables([names.index(name) for name in tables])
-    if len(part.whole.rows) == 0:
-        return None
-    sizes = sizes_of(part)
     weight_bytes, row_bytes = row_format.bytes_of(dim)
+    if part.lookups.sum() == 0:  # they only take room
+        curves = dict.fromkeys(windows, MissCurve(np.ones(1), np.zeros(1), np.zeros(1)))
+    else:
+        sizes = sizes_of(part)
+        curves = {
+            window: policy_curve(part, sizes, window=window, with_error=with_error)
+            for window in windows
+        }
     return Pool(
         tables=tuple(tables),
         rows=sum(pyramid.tables[name].rows for name in tables),
@@ -79,10 +84,7 @@ def pool_of(
         row_bytes=row_bytes,
         lookups=part.lookups_a_batch,
         unique_rows=part.rows_of_a_batch()[0],
-        curves={
-            window: policy_curve(part, sizes, window=window, with_error=with_error)
-            for window in windows
-        },
+        curves=curves,
     )
 
 

@@ -58,12 +58,11 @@ def placement(
         return None
     window = point.sizes.ids_ahead
     windows = sorted({model.windows[0], window})
-    alone = [
+    tables = [
         pool_of(pyramid, [name], pool.dim, rows, windows, with_error=False)
         for pool in model.pools
         for name in pool.tables
     ]
-    tables = [pool for pool in alone if pool is not None]
     kept = sum(
         (pool.row_bytes + SLOT_BYTES) * point.slots * pool.rows / model.rows for pool in model.pools
     )

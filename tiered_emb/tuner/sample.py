@@ -33,6 +33,7 @@ SHARE = 0.01
 LOOKUPS_MIN, LOOKUPS_MAX = 1 << 18, 1 << 20
 _WARM_UP = 0.5  # of a segment
 _FILLED = 8  # times the slots: rows that come within the warm-up; the policy learns from them
+_KNOWN = 0.95  # or this share of all that there are
 _BATCHES_MIN = 4
 _SALT, _GROUP_SALT = 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
 
@@ -88,6 +89,11 @@ class Sample:
         """Distinct sampled rows of the warm-up."""
         return len(np.unique(self.rows[: self.begins[self.warm_up]]))
 
+    def is_warm(self, slots: float) -> bool:
+        """Whether the warm-up shows a policy with so many slots what rows there are."""
+        rows = len(self.table_of)
+        return rows > 0 and self.warm_rows >= min(_FILLED * slots, _KNOWN * rows)
+
     def of_tables(self, is_in: Bools) -> Sample:
         """The lookups of some tables alone."""
         return self._part(is_in[self.table_of], self.rate, np.where(is_in, self.lookups, 0.0))
@@ -134,16 +140,19 @@ class Pyramid:
 
     @property
     def rows_seen(self) -> float:
-        """Distinct rows of the trace, as far as a sample tells."""
-        return len(self.whole.table_of) / self.whole.rate
+        """Distinct rows of the trace, as far as the samples tell: of a small table those of the
+        first levels do, of a large one the last."""
+        known = sum(
+            table.rows for table, n in zip(self.tables.values(), self.lookups, strict=True) if n > 0
+        )
+        counts = [len(sample.table_of) / sample.rate for level in self.levels for sample in level]
+        return min(float(known), max(counts))
 
     def for_rows(self, rows: float) -> list[Sample]:
         """Samples on which a cache of so many rows is to be simulated."""
         for level in self.levels:
-            rate = level[0].rate
-            if rows * rate < 2 * SLOTS and all(
-                sample.warm_rows >= _FILLED * rows * rate for sample in level
-            ):
+            slots = rows * level[0].rate
+            if slots < 2 * SLOTS and all(sample.is_warm(slots) for sample in level):
                 return level
         return self.levels[-1]
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from tiered_emb.bench.demand import LOCATION_BYTES, SLOT_BYTES, SPACE
+from tiered_emb.bench.demand import SLOT_BYTES, SPACE
 from tiered_emb.bench.predict import Machine
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import format_bytes
-from tiered_emb.tuner.cost import Model, Outlook, Sizes, outlook
+from tiered_emb.tuner.cost import Model, Outlook, Sizes, dram_for_all, outlook
 
 GIB = float(1 << 30)
 TIERS = ("hbm", "dram", "ssd")
@@ -67,11 +67,6 @@ class Extra:
     gain: float
 
 
-def dram_for_all(model: Model) -> float:
-    """Bytes of dram that hold every row with what belongs to it."""
-    return model.bytes + model.rows * (SLOT_BYTES + LOCATION_BYTES)
-
-
 def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
     """A point of each pair of sizes within the bounds, with the lookahead that suits it best.
 
@@ -105,7 +100,7 @@ def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
             if dram is not None and hbm > dram:
                 continue  # a row on the device keeps its place in dram
             best = _best(model, machine, Sizes(hbm, dram))
-            if best is not None:
+            if best is not None and (dram is None or best.slots < model.rows):
                 found.append(best)
     if not found:
         raise DataError(
@@ -146,9 +141,9 @@ def _best(model: Model, machine: Machine, sizes: Sizes) -> Outlook | None:
 def front(points: Iterable[Outlook]) -> list[Outlook]:
     """Those that no other beats with no more of either tier; slowest first."""
     kept: list[Outlook] = []
-    for point in sorted(points, key=lambda p: (p.step_s, p.sizes.hbm_bytes, dram_of(p))):
+    for point in sorted(points, key=lambda p: (p.step_s, p.sizes.hbm_bytes, p.dram_bytes)):
         if not any(
-            other.sizes.hbm_bytes <= point.sizes.hbm_bytes and dram_of(other) <= dram_of(point)
+            other.sizes.hbm_bytes <= point.sizes.hbm_bytes and other.dram_bytes <= point.dram_bytes
             for other in kept
         ):
             kept.append(point)
@@ -166,20 +161,10 @@ def _thinned(kept: Sequence[Outlook]) -> list[Outlook]:
     return shown
 
 
-def dram_of(point: Outlook) -> float:
-    """Bytes of dram; infinite for all rows."""
-    return float("inf") if point.sizes.dram_bytes is None else point.sizes.dram_bytes
-
-
 def price_of(point: Outlook, model: Model, prices: Mapping[str, float]) -> float:
     """Of its tiers."""
-    dram = point.sizes.dram_bytes
-    in_dram = dram is None
-    sizes = (
-        point.sizes.hbm_bytes,
-        dram_for_all(model) if dram is None else dram,
-        0.0 if in_dram else model.bytes * SPACE,
-    )
+    ssd = 0.0 if point.sizes.dram_bytes is None else model.bytes * SPACE
+    sizes = (point.sizes.hbm_bytes, point.dram_bytes, ssd)
     return sum(prices.get(t, 0.0) * size / GIB for t, size in zip(TIERS, sizes, strict=True))
 
 
@@ -193,7 +178,7 @@ def recommended(points: Sequence[Outlook], model: Model, wish: Wish) -> Outlook:
     def expense(point: Outlook) -> tuple[float, ...]:
         if wish.prices is not None:
             return (price_of(point, model, wish.prices), point.step_s)
-        return (point.sizes.hbm_bytes, dram_of(point), point.step_s)
+        return (point.sizes.hbm_bytes, point.dram_bytes, point.step_s)
 
     if wish.cheapest:
         assert wish.prices is not None
