@@ -47,6 +47,8 @@ ID_BYTES = 8
 COPIES = 3  # of a row that goes up or down: read, written to a pinned buffer, read from there
 WITHIN = 0.15
 TRAIN_PASSES = 6
+_NS = 1e9
+_ROUNDS = 10  # of choosing which steps the processor decides
 
 
 class Machine(Protocol):
@@ -210,25 +212,42 @@ def _passes(step: StepWork) -> float:
 def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Host:
     """The machine on which `dlrm.measure` gave these runs, by least squares of relative errors.
 
-    The layers by themselves, then the rest with the layers as measured. Each run gives up to three
-    equations for that: all rows in dram, fetching in line, and prefetching, where either the
-    processor or the drive decides. The drive does where its best time is the largest share of the
-    step; how many of the runs that are, the errors say.
+    The layers by themselves; planning and drive as the engine's counters have them; the rest from
+    steps with all rows in dram, and from those that prefetched and where, by the coefficients
+    found, the processor decides, not the drive.
     """
-    equations = [e for run in runs for e in _equations(run, rates)]
-    if not equations:
+    if not runs:
         raise ValueError("no runs to fit to")
-    overlapping = [i for i, e in enumerate(equations) if e.drive is not None]
-    overlapping.sort(key=lambda i: equations[i].drive_share, reverse=True)
-    best, least = np.zeros(5), np.inf
-    for count in range(len(overlapping) + 1):
-        by_drive = set(overlapping[:count])
-        rows = np.array([e.relative(i in by_drive) for i, e in enumerate(equations)])
-        found = _least_squares(rows[:, :5], rows[:, 5])
-        error = sum(e.error(found) ** 2 for e in equations)
-        if error < least:
-            best, least = found, error
-    return Host(rates, Coefficients(*_layers(runs), *(float(x) for x in best)))
+    flop_s, byte_s = _layers(runs)
+    plan_s, drive = _counted(runs, rates)
+    equations = [e for run in runs for e in _equations(run, rates, plan_s, drive)]
+    found, chosen = np.zeros(3), list(equations)
+    for _ in range(_ROUNDS):
+        rows = np.array([e.relative for e in chosen])
+        found = _least_squares(rows[:, :3], rows[:, 3])
+        kept = [e for e in equations if e.drive_s <= e.takes_s(found)]
+        if len(kept) in (0, len(chosen)):
+            break
+        chosen = kept
+    lookup_s, miss_s, fetch_s = (float(x) for x in found)
+    return Host(rates, Coefficients(flop_s, byte_s, lookup_s, miss_s, fetch_s, plan_s, drive))
+
+
+def _counted(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> tuple[float, float]:
+    """Seconds of planning a row that is fetched, while prefetching, and how many times longer than
+    at its best the drive takes, in line: medians of what the counters say."""
+    planned, moved = [], []
+    for run in runs:
+        step, contenders = _demand(run).step, run["contenders"]
+        if not run["tiers"]["ssd"] or not step.misses:
+            continue
+        planned.append(contenders[TIERED]["a_step"]["plan_ahead_ns"] / _NS / step.misses)
+        if IN_LINE in contenders:
+            moved.append(contenders[IN_LINE]["a_step"]["move_ns"] / _NS / busy(step, rates).ssd)
+    return (
+        float(np.median(planned)) if planned else 0.0,
+        float(np.median(moved)) if moved else 1.0,
+    )
 
 
 def _layers(runs: Sequence[Mapping[str, Any]]) -> tuple[float, float]:
@@ -251,53 +270,36 @@ def _taken(run: Mapping[str, Any]) -> dict[str, float]:
 
 @dataclass(frozen=True)
 class _Equation:
-    """Factors of the coefficients but those of the layers; a step took `measured_s`, and `known_s`
-    of it are known. Where there is a `drive`, it took that or what planning and drive do."""
+    """A step of `measured_s`: `known_s`, and factors of seconds a lookup, a row that is fetched and
+    a step that fetches; or `drive_s`, if that is more."""
 
     measured_s: float
     known_s: float
-    lookups: float
-    misses: float = 0.0
-    fetches: bool = False
-    planned: float = 0.0
-    read_s: float = 0.0
-    drive: tuple[float, float] | None = None
+    factors: tuple[float, float, float]
+    drive_s: float = 0.0
 
     @property
-    def drive_share(self) -> float:
-        return 0.0 if self.drive is None else self.drive[1] / self.measured_s
-
-    def relative(self, by_drive: bool) -> list[float]:
+    def relative(self) -> list[float]:
         """Factors, and what they should come to, in parts of the measured time."""
-        rows = [self.lookups, self.misses, float(self.fetches), self.planned, self.read_s]
-        known_s = self.known_s
-        if by_drive and self.drive is not None:
-            rows, known_s = [0.0, 0.0, 0.0, *self.drive], 0.0
-        return [*(factor / self.measured_s for factor in rows), 1 - known_s / self.measured_s]
+        return [*(f / self.measured_s for f in self.factors), 1 - self.known_s / self.measured_s]
 
-    def error(self, coefficients: np.ndarray) -> float:
-        *factors, value = self.relative(False)
-        short = float(np.dot(factors, coefficients)) - value
-        if self.drive is not None:
-            *factors, value = self.relative(True)
-            short = max(short, float(np.dot(factors, coefficients)) - value)
-        return short
+    def takes_s(self, coefficients: np.ndarray) -> float:
+        """What the processor takes."""
+        return self.known_s + float(np.dot(self.factors, coefficients))
 
 
-def _equations(run: Mapping[str, Any], rates: MachineRates) -> Iterable[_Equation]:
+def _equations(
+    run: Mapping[str, Any], rates: MachineRates, plan_s: float, drive: float
+) -> Iterable[_Equation]:
     step, taken = _demand(run).step, _taken(run)
     parts = busy(step, rates)
     known_s, lookups = run["work"]["dense_s"] + parts.dram, _passes(step)
-    has_drive = run["tiers"]["ssd"]
-    in_dram = taken.get(IN_DRAM) if has_drive else taken[TIERED]
+    in_dram = taken.get(IN_DRAM) if run["tiers"]["ssd"] else taken[TIERED]
     if in_dram is not None:
-        yield _Equation(in_dram, known_s, lookups)
-    if not has_drive:
-        return
-    drive = (step.misses, parts.ssd)
-    if IN_LINE in taken:
-        yield _Equation(taken[IN_LINE], known_s, lookups, 0.0, False, *drive)
-    yield _Equation(taken[TIERED], known_s, lookups, step.misses, True, drive=drive)
+        yield _Equation(in_dram, known_s, (lookups, 0.0, 0.0))
+    if run["tiers"]["ssd"]:
+        fetching_s = plan_s * step.misses + drive * parts.ssd
+        yield _Equation(taken[TIERED], known_s, (lookups, step.misses, 1.0), fetching_s)
 
 
 def _least_squares(rows: np.ndarray, values: np.ndarray) -> np.ndarray:

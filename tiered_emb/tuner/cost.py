@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from tiered_emb.bench.bound import BLOCK_BYTES, StepWork
@@ -258,7 +259,22 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
         slots=slots,
         dram_bytes=dram_for_all(model) if sizes.dram_bytes is None else sizes.dram_bytes,
         demand=demand,
+        error=_error(model, sizes, shares, misses)
+        * sum(s for name, s in found.busy_s.items() if name in ("fetch", "plan", "ssd"))
+        / sum(found.busy_s.values()),
     )
+
+
+def _error(model: Model, sizes: Sizes, shares: Sequence[float], misses: float) -> float:
+    """Standard error of the misses, relative to them."""
+    if misses == 0:
+        return 0.0
+    errors = [
+        pool.curves[sizes.ids_ahead].error_at(share * pool.rows) * pool.lookups
+        for pool, share in zip(model.pools, shares, strict=True)
+        if share < 1
+    ]
+    return float(np.linalg.norm(errors)) / misses
 
 
 def dram_for_all(model: Model) -> float:
