@@ -5,11 +5,16 @@ Internal: tensors are passed by their addresses.
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 FeatureTuple = tuple[int, int, int, bool, int, int, bool, bool, int, int, int, bool]
 ForwardTuple = tuple[int, int, float, float]
 BackwardTuple = tuple[int, int, int, int, bool]
 HyperTuple = tuple[float, float, float, float, float, float]
 TableTuple = tuple[str, int, int, int, int, int, float, float, float, int, int]
+Ids = npt.NDArray[np.int64]
+SampleTuple = tuple[float, Ids, npt.NDArray[np.int32], Ids, int]
 FaultTuple = tuple[str, int, int, str, list[tuple[int, int]]]
 
 class BudgetExceededError(ValueError): ...
@@ -62,6 +67,7 @@ class Engine:
     def close(self) -> None: ...
     def discard(self) -> None: ...
     def stats(self) -> dict[str, Any]: ...
+    def lookup_sample(self) -> SampleTuple: ...
     def step(self, table: int) -> int: ...
     def set_step(self, table: int, step: int) -> None: ...
     # cpp/bindings/hbm_module.cc, which says what the tuples hold.

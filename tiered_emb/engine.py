@@ -14,7 +14,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +28,7 @@ from tiered_emb.engine_arguments import (
     check_memory,
     check_not_in_checkpoint,
     check_rows,
+    known_rows,
     pack_state,
     row_ids,
     row_values,
@@ -42,11 +42,9 @@ from tiered_emb.tiers import HBM, SSD, Tiers, format_bytes
 
 if TYPE_CHECKING:
     from tiered_emb.device.tier import HbmTier
-    from tiered_emb.tuner.advice import Advice
 
 _TIMES_KEPT = 65  # of lookups
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
-_KNOWN_CHUNK_ROWS = 1 << 16
 _BUFFERS, _BUFFER_HEAD_BYTES = 8, 64  # pinned, half of them for rows; beside a row
 _READER_DRAM_BYTES = 16 << 20  # of tables that are opened to copy their rows
 
@@ -92,7 +90,7 @@ class TableEngine:
             check_device_tier(hbm)  # before there is a store
         self._core = self._make_core(self.resumed)
         self._last_stats: Stats | None = None
-        self._lookup_times: deque[float] = deque(maxlen=_TIMES_KEPT)
+        self.lookup_times: deque[float] = deque(maxlen=_TIMES_KEPT)  # when lookups began
         self._grad_parameters = [
             None if optimizer is None else optimizer.add_table(self, t, table.embedding_dim)
             for t, table in enumerate(tables)
@@ -236,7 +234,7 @@ class TableEngine:
             for table, spec in enumerate(self.tables):
                 self._core.set_step(table, source.step(table))
                 width = sum(math.prod(s) for s in spec.state_shapes(self._kind).values())
-                for ids in _known_rows(source, table):
+                for ids in known_rows(source, table):
                     count = len(ids)
                     weights = torch.empty((count, spec.embedding_dim), dtype=spec.dtype)
                     state = torch.empty((count, width))
@@ -251,11 +249,11 @@ class TableEngine:
 
         All others have their initial values.
         """
-        return _known_rows(self._core, table)
+        return known_rows(self._core, table)
 
     def lookup(self, features: list[Feature]) -> list[torch.Tensor]:
         """Pooled rows of each feature, [bags, dim] each, differentiable."""
-        self._lookup_times.append(time.perf_counter())
+        self.lookup_times.append(time.perf_counter())
         return self._pooling.lookup(features)
 
     def announce(self, features: list[Feature]) -> int:
@@ -450,19 +448,12 @@ class TableEngine:
         """Counters; those at the time of closing once closed."""
         if self._last_stats is None or not self._core.is_closed:
             self._last_stats = Stats(**self._core.stats())
-            # Not a field, which would be a part of its dict and of comparisons.
-            object.__setattr__(self._last_stats, "_recommend", self._recommend)
+            self._last_stats.belong_to(self)
         return self._last_stats
 
-    def _recommend(self, **options: Any) -> Advice:
-        from tiered_emb.tuner.online import recommend  # takes a second
-
-        return recommend(self, **options)
-
-    def step_intervals(self) -> list[float]:
-        """Seconds between the last lookups."""
-        times = list(self._lookup_times)
-        return [after - before for before, after in pairwise(times)]
+    def core_lookup_sample(self) -> _core.SampleTuple:
+        """As the core gives it; see `lookup_sample`."""
+        return self._core.lookup_sample()
 
     def flush(self) -> None:
         """Makes the present state durable: exactly what `resume=True` finds in the store."""
@@ -502,14 +493,3 @@ class TableEngine:
     def row_bytes(self) -> int:
         """Bytes of all rows of all tables with their optimizer state."""
         return sum(t.num_embeddings * t.row_bytes(self._kind) for t in self.tables)
-
-
-def _known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
-    first = 0
-    while True:
-        ids = torch.empty(_KNOWN_CHUNK_ROWS, dtype=torch.int64)
-        count = core.known_rows(table, first, ids.data_ptr(), len(ids))
-        if count == 0:
-            return
-        yield ids[:count]
-        first = int(ids[count - 1]) + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from tiered_emb import _core
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.table_spec import TableSpec
 from tiered_emb.tiers import Tiers, format_bytes
+
+_KNOWN_CHUNK_ROWS = 1 << 16
 
 
 def available_bytes() -> int:
@@ -112,3 +114,15 @@ def check_rows(reader: _core.Engine) -> None:
         for file, block, _, what, rows in reader.verify(segment):
             if rows:
                 raise OSError(errno.EIO, f"{file}: block {block}: {what}")
+
+
+def known_rows(core: _core.Engine, table: int) -> Iterator[torch.Tensor]:
+    """Ids of rows that were ever written, int64, in order and in chunks."""
+    first = 0
+    while True:
+        ids = torch.empty(_KNOWN_CHUNK_ROWS, dtype=torch.int64)
+        count = core.known_rows(table, first, ids.data_ptr(), len(ids))
+        if count == 0:
+            return
+        yield ids[:count]
+        first = int(ids[count - 1]) + 1

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import weakref
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from tiered_emb.tiers import Size, format_bytes
 
 if TYPE_CHECKING:
+    from tiered_emb.engine import TableEngine
     from tiered_emb.tuner.advice import Advice
 
 
@@ -164,10 +165,18 @@ class Stats:
         Raises:
             ValueError: too few batches have been looked up, or nothing is saved of this machine.
         """
-        recommend: Callable[..., Advice] | None = getattr(self, "_recommend", None)
-        if recommend is None:
-            raise ValueError("recommend(): these counters do not come from tables in use")
-        return recommend(dram_max=dram_max, hbm_max=hbm_max, layers_ms=layers_ms, machine=machine)
+        from tiered_emb.tuner.online import recommend  # takes a second
+
+        engine = getattr(self, "_engine", lambda: None)()
+        if engine is None:
+            raise ValueError("recommend(): these counters are not of tables in use")
+        return recommend(
+            engine, dram_max=dram_max, hbm_max=hbm_max, layers_ms=layers_ms, machine=machine
+        )
+
+    def belong_to(self, engine: TableEngine) -> None:
+        """For `recommend`. Not a field: no part of the dict and of comparisons."""
+        object.__setattr__(self, "_engine", weakref.ref(engine))
 
     def as_dict(self) -> dict[str, Any]:
         """Counters and ratios, for JSON."""

@@ -5,12 +5,16 @@
 // call; nothing here is public. The GIL is released around every call into the core. A Status
 // becomes the Python exception of its code (status.h).
 #include <nanobind/nanobind.h>
+#include <nanobind/ndarray.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <memory>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 #include "bindings/cache_module.h"
 #include "bindings/calls.h"
@@ -274,6 +278,38 @@ nb::dict stats(const OwnedEngine& engine) {
   return d;
 }
 
+template <class T>
+nb::object to_numpy(std::vector<T> values) {
+  auto owned = std::make_unique<std::vector<T>>(std::move(values));
+  const size_t shape[] = {owned->size()};
+  T* const data = owned->data();
+  const nb::capsule owner(owned.release(),
+                          [](void* p) noexcept { delete static_cast<std::vector<T>*>(p); });
+  return nb::cast(nb::ndarray<nb::numpy, T>(data, 1, shape, owner));
+}
+
+// (rate, batch of each entry, its table, its id, batches that the sample spans)
+nb::tuple lookup_sample(const OwnedEngine& engine) {
+  LookupSample::Copy sample;
+  std::vector<int64_t> batches;
+  std::vector<int32_t> tables;
+  std::vector<int64_t> ids;
+  {
+    const WithoutGil without_gil;
+    sample = engine->lookup_sample();
+    for (size_t b = 0; b < sample.in_batch.size(); ++b)
+      batches.insert(batches.end(), sample.in_batch[b],
+                     static_cast<int64_t>(sample.first_batch + b));
+    for (const RowId row : sample.rows) {
+      const auto [table, id] = engine->place_of(row);
+      tables.push_back(static_cast<int32_t>(table.value));
+      ids.push_back(static_cast<int64_t>(id));
+    }
+  }
+  return nb::make_tuple(sample.rate, to_numpy(std::move(batches)), to_numpy(std::move(tables)),
+                        to_numpy(std::move(ids)), sample.in_batch.size());
+}
+
 void read_rows(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
                uintptr_t weights, uintptr_t state) {
   run([&] {
@@ -409,6 +445,7 @@ NB_MODULE(_core, m) {
           [](const OwnedEngine& engine) { return !engine.is_usable() || engine->is_closed(); })
       .def_prop_ro("looks_ahead", [](const OwnedEngine& engine) { return engine->looks_ahead(); })
       .def("stats", &stats)
+      .def("lookup_sample", &lookup_sample)
       .def("step",
            [](const OwnedEngine& engine, uint32_t table) { return engine->step(TableId(table)); })
       .def("set_step", [](const OwnedEngine& engine, uint32_t table, uint64_t step) {

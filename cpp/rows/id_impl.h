@@ -1,12 +1,14 @@
-// Kernels over ids: their range, and the slots of rows that have slots of their own. Plain loops
-// that the compiler turns into vectors. Included by variant_impl.h only.
+// Kernels over ids: their range, the slots of rows that have slots of their own, and which rows are
+// sampled. Plain loops that the compiler turns into vectors. Included by variant_impl.h only.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 
 #include "rows/kernels.h"
 #include "rows/lanes.h"
+#include "rows/sample_hash.h"
 
 namespace te {
 namespace {
@@ -77,6 +79,49 @@ bool own_slots_of(const OwnSlotArgs& args, size_t begin, size_t end, size_t* pad
 bool own_slots(const OwnSlotArgs& args, size_t begin, size_t end, size_t* padding) {
   return args.ids_are_64 ? own_slots_of<int64_t>(args, begin, end, padding)
                          : own_slots_of<int32_t>(args, begin, end, padding);
+}
+
+template <class Id, bool kNarrow>
+size_t sample_of(const SampleArgs& args, size_t begin, size_t end, RowId* out) {
+  constexpr size_t kStretch = 64;
+  constexpr size_t kGroup = sizeof(uint64_t);  // of a stretch, looked at together
+  const Id* ids = static_cast<const Id*>(args.ids);
+  const uint64_t first_row = args.first_row;
+  const uint32_t mask = args.mask;
+  const auto row = [&](size_t i) {
+    return first_row + static_cast<uint64_t>(static_cast<int64_t>(ids[i]));
+  };
+  const auto is_sampled = [&](size_t i) {
+    return (sample_hash(kNarrow ? static_cast<uint32_t>(row(i)) : row(i)) & mask) == 0;
+  };
+  size_t count = 0;
+  size_t at = begin;
+  for (; at + kStretch <= end; at += kStretch) {
+    uint8_t is_in[kStretch];
+    for (size_t i = 0; i < kStretch; ++i) is_in[i] = is_sampled(at + i);
+    for (size_t group = 0; group < kStretch; group += kGroup) {
+      uint64_t any;
+      std::memcpy(&any, is_in + group, sizeof(any));
+      if (any == 0) continue;
+      for (size_t i = group; i < group + kGroup; ++i) {
+        out[count].value = row(at + i);
+        count += is_in[i];
+      }
+    }
+  }
+  for (; at < end; ++at) {
+    if (is_sampled(at)) out[count++].value = row(at);
+  }
+  return count;
+}
+
+size_t sample(const SampleArgs& args, size_t begin, size_t end, RowId* out) {
+  if (!args.ids_are_64) {
+    return args.is_narrow ? sample_of<int32_t, true>(args, begin, end, out)
+                          : sample_of<int32_t, false>(args, begin, end, out);
+  }
+  return args.is_narrow ? sample_of<int64_t, true>(args, begin, end, out)
+                        : sample_of<int64_t, false>(args, begin, end, out);
 }
 
 }  // namespace

@@ -107,6 +107,15 @@ struct OwnSlotArgs {
   uint32_t* slots = nullptr;  // [occurrences]: first_slot + id
 };
 
+// Which rows are sampled.
+struct SampleArgs {
+  const void* ids = nullptr;  // int32 or int64, of rows from first_row on
+  bool ids_are_64 = true;
+  uint64_t first_row = 0;
+  bool is_narrow = false;  // all rows are below 2^32: less to hash
+  uint32_t mask = 0;       // of the bits that are zero in their sample_hash (sample_hash.h)
+};
+
 struct Kernels {
   const char* isa;
 
@@ -133,6 +142,9 @@ struct Kernels {
   // Fills slots [begin, end); false, and the slots undefined, if a row does not stand in its slot.
   // Adds the occurrences of the padding id to *padding.
   bool (*own_slots)(const OwnSlotArgs&, size_t begin, size_t end, size_t* padding);
+  // Writes the rows of ids [begin, end) that are sampled to `out`, which has room for all of them,
+  // in order; how many.
+  size_t (*sample)(const SampleArgs&, size_t begin, size_t end, RowId* out);
   // Rows [begin, end) of `slots` whose p-norm exceeds max_norm are scaled by max_norm / (norm +
   // 1e-7), as torch.embedding_renorm_; changed[i] = 1 where that happened, else left alone.
   // norm_type may be inf.

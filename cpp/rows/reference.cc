@@ -6,6 +6,7 @@
 
 #include "base/check.h"
 #include "rows/normal.h"
+#include "rows/sample_hash.h"
 
 namespace te {
 namespace reference {
@@ -365,6 +366,16 @@ bool own_slots(const OwnSlotArgs& args, size_t begin, size_t end, size_t* paddin
   return true;
 }
 
+size_t sample(const SampleArgs& args, size_t begin, size_t end, RowId* out) {
+  size_t count = 0;
+  for (size_t i = begin; i < end; ++i) {
+    const uint64_t row =
+        args.first_row + static_cast<uint64_t>(id_at(args.ids, args.ids_are_64, i));
+    if ((sample_hash(row) & args.mask) == 0) out[count++] = RowId(row);
+  }
+  return count;
+}
+
 float initial_value(const InitSpec& spec, PhiloxKey key, uint64_t row, uint32_t column) {
   if (spec.kind == InitSpec::Kind::kConstant) return spec.a;
   const PhiloxWords words = philox_columns(key, PhiloxPurpose::kInit, row, 0, column / 4);
@@ -403,6 +414,7 @@ const Kernels& reference_kernels() {
       .first_bad_id = reference::first_bad_id,
       .copy_offsets = reference::copy_offsets,
       .own_slots = reference::own_slots,
+      .sample = reference::sample,
       .renorm = reference::renorm,
       .initialise = reference::initialise,
   };

@@ -25,6 +25,7 @@ constexpr Kernels kVariant = {
     .first_bad_id = first_bad_id,
     .copy_offsets = copy_offsets,
     .own_slots = own_slots,
+    .sample = sample,
     .renorm = renorm,
     .initialise = initialise,
 };

@@ -137,6 +137,7 @@ Status Engine::plan_ahead(std::span<const FeatureInput> features, bool will_upda
   }
   Timer timer(plan_ahead_ns_);
   Status planned = planner_.plan(features, will_update, plan, threads, Planner::Pressure::kRefuse);
+  if (planned) planner_.note(plan);
   if (planned.code() == StatusCode::kCorruption) house_failure_ = planned;  // is met once only
   if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
   return planned;
@@ -180,7 +181,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   if (taken.plan == nullptr) {
     turn.quiet();
     Plan& plan = plans_.take();
-    if (taken.batch != nullptr) plan.window_batch = taken.batch->window_batch;
+    if (taken.batch != nullptr) taken.batch->hand_over(plan);
     Status done = lookup_locked(inputs, features, plan, turn);
     end_plan(plan);
     if (!done && taken.batch != nullptr) prefetch_.note_failed(std::move(taken.batch));
@@ -211,7 +212,8 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
     Timer timer(forward_ns_);
-    const auto done = executor_.forward_resident(inputs, plan, features, thread_pool());
+    const auto done =
+        executor_.forward_resident(inputs, plan, features, planner_.sample().mask(), thread_pool());
     if (done == Executor::Resident::kPooled) {
       planner_.count_resident(plan);
       return Status::ok();
@@ -245,7 +247,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
   }
   turn.quiet();
   Plan& plan = plans_.take();
-  if (batch != nullptr) plan.window_batch = batch->window_batch;
+  if (batch != nullptr) batch->hand_over(plan);
   if (Status planned = plan_locked(features, will_update, plan, false, turn); !planned) {
     end_plan(plan);
     if (batch != nullptr) prefetch_.note_failed(std::move(batch));
@@ -338,6 +340,11 @@ uint64_t Engine::step(TableId table) const {
 void Engine::set_step(TableId table, uint64_t step) {
   Turn turn(*this);
   tiers_->table(table).step = step;
+}
+
+LookupSample::Copy Engine::lookup_sample() {
+  std::lock_guard lock(mutex_);
+  return planner_.sample().copy();
 }
 
 EngineStats Engine::stats() {

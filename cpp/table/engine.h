@@ -26,6 +26,7 @@
 #include "log/checkpoint_turn.h"
 #include "table/executor.h"
 #include "table/hbm_planner.h"
+#include "table/lookup_sample.h"
 #include "table/mover.h"
 #include "table/plan_pool.h"
 #include "table/planner.h"
@@ -182,6 +183,7 @@ class Engine {
     return tiers_->log() != nullptr || prefetch_.has_lost_threads();
   }
   EngineStats stats();
+  LookupSample::Copy lookup_sample();
   // Updates of a table so far (the optimizer's step).
   uint64_t step(TableId table) const;
   void set_step(TableId table, uint64_t step);

@@ -159,8 +159,9 @@ OwnSlotArgs Executor::own_slot_args(const FeatureInput& input, Plan& plan, size_
 // Offsets and ids are checked by the thread that pools them.
 Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
                                               std::span<const FeatureForward> features,
-                                              ThreadPool& threads) {
+                                              uint32_t sample_mask, ThreadPool& threads) {
   plan.occurrence_slots.resize(plan.occurrences);
+  plan.sampled.resize(plan.occurrences);
   plan.argmax.resize(features.size());
   for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
   chunks_.clear();
@@ -172,13 +173,14 @@ Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inpu
     cut(f, BagBegins(inputs[f], feature), feature.bags, target);
   }
   plan.bag_begin.resize(plan.bags + chunks_.size());
+  plan.sampled_ranges.resize(chunks_.size());
   std::atomic<bool> bad{false};
   std::atomic<bool> absent{false};
   std::atomic<size_t> lookups{0};
   threads.run(chunks_.size(), [&](size_t c) {
     const Chunk& chunk = chunks_[c];
     size_t pooled = 0;
-    switch (pool_resident(inputs[chunk.of], plan, c, features[chunk.of], &pooled)) {
+    switch (pool_resident(inputs[chunk.of], plan, c, features[chunk.of], sample_mask, &pooled)) {
       case Resident::kBad: bad.store(true, std::memory_order_relaxed); break;
       case Resident::kAbsent: absent.store(true, std::memory_order_relaxed); break;
       case Resident::kPooled: lookups.fetch_add(pooled, std::memory_order_relaxed);
@@ -189,7 +191,8 @@ Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inpu
 }
 
 Executor::Resident Executor::pool_resident(const FeatureInput& input, Plan& plan, size_t c,
-                                           const FeatureForward& feature, size_t* pooled) const {
+                                           const FeatureForward& feature, uint32_t sample_mask,
+                                           size_t* pooled) const {
   const Chunk& chunk = chunks_[c];
   const FeaturePlan& planned = plan.features[chunk.of];
   const TableConfig& table = tiers_.table(input.table).config;
@@ -207,6 +210,7 @@ Executor::Resident Executor::pool_resident(const FeatureInput& input, Plan& plan
   if (!kernels().own_slots(own_slot_args(input, plan, chunk.of), begin, end, &padding))
     return Resident::kAbsent;
   *pooled = end - begin - padding;
+  pick_sampled(input, plan, c, begin, end, sample_mask);
   PoolArgs args = pool_args(plan, chunk.of);
   args.bag_begin = bag_begin;
   args.sample_weights = feature.sample_weights;
@@ -214,6 +218,26 @@ Executor::Resident Executor::pool_resident(const FeatureInput& input, Plan& plan
              chunk.begin * tiers_.layout(planned.layout).layout.weight_bytes();
   kernels().pool(args, 0, bags);
   return Resident::kPooled;
+}
+
+// By their slots, which follow from the ids and take less to read.
+void Executor::pick_sampled(const FeatureInput& input, Plan& plan, size_t c, size_t begin,
+                            size_t end, uint32_t mask) const {
+  const Table& table = tiers_.table(input.table);
+  const size_t first = plan.features[chunks_[c].of].occurrence_first + begin;
+  SampleArgs args;
+  args.ids = plan.occurrence_slots.data() + first;
+  args.ids_are_64 = false;
+  args.first_row = table.first_row.value - table.first_slot.value;
+  args.is_narrow = tiers_.total_rows() <= uint64_t{1} << 32;
+  args.mask = mask;
+  RowId* const rows = plan.sampled.data() + first;
+  size_t count = kernels().sample(args, 0, end - begin, rows);
+  if (input.padding_id >= 0) {
+    static_assert(static_cast<int32_t>(kPaddingSlot) == -1);
+    count = static_cast<size_t>(std::remove(rows, rows + count, RowId(args.first_row - 1)) - rows);
+  }
+  plan.sampled_ranges[c] = {first, count};
 }
 
 void Executor::renormalise(Plan& plan, std::span<const FeatureForward> features) {

@@ -56,10 +56,12 @@ class Executor {
   void forward(Plan& plan, std::span<const FeatureForward> features, ThreadPool& threads);
   enum class Resident { kPooled, kAbsent, kBad };
   // Pools a batch that is laid out without planning it, if every row stands in dram; checks its ids
-  // and offsets on the way. `out` is undefined if a row is absent or one of them bad. For lookups
-  // without a backward where every row fits: no row needs a pin then. Needs the mutex.
+  // and offsets on the way, and picks the lookups that are sampled, by this mask. `out` is
+  // undefined if a row is absent or one of them bad. For lookups without a backward where every row
+  // fits: no row needs a pin then. Needs the mutex.
   Resident forward_resident(std::span<const FeatureInput> inputs, Plan& plan,
-                            std::span<const FeatureForward> features, ThreadPool& threads);
+                            std::span<const FeatureForward> features, uint32_t sample_mask,
+                            ThreadPool& threads);
   // Whether the rows of the feature are updated, rather than left alone or summed.
   bool updates(const FeatureBackward& feature) const;
   // Counts the updates of a backward that follows, and marks their rows; `is_updated`: of which
@@ -92,7 +94,10 @@ class Executor {
   void pool_chunk(Plan& plan, const Chunk& chunk, const FeatureForward& feature) const;
   // Checks and pools chunk c; *pooled: occurrences without padding.
   Resident pool_resident(const FeatureInput& input, Plan& plan, size_t c,
-                         const FeatureForward& feature, size_t* pooled) const;
+                         const FeatureForward& feature, uint32_t sample_mask, size_t* pooled) const;
+  // The lookups [begin, end) of chunk c's feature that are sampled.
+  void pick_sampled(const FeatureInput& input, Plan& plan, size_t c, size_t begin, size_t end,
+                    uint32_t mask) const;
   OwnSlotArgs own_slot_args(const FeatureInput& input, Plan& plan, size_t f) const;
   GradArgs grad_args(const Plan& plan, size_t range, const FeatureBackward& feature) const;
   UpdateArgs update_args(const Table& table, const Hyperparameters& hyper);

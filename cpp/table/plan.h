@@ -98,6 +98,12 @@ struct HbmMoves {
   }
 };
 
+// Rows for the lookup sample (lookup_sample.h), from `first` on in Plan::sampled.
+struct SampledRange {
+  size_t first = 0;
+  size_t count = 0;
+};
+
 struct Plan {
   enum class State { kPlanned, kReady, kWaiting, kRevoked, kReleased };
   State state = State::kReleased;
@@ -121,6 +127,11 @@ struct Plan {
   std::vector<Fill> piggybacked;
   std::vector<uint32_t> piggybacked_for;
   std::vector<bool> tables_seen;  // by lay_out_batch
+  // Of its unique rows those that are sampled; of a batch that is pooled without being planned,
+  // those of all lookups.
+  Scratch<RowId> sampled;
+  std::vector<SampledRange> sampled_ranges;
+  bool is_noted = false;  // in the lookup sample, by this plan or another of the same batch
   // With an hbm tier, once it is staged: where the unique rows are for the device (hbm_tier.h);
   // occurrence_slots name those places too.
   bool is_staged = false;

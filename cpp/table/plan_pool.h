@@ -23,6 +23,7 @@ class PlanPool {
     plan->window_batch = 0;
     plan->state = Plan::State::kReleased;
     plan->was_pooled = false;
+    plan->is_noted = false;
     return *plan;
   }
   void give_back(Plan& plan) { free_.push_back(&plan); }

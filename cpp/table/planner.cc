@@ -1,10 +1,12 @@
 #include "table/planner.h"
 
 #include <algorithm>
+#include <bit>
 #include <limits>
 #include <string>
 #include <utility>
 
+#include "cache/row_hash.h"
 #include "table/batch_check.h"
 
 namespace te {
@@ -72,8 +74,9 @@ Status Planner::too_large(const Acquisition& acquired) const {
     largest_rows = range.before + range.count;
     largest = range.table;
   }
-  const uint64_t index_bytes = tiers_.metadata_bytes();
-  const uint64_t bytes = dram_bytes_for_slots(tiers_.demands(), slots, index_bytes, true);
+  const uint64_t bytes =
+      dram_bytes_for_slots(tiers_.demands(), slots, tiers_.metadata_bytes(), true);
+  const uint64_t index_bytes = tiers_.metadata_bytes() - LookupSample::kBytes;
   const uint64_t budget = tiers_.config().dram_bytes;
   const std::string index = index_bytes < budget / 4
                                 ? ""
@@ -274,7 +277,16 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   return Status::ok();
 }
 
-void Planner::count(const Plan& plan) {
+void Planner::note(Plan& plan) {
+  if (std::exchange(plan.is_noted, true)) return;
+  sample_.begin_batch();
+  for (const SampledRange& range : plan.sampled_ranges)
+    sample_.note(plan.sampled.span().subspan(range.first, range.count));
+  sample_.end_batch();
+}
+
+void Planner::count(Plan& plan) {
+  note(plan);
   ++stats_.plans;
   stats_.lookups += plan.lookups;
   stats_.lookup_hits += plan.acquired.hits;
@@ -375,7 +387,27 @@ void Planner::abandon(Plan& plan) {
   plan.state = Plan::State::kReleased;
 }
 
-void Planner::count_resident(const Plan& plan) {
+// Those sampled rows stay that come for the first time.
+void Planner::drop_repeats(Plan& plan) {
+  size_t lookups = 0;
+  for (const SampledRange& range : plan.sampled_ranges) lookups += range.count;
+  const size_t places = std::bit_ceil(2 * lookups + 1);
+  seen_.resize(places);
+  std::fill_n(seen_.data(), places, RowId::none());
+  const auto was_seen = [&](RowId row) {
+    size_t place = row_hash(row) & (places - 1);
+    while (!seen_[place].is_none() && seen_[place] != row) place = (place + 1) & (places - 1);
+    return std::exchange(seen_[place], row) == row;
+  };
+  for (SampledRange& range : plan.sampled_ranges) {
+    RowId* const rows = plan.sampled.data() + range.first;
+    range.count = static_cast<size_t>(std::remove_if(rows, rows + range.count, was_seen) - rows);
+  }
+}
+
+void Planner::count_resident(Plan& plan) {
+  drop_repeats(plan);
+  note(plan);
   ++stats_.plans;
   stats_.lookups += plan.lookups;
   stats_.lookup_hits += plan.lookups;

@@ -13,9 +13,11 @@
 #include <span>
 #include <vector>
 
+#include "base/scratch.h"
 #include "base/status.h"
 #include "table/hbm_planner.h"
 #include "table/lookahead.h"
+#include "table/lookup_sample.h"
 #include "table/mover.h"
 #include "table/plan.h"
 #include "table/row_finder.h"
@@ -40,7 +42,7 @@ class Planner {
       : tiers_(tiers),
         mover_(mover),
         hbm_(hbm),
-        finder_(tiers),
+        finder_(tiers, sample_),
         lookahead_(tiers),
         mark_next_(mark_first) {}
 
@@ -66,13 +68,17 @@ class Planner {
   // The plan is pooled and may wait for its backward; under pressure it loses its slots.
   void wait(Plan& plan);
 
-  // Adds a user's batch to the counters; plans that only serve writes are not counted.
-  void count(const Plan& plan);
+  // Adds a user's batch to the lookup sample when it is first planned; plans that only serve writes
+  // are not noted.
+  void note(Plan& plan);
+  // Adds a user's batch that is looked up to the counters, and to the sample if it is not there.
+  void count(Plan& plan);
   // A batch was pooled without being planned: all its lookups were hits.
-  void count_resident(const Plan& plan);
+  void count_resident(Plan& plan);
 
   Lookahead& lookahead() { return lookahead_; }
   const PlannerStats& stats() const { return stats_; }
+  const LookupSample& sample() const { return sample_; }
 
  private:
   uint32_t take_marks(size_t rows);
@@ -85,6 +91,7 @@ class Planner {
   Status repack(Acquisition& acquired);
   void forget_marks(SlotDirectory& directory, EvictionPolicy* policy);
   static void follow_slots(Plan& plan);
+  void drop_repeats(Plan& plan);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
@@ -105,12 +112,14 @@ class Planner {
   Mover& mover_;
   HbmPlanner& hbm_;  // is told of plans that lose their slots
   PlannerStats stats_;
+  LookupSample sample_;
   RowFinder finder_;
   Lookahead lookahead_;
   uint32_t mark_next_;          // from 1: 0 marks slots that no plan has used
   std::vector<Plan*> waiting_;  // oldest first
   std::vector<Plan*> ready_;    // likewise
   // Scratch of one call.
+  Scratch<RowId> seen_;
   std::vector<SlotIndex> slots_;
   std::vector<SlotIndex> on_device_;
   std::vector<RowId> rows_;

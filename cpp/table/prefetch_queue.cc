@@ -298,9 +298,10 @@ void PrefetchQueue::know(Batch& batch) {
 void PrefetchQueue::plan(Batch& batch) {
   if (!batch.is_known) know(batch);  // those before it are: batches are planned in order
   Plan& plan = plans_.take();
-  plan.window_batch = batch.window_batch;
+  batch.hand_over(plan);
   const Status planned = plan_ahead_(batch.features, batch.will_update, plan, plan_threads_);
   if (planned) {
+    batch.is_noted = plan.is_noted;
     batch.plan = &plan;
     batch.state = Batch::State::kPlanned;
     ++planned_;

@@ -72,6 +72,12 @@ class PrefetchQueue {
     Scratch<std::byte> memory;  // that they point to
     Plan* plan = nullptr;       // from kPlanned on
     uint32_t window_batch = 0;  // its number in the lookahead
+    bool is_noted = false;      // it is in the lookup sample
+    // To a plan that is to be made of it.
+    void hand_over(Plan& to) const {
+      to.window_batch = window_batch;
+      to.is_noted = is_noted;
+    }
   };
   // Needs no lock.
   static std::unique_ptr<Batch> copy(std::span<const FeatureInput> features, bool will_update);

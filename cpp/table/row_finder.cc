@@ -129,6 +129,7 @@ void RowFinder::make_room(Plan& plan) {
   plan.acquired.unique_of.resize(plan.occurrences);
   plan.acquired.rows.resize(plan.occurrences);
   plan.acquired.slots.resize(plan.occurrences);
+  plan.sampled.resize(plan.occurrences);
   missing_.resize(plan.occurrences);
   positions_.resize(plan.occurrences);
   if (!plan.will_update) return;
@@ -151,7 +152,7 @@ void RowFinder::add_up(std::span<const FeatureInput> features, Plan& plan) {
     acquired.hits += part.hits;
     missing += part.missing;
     tiers_.layout(range.layout).directory.count_pinned(part.pinned);
-    if (part.missing != 0) dedupe_missing(features[part.feature], plan, part, range);
+    if (part.missing != 0) dedupe_missing(features[part.feature], plan, p);
     range.before = feature.uniques;
     feature.uniques += range.count;
     acquired.uniques += range.count;
@@ -176,6 +177,7 @@ void RowFinder::cut(std::span<const FeatureInput> features, Plan& plan, ThreadPo
       parts_.push_back({.feature = f, .first = first, .positions = used, .is_listed = is_listed});
   }
   plan.acquired.ranges.resize(parts_.size());
+  plan.sampled_ranges.resize(parts_.size());
 }
 
 // The positions of parts that are less than their feature, ascending: every thread counts the ids
@@ -310,12 +312,26 @@ void RowFinder::find_rows(const Slots slots, const FeatureInput& feature, Plan& 
   acquired.ranges[p] = {feature.table,       plan.features[part.feature].layout,
                         part.feature,        part.first,
                         unique - part.first, 0};
+  plan.sampled_ranges[p] = {part.first, 0};
+  pick_sampled(plan, p, part.first, unique);
 }
 
-void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Part& part,
-                               UniqueRange& range) {
+void RowFinder::pick_sampled(Plan& plan, size_t p, size_t first, size_t end) const {
+  SampledRange& sampled = plan.sampled_ranges[p];
+  SampleArgs args;
+  args.ids = plan.acquired.rows.data();
+  args.is_narrow = tiers_.total_rows() <= uint64_t{1} << 32;
+  args.mask = sample_.mask();
+  sampled.count +=
+      kernels().sample(args, first, end, plan.sampled.data() + sampled.first + sampled.count);
+}
+
+void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, size_t p) {
   RowIndex& index = tiers_.index();
   Acquisition& acquired = plan.acquired;
+  const Part& part = parts_[p];
+  UniqueRange& range = acquired.ranges[p];
+  const size_t found = range.first + range.count;
   const uint64_t first_row = tiers_.table(feature.table).first_row.value;
   uint32_t* unique_of = acquired.unique_of.data() + plan.features[part.feature].occurrence_first;
   const size_t fills_first = acquired.fills.size();
@@ -342,6 +358,7 @@ void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, const Pa
     index.set(fill.row,
               fill.from.is_none() ? LocationWord::never_written() : LocationWord::block(fill.from));
   }
+  pick_sampled(plan, p, found, range.first + range.count);
 }
 
 void RowFinder::finish(Plan& plan, ThreadPool& threads) {

@@ -18,6 +18,7 @@
 #include "base/scratch.h"
 #include "base/status.h"
 #include "base/thread_pool.h"
+#include "table/lookup_sample.h"
 #include "table/plan.h"
 #include "table/tiers.h"
 
@@ -35,12 +36,13 @@ class RowFinder {
   // Fills keep the n-th row without a slot as slot number kProvisionalSlot + n.
   static constexpr uint32_t kProvisionalSlot = 0x60000000u;
 
-  explicit RowFinder(Tiers& tiers) : tiers_(tiers) {}
+  // `sample`: whose rows are picked out for it.
+  RowFinder(Tiers& tiers, const LookupSample& sample) : tiers_(tiers), sample_(sample) {}
 
   // Checks a batch that is laid out, and finds its unique rows, the slots of those that have one
-  // (pinned, where rows may be evicted), fills without slots for the others, and if the plan will
-  // update, the occurrences of every row. plan.acquired.mark_base + plan.occurrences does not wrap.
-  // On error nothing has changed.
+  // (pinned, where rows may be evicted), fills without slots for the others, those that are
+  // sampled, and if the plan will update, the occurrences of every row. plan.acquired.mark_base +
+  // plan.occurrences does not wrap. On error nothing has changed.
   Status find(std::span<const FeatureInput> features, bool will_update, Plan& plan,
               ThreadPool& threads);
   // When fills have slots: what was left open for them. Follows `find` at once.
@@ -69,14 +71,16 @@ class RowFinder {
   void find_part(const FeatureInput& feature, Plan& plan, size_t p);
   template <class Slots, class Id, bool kListed>
   void find_rows(Slots slots, const FeatureInput& feature, Plan& plan, size_t p);
-  void dedupe_missing(const FeatureInput& feature, Plan& plan, const Part& part,
-                      UniqueRange& range);
+  void dedupe_missing(const FeatureInput& feature, Plan& plan, size_t p);
   void list_occurrences(Plan& plan, size_t p);
   template <bool kByPosition>
   void fill_csr(Plan& plan, size_t p);
+  // Adds unique rows [first, end) to part p's that are sampled.
+  void pick_sampled(Plan& plan, size_t p, size_t first, size_t end) const;
   void scale_bags(const FeatureInput& input, Plan& plan, size_t f) const;
 
   Tiers& tiers_;
+  const LookupSample& sample_;
   // Scratch of one batch.
   std::vector<Part> parts_;
   std::vector<size_t> groups_;      // parts [groups_[g], groups_[g + 1]) are one task

@@ -139,8 +139,8 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
 
 // The index, and a policy for each layout where rows may have to leave.
 Status Tiers::build_index() {
-  const uint64_t all_rows_bytes =
-      dram_bytes_for_all_rows(demands_, config_.pinned_bytes + hbm_directory_bytes_);
+  const uint64_t all_rows_bytes = dram_bytes_for_all_rows(
+      demands_, LookupSample::kBytes + config_.pinned_bytes + hbm_directory_bytes_);
   every_row_fits_ = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
   if (!every_row_fits_ && config_.ssd_path.empty())
     return Status(StatusCode::kBudgetExceeded,

@@ -29,6 +29,7 @@
 #include "table/budget.h"
 #include "table/config.h"
 #include "table/hbm_tier.h"
+#include "table/lookup_sample.h"
 
 namespace te {
 
@@ -82,12 +83,14 @@ class Tiers final : public RowOwner {
   LayoutTier& layout(LayoutId l) { return *layouts_[l.value]; }
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
+  uint64_t total_rows() const { return total_rows_; }
   RowIndex& index() { return *index_; }
   // Location words, the store's list of what has changed that no index tells, the ids of batches to
-  // come, and what an hbm tier takes here: transfer buffers and all about its slots.
+  // come, the sample of past lookups, and what an hbm tier takes here: transfer buffers and all
+  // about its slots.
   uint64_t metadata_bytes() const {
-    return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_ + config_.pinned_bytes +
-           hbm_directory_bytes_;
+    return index_->memory_bytes() + changes_bytes_ + lookahead_bytes_ + LookupSample::kBytes +
+           config_.pinned_bytes + hbm_directory_bytes_;
   }
   bool has_hbm() const { return config_.hbm_bytes != 0; }
   void set_lookahead_bytes(uint64_t bytes) { lookahead_bytes_ = bytes; }

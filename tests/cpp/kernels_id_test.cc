@@ -93,6 +93,31 @@ BOOST_AUTO_TEST_CASE(own_slots_follow_from_ids) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(sampled_rows_are_those_of_the_reference) {
+  Random random(7);
+  for (int trial = 0; trial < 600; ++trial) {
+    const size_t count = random.below(2000);
+    Ids ids(random, count, 1 + random.below(uint64_t{1} << (1 + random.below(31))));
+    SampleArgs args;
+    args.ids_are_64 = ids.are_64;
+    args.first_row = random.below(uint64_t{1} << (random.one_in(2) ? 31 : 40));
+    args.is_narrow = args.first_row < uint64_t{1} << 31 && random.one_in(2);
+    args.mask = ~static_cast<uint32_t>(UINT64_C(0xffffffff) >> random.below(12));
+    if (ids.are_64 && !args.is_narrow && count > 0) ids.wide[random.below(count)] <<= 20;
+    args.ids = ids.data();
+    const size_t begin = random.below(count + 1);
+    std::vector<RowId> expected(count);
+    expected.resize(reference_kernels().sample(args, begin, count, expected.data()));
+    for_variants([&](const Kernels& kernels) {
+      std::vector<RowId> rows(count - begin + 1, RowId(77));
+      const size_t found = kernels.sample(args, begin, count, rows.data());
+      BOOST_TEST_REQUIRE((rows.back() == RowId(77)));
+      rows.resize(found);
+      BOOST_TEST_REQUIRE((rows == expected));
+    });
+  }
+}
+
 BOOST_AUTO_TEST_SUITE_END()
 
 }  // namespace te::testing

@@ -8,7 +8,6 @@ engine there, both as saved: nothing is measured while a model trains.
 from __future__ import annotations
 
 import os
-import statistics
 import tempfile
 from typing import TYPE_CHECKING
 
@@ -113,8 +112,8 @@ def _saved_machine(engine: TableEngine, with_device: bool) -> Host:
 
 def _layers_s(engine: TableEngine, machine: Host) -> float:
     """What a step takes besides: the time from one lookup to the next, without the engine's."""
-    intervals = engine.step_intervals()
-    if not intervals:
+    intervals = np.diff(list(engine.lookup_times))
+    if len(intervals) == 0:
         raise DataError("recommend(): no time between lookups is known; give layers_ms")
     stats = engine.stats()
     own = stats.plan_ns + stats.move_ns + stats.upkeep_ns + stats.forward_ns + stats.backward_ns
@@ -122,4 +121,4 @@ def _layers_s(engine: TableEngine, machine: Host) -> float:
     misses = stats.rows_filled_from_ssd / max(stats.steps, 1)
     c = machine.coefficients
     fetching = c.miss_s * misses + c.fetch_s * (misses > 0)
-    return max(0.0, statistics.median(intervals) - own / _NS / max(stats.steps, 1) - fetching)
+    return max(0.0, float(np.median(intervals)) - own / _NS / max(stats.steps, 1) - fetching)
