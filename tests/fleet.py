@@ -345,7 +345,7 @@ class Fleet:
         if error is not None and error.numel() > 0:
             atol = max(atol, float(error.max()))
         torch.testing.assert_close(
-            value.detach().double(),
+            value.detach().cpu().double(),
             expected,
             rtol=rtol,
             atol=atol,
@@ -384,7 +384,7 @@ class Fleet:
             if model.waiting:
                 self._agree(grads, f"table {t}, waiting gradients")
                 torch.testing.assert_close(
-                    grads[0].double(), model.grad[model.grad_rows], rtol=1e-4, atol=1e-4
+                    grads[0].cpu().double(), model.grad[model.grad_rows], rtol=1e-4, atol=1e-4
                 )
 
     def _check_stats(self) -> None:
