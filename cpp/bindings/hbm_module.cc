@@ -2,7 +2,6 @@
 
 #include "bindings/calls.h"
 #include "table/copy_slots.h"
-#include "table/plan_image.h"
 
 namespace nb = nanobind;
 
@@ -98,8 +97,8 @@ nb::tuple hbm_layout(const OwnedEngine& engine, uint32_t table) {
 }
 
 // Bytes of the image, and where its arrays begin, in the order of plan_image.h.
-nb::tuple image(PlanHandle& handle) {
-  const PlanImage i = plan_image(handle.plan());
+nb::tuple image(const OwnedEngine& engine, PlanHandle& handle) {
+  const PlanImage i = engine->image(handle.plan());
   return nb::make_tuple(i.bytes, i.occurrence_slots, i.bag_begin, i.bag_of, i.places, i.rows,
                         i.which, i.csr_begin, i.csr_bags, i.csr_occurrences, i.bag_scale);
 }
@@ -190,7 +189,7 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("drop_unused", [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
       .def("hbm_layout", &hbm_layout)
       .def("in_dram", [](const OwnedEngine&, PlanHandle& handle) { return in_dram(handle); })
-      .def("image", [](const OwnedEngine&, PlanHandle& handle) { return image(handle); })
+      .def("image", &image)
       .def("features", [](const OwnedEngine&, PlanHandle& handle) { return features(handle); })
       .def("ranges", [](const OwnedEngine&, PlanHandle& handle) { return ranges(handle); })
       .def("slots_of",

@@ -47,8 +47,7 @@ class EvictionPolicy {
   // there is no victim, or where nothing is expected.
   static constexpr uint32_t kNoKnownUse = 0xffffffff;
   virtual uint32_t victim_next_use() { return 0; }
-  // Appends up to `count` victims to `out`, those that lie best together in the log next to one
-  // another, and forgets them. Fewer only if there are no more.
+  // Appends up to `count` victims to `out` and forgets them. Fewer only if there are no more.
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
   // The rows of these slots are about to leave them.
   virtual void evicted(std::span<const SlotIndex> slots) = 0;
@@ -62,14 +61,20 @@ class EvictionPolicy {
   static constexpr uint32_t kBytesPerSlotMax = 28;
 };
 
+// kForLog: victims that lie best together in the log come next to one another. kAny: in the order
+// that costs least.
+enum class VictimOrder { kForLog, kAny };
+
 // `name`: "lookahead", "lfu" (as lookahead, knowing nothing ahead), "lru" or "s3fifo"; null for
 // another. `total_rows`: rows that could ever be cached here.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
-                                                     SlotDirectory& directory, uint64_t total_rows);
-std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,
-                                                      uint64_t total_rows);
+                                                     SlotDirectory& directory, uint64_t total_rows,
+                                                     VictimOrder order = VictimOrder::kForLog);
+std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory, uint64_t total_rows,
+                                                      VictimOrder order);
 std::unique_ptr<EvictionPolicy> make_lru_policy(SlotDirectory& directory);
 std::unique_ptr<EvictionPolicy> make_s3_fifo_policy(SlotDirectory& directory);
-std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows);
+std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows,
+                                                VictimOrder order);
 
 }  // namespace te

@@ -45,9 +45,11 @@ constexpr float kNothing = std::numeric_limits<float>::max();  // the worth of a
 
 class LookaheadPolicy final : public EvictionPolicy {
  public:
-  LookaheadPolicy(SlotDirectory& directory, uint64_t total_rows, bool looks_ahead)
+  LookaheadPolicy(SlotDirectory& directory, uint64_t total_rows, VictimOrder order,
+                  bool looks_ahead)
       : directory_(directory),
         total_rows_(total_rows),
+        order_(order),
         looks_ahead_(looks_ahead),
         expected_memory_(uint64_t{std::max(directory.slots_max(), 1u)} * sizeof(uint32_t)),
         expected_(reinterpret_cast<uint32_t*>(expected_memory_.data())),
@@ -249,8 +251,8 @@ class LookaheadPolicy final : public EvictionPolicy {
       directory_[SlotIndex(i)].frequency &= static_cast<uint8_t>(~kIsKept);
   }
 
-  // Up to `count` rows of no known use, in the order of their last use: so rows that were used
-  // together come to lie together in the log.
+  // Up to `count` rows of no known use; for the log in the order of their last use: so rows that
+  // were used together come to lie together there.
   size_t pop_least_worth(size_t count, std::vector<SlotIndex>& out) {
     std::array<float, ReuseProfile::kLevels> worth;
     for (size_t l = 0; l < worth.size(); ++l) worth[l] = worth_of_head(l);
@@ -262,8 +264,10 @@ class LookaheadPolicy final : public EvictionPolicy {
       pop_from(levels_[l], 0, 1, out);
       *least = worth_of_head(l);
     }
-    std::sort(out.begin() + static_cast<std::ptrdiff_t>(before), out.end(),
-              [&](SlotIndex a, SlotIndex b) { return directory_.mark(a) < directory_.mark(b); });
+    if (order_ == VictimOrder::kForLog) {
+      std::sort(out.begin() + static_cast<std::ptrdiff_t>(before), out.end(),
+                [&](SlotIndex a, SlotIndex b) { return directory_.mark(a) < directory_.mark(b); });
+    }
     return out.size() - before;
   }
 
@@ -310,6 +314,7 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   SlotDirectory& directory_;
   const uint64_t total_rows_;
+  const VictimOrder order_;
   const bool looks_ahead_;
   ReservedMemory expected_memory_;
   uint32_t* expected_;     // by slot: the batch that will use its row; none if it is over
@@ -332,13 +337,14 @@ class LookaheadPolicy final : public EvictionPolicy {
 
 }  // namespace
 
-std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory,
-                                                      uint64_t total_rows) {
-  return std::make_unique<LookaheadPolicy>(directory, total_rows, true);
+std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory, uint64_t total_rows,
+                                                      VictimOrder order) {
+  return std::make_unique<LookaheadPolicy>(directory, total_rows, order, true);
 }
 
-std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows) {
-  return std::make_unique<LookaheadPolicy>(directory, total_rows, false);
+std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows,
+                                                VictimOrder order) {
+  return std::make_unique<LookaheadPolicy>(directory, total_rows, order, false);
 }
 
 }  // namespace te

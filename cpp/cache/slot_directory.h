@@ -63,10 +63,12 @@ class SlotDirectory {
     --pinned_;
     return true;
   }
-  // For threads that pin different slots at once: pin_uncounted says whether that was the first
-  // pin; their number follows.
+  // For threads that pin different slots at once, or unpin them: whether that was the first pin,
+  // or the last; their number follows.
   static bool pin_uncounted(Slot& slot) { return slot.pins++ == 0; }
+  static bool unpin_uncounted(Slot& slot) { return --slot.pins == 0; }
   void count_pinned(uint32_t slots) { pinned_ += slots; }
+  void count_unpinned(uint32_t slots) { pinned_ -= slots; }
   // From now on `take` gives slots below `below` only, as long as there are free ones.
   void restrict_free_slots(uint32_t below);
   // The caller has emptied all slots at and above the new limit.

@@ -297,7 +297,7 @@ Status Engine::backward(Plan& plan, std::span<const FeatureBackward> features,
   TE_CHECK(plan.is_staged == tiers_->has_hbm());
   is_updated_.clear();
   for (const FeatureBackward& feature : features) is_updated_.push_back(executor_.updates(feature));
-  executor_.begin_update(plan, is_updated_);
+  executor_.begin_update(plan, is_updated_, thread_pool());
   turn.without_mutex([&] {
     Timer timer(backward_ns_);
     executor_.backward(plan, features, hyper, thread_pool());

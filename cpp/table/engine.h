@@ -28,6 +28,7 @@
 #include "table/hbm_planner.h"
 #include "table/lookup_sample.h"
 #include "table/mover.h"
+#include "table/plan_image.h"
 #include "table/plan_pool.h"
 #include "table/planner.h"
 #include "table/prefetch_queue.h"
@@ -145,6 +146,7 @@ class Engine {
   // Whole slots of dram to `rows`, one after another. They are pinned, and settled.
   Status gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
   // See plan_image.h.
+  PlanImage image(const Plan& plan) const { return plan_image(plan, *tiers_); }
   Status write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
   // The other way, for rows that went down; then `settle` of them. `left`: by a stage.
   Status scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows);

@@ -3,7 +3,6 @@
 #include "base/check.h"
 #include "table/copy_slots.h"
 #include "table/engine_turn.h"
-#include "table/plan_image.h"
 #include "table/threads.h"
 
 namespace te {
@@ -87,7 +86,7 @@ Status Engine::begin_update(Plan& plan, std::span<const uint8_t> is_updated,
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_CHECK(plan.is_staged && is_updated.size() == plan.features.size());
-  executor_.begin_update(plan, is_updated);
+  executor_.begin_update(plan, is_updated, thread_pool());
   for (size_t f = 0; f < steps.size(); ++f)
     steps[f] = is_updated[f] != 0 ? tiers_->table(plan.features[f].table).step : 0;
   return Status::ok();
@@ -140,7 +139,7 @@ Status Engine::write_image(const Plan& plan, uint32_t often, std::byte* to,
                            std::span<uint32_t> seldom) {
   const std::lock_guard turn(turn_);
   TE_RETURN_IF_ERROR(check_open());
-  write_plan_image(plan, *tiers_, often, to, seldom);
+  write_plan_image(plan, *tiers_, often, to, seldom, thread_pool());
   return Status::ok();
 }
 

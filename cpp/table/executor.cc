@@ -300,13 +300,14 @@ bool Executor::updates(const FeatureBackward& feature) const {
          tiers_.config().optimizer != OptimizerKind::kNone;
 }
 
-void Executor::begin_update(const Plan& plan, std::span<const uint8_t> is_updated) {
+void Executor::begin_update(const Plan& plan, std::span<const uint8_t> is_updated,
+                            ThreadPool& threads) {
   for (size_t f = 0; f < is_updated.size(); ++f) {
     if (is_updated[f] != 0) ++tiers_.table(plan.features[f].table).step;
   }
+  if (plan.is_staged) return hbm_.mark_dirty(plan, is_updated, threads);
   for (const UniqueRange& range : plan.acquired.ranges) {
-    if (is_updated[range.feature] == 0) continue;
-    plan.is_staged ? hbm_.mark_dirty(plan, range) : mark_dirty(plan.acquired, range);
+    if (is_updated[range.feature] != 0) mark_dirty(plan.acquired, range);
   }
 }
 

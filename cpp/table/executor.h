@@ -66,7 +66,7 @@ class Executor {
   bool updates(const FeatureBackward& feature) const;
   // Counts the updates of a backward that follows, and marks their rows; `is_updated`: of which
   // features. Needs the mutex.
-  void begin_update(const Plan& plan, std::span<const uint8_t> is_updated);
+  void begin_update(const Plan& plan, std::span<const uint8_t> is_updated, ThreadPool& threads);
   // Gradients of sample weights first, from the rows as they were pooled; then the rows' gradients:
   // applied (one update per table) or summed into row_grad.
   void backward(Plan& plan, std::span<const FeatureBackward> features, const Hyperparameters& hyper,

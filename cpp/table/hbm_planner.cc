@@ -9,12 +9,12 @@ namespace {
 
 constexpr size_t kAhead = 16;  // prefetched
 constexpr size_t kOccurrencesPerTask = 1 << 15;
+constexpr size_t kRowsPerTask = 1 << 13;  // so few that one thread is as fast as several
 
 }  // namespace
 
 // The device's policy begins with what dram's knows of a row; that goes on counting.
 void HbmPlanner::enter(LayoutTier& tier, SlotIndex s, SlotIndex dram) {
-  if (tier.policy == nullptr) return;
   Slot& slot = tier.directory[dram];
   tier.directory.pin(slot);
   tier.hbm->directory[s].frequency = slot.frequency;
@@ -41,13 +41,14 @@ void HbmPlanner::find(Plan& plan, size_t r) {
   found.pinned = found.hits = 0;
   HbmTier& hbm = *tiers_.layout(range.layout).hbm;
   const SlotIndex* slots = plan.acquired.slots.data();
+  const bool has_policy = hbm.policy != nullptr;  // nothing else reads marks
   const size_t end = range.first + range.count;
   for (size_t u = range.first; u < end; ++u) {
     hbm.prefetch_place(slots[std::min(u + 2 * kAhead, end - 1)]);
     if (const HbmTier::Place ahead = hbm.place(slots[std::min(u + kAhead, end - 1)]);
         ahead.is_on_device()) {
       hbm.directory.prefetch(ahead.slot());
-      hbm.directory.prefetch_mark(ahead.slot());
+      if (has_policy) hbm.directory.prefetch_mark(ahead.slot());
     }
     HbmTier::Place& place = hbm.place(slots[u]);
     if (place.is_none()) {
@@ -55,7 +56,7 @@ void HbmPlanner::find(Plan& plan, size_t r) {
     } else if (place.is_on_device()) {
       const SlotIndex s = place.slot();
       found.pinned += SlotDirectory::pin_uncounted(hbm.directory[s]);
-      hbm.directory.mark(s) = plan.acquired.mark_base + static_cast<uint32_t>(u);
+      if (has_policy) hbm.directory.mark(s) = plan.acquired.mark_base + static_cast<uint32_t>(u);
       plan.places[u] = s.value;
       ++found.hits;
     } else {
@@ -65,10 +66,27 @@ void HbmPlanner::find(Plan& plan, size_t r) {
   }
 }
 
-void HbmPlanner::find_all(Plan& plan, ThreadPool& threads) {
+// Tasks of consecutive ranges, small ones together.
+template <class F>
+void HbmPlanner::for_ranges(const Plan& plan, ThreadPool& threads, F f) {
   const std::vector<UniqueRange>& ranges = plan.acquired.ranges;
   if (found_.size() < ranges.size()) found_.resize(ranges.size());
-  threads.run(ranges.size(), [&](size_t r) { find(plan, r); });
+  groups_.assign(1, 0);
+  size_t rows = 0;
+  for (size_t r = 0; r < ranges.size(); ++r) {
+    rows += ranges[r].count;
+    if (rows < kRowsPerTask && r + 1 < ranges.size()) continue;
+    groups_.push_back(r + 1);
+    rows = 0;
+  }
+  threads.run(groups_.size() - 1, [&](size_t group) {
+    for (size_t r = groups_[group]; r < groups_[group + 1]; ++r) f(r);
+  });
+}
+
+void HbmPlanner::find_all(Plan& plan, ThreadPool& threads) {
+  const std::vector<UniqueRange>& ranges = plan.acquired.ranges;
+  for_ranges(plan, threads, [&](size_t r) { find(plan, r); });
   missing_.resize(tiers_.layouts());
   for (auto& missing : missing_) missing.clear();
   for (size_t r = 0; r < ranges.size(); ++r) {
@@ -81,35 +99,88 @@ void HbmPlanner::find_all(Plan& plan, ThreadPool& threads) {
   }
 }
 
-void HbmPlanner::take_victims(LayoutId layout, size_t count, HbmMoves& moves) {
+// So many slots, in slots_: free ones, then those of victims, whose rows are still in them. How
+// many are free.
+size_t HbmPlanner::choose_slots(HbmTier& hbm, size_t count) {
+  const size_t free_slots = std::min<size_t>(count, hbm.directory.free_slots());
+  slots_.clear();
+  for (size_t i = 0; i < free_slots; ++i)
+    slots_.push_back(hbm.directory.take(RowId(0), BlockAddress::none()));
+  if (free_slots == count) return free_slots;
+  hbm.policy->pop_victims(count - free_slots, slots_);
+  TE_CHECK(slots_.size() == count);
+  hbm.policy->evicted(std::span(slots_).subspan(free_slots));
+  return free_slots;
+}
+
+// Missing rows [begin, end) get the slots chosen for them. By threads that work on different ones.
+void HbmPlanner::replace(Plan& plan, LayoutId layout, size_t begin, size_t end, size_t free_slots,
+                         Replaced& replaced) {
+  const std::vector<uint32_t>& missing = missing_[layout.value];
   LayoutTier& tier = tiers_.layout(layout);
   HbmTier& hbm = *tier.hbm;
-  slots_.clear();
-  hbm.policy->pop_victims(count, slots_);
-  TE_CHECK(slots_.size() == count);
-  hbm.policy->evicted(slots_);
-  dram_.clear();
-  for (size_t i = 0; i < slots_.size(); ++i) {
+  HbmMoves& moves = plan.moves[layout.value];
+  replaced = {};
+  for (size_t i = begin; i < end; ++i) {
+    const size_t ahead = std::min(i + kAhead, end - 1);
+    hbm.prefetch(slots_[ahead]);
+    hbm.directory.prefetch_mark(slots_[ahead]);
+    const size_t near = std::min(i + kAhead / 2, end - 1);
+    hbm.prefetch_place(plan.acquired.slots[missing[near]]);
+    if (near >= free_slots) hbm.prefetch_place(hbm.dram_of[slots_[near].value]);
     const SlotIndex s = slots_[i];
-    hbm.prefetch(slots_[std::min(i + kAhead, slots_.size() - 1)]);
-    const SlotIndex dram = hbm.dram_of[slots_[std::min(i + kAhead / 2, slots_.size() - 1)].value];
-    hbm.prefetch_place(dram);
-    tier.directory.prefetch(dram);
-    moves.after = std::max(moves.after, hbm.released_at[s.value]);
-    if (hbm.directory[s].dirty != 0) {  // pinned in dram until it has come there
-      moves.spill_from.push_back(s);
-      moves.spill_to.push_back(hbm.dram_of[s.value]);
-    } else {
-      dram_.push_back(hbm.dram_of[s.value]);
+    replaced.after = std::max(replaced.after, hbm.released_at[s.value]);
+    if (i >= free_slots) {
+      const SlotIndex before = hbm.dram_of[s.value];
+      hbm.place(before) = HbmTier::Place();
+      if (hbm.directory[s].dirty != 0) {  // pinned in dram until it has come there
+        replaced.spill_from.push_back(s);
+        replaced.spill_to.push_back(before);
+      } else if (tier.policy != nullptr) {
+        replaced.clean.push_back(before);
+      }
     }
-    hbm.release(s);
+    const uint32_t u = missing[i];
+    const SlotIndex dram = plan.acquired.slots[u];
+    hbm.enter(s, plan.acquired.rows[u], dram);
+    hbm.directory.mark(s) = plan.acquired.mark_base + u;
+    plan.places[u] = s.value;
+    moves.fill_from[i] = dram;
+    moves.fill_to[i] = s;
   }
+}
+
+void HbmPlanner::replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPool& threads) {
+  LayoutTier& tier = tiers_.layout(layout);
+  HbmTier& hbm = *tier.hbm;
+  HbmMoves& moves = plan.moves[layout.value];
+  const size_t free_slots = choose_slots(hbm, count);
+  moves.fill_from.resize(count);
+  moves.fill_to.resize(count);
+  const size_t tasks = (count + kRowsPerTask - 1) / kRowsPerTask;
+  replaced_.resize(std::max(replaced_.size(), tasks));
+  threads.run(tasks, [&](size_t task) {
+    replace(plan, layout, task * kRowsPerTask, std::min((task + 1) * kRowsPerTask, count),
+            free_slots, replaced_[task]);
+  });
+  hbm.directory.count_pinned(static_cast<uint32_t>(count));
+  const auto append = [](std::vector<SlotIndex>& to, const std::vector<SlotIndex>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+  };
+  dram_.clear();
+  for (const Replaced& replaced : std::span(replaced_).first(tasks)) {
+    moves.after = std::max(moves.after, replaced.after);
+    append(moves.spill_from, replaced.spill_from);
+    append(moves.spill_to, replaced.spill_to);
+    append(dram_, replaced.clean);
+  }
+  hbm.dirty_rows -= moves.spill_from.size();
   unsettled_ += moves.spill_from.size();
   stats_.rows_spilled += moves.spill_from.size();
   unpin_in_dram(layout, dram_);
 }
 
-void HbmPlanner::place_missing(Plan& plan, LayoutId layout) {
+void HbmPlanner::place_missing(Plan& plan, LayoutId layout, ThreadPool& threads) {
   const std::vector<uint32_t>& missing = missing_[layout.value];
   if (missing.empty()) return;
   LayoutTier& tier = tiers_.layout(layout);
@@ -117,21 +188,9 @@ void HbmPlanner::place_missing(Plan& plan, LayoutId layout) {
   HbmMoves& moves = plan.moves[layout.value];
   const size_t unused = hbm.slots() - hbm.directory.pinned();
   const size_t placed = std::min(missing.size(), unused);
-  const size_t free_slots = hbm.directory.free_slots();
-  if (placed > free_slots) take_victims(layout, placed - free_slots, moves);
-  for (size_t i = 0; i < placed; ++i) {
-    const uint32_t u = missing[i];
-    const SlotIndex dram = plan.acquired.slots[u];
-    const SlotIndex s = hbm.take(plan.acquired.rows[u], dram);
-    moves.after = std::max(moves.after, hbm.released_at[s.value]);
-    hbm.directory.mark(s) = plan.acquired.mark_base + u;
-    hbm.directory.pin(hbm.directory[s]);
-    plan.places[u] = s.value;
-    moves.fill_from.push_back(dram);
-    moves.fill_to.push_back(s);
-  }
+  replace_all(plan, layout, placed, threads);
   if (hbm.policy != nullptr) hbm.policy->admit(moves.fill_to);
-  for (size_t i = 0; i < placed; ++i) {
+  for (size_t i = 0; i < placed && tier.policy != nullptr; ++i) {
     tier.directory.prefetch(moves.fill_from[std::min(i + kAhead, placed - 1)]);
     enter(tier, moves.fill_to[i], moves.fill_from[i]);
   }
@@ -160,7 +219,7 @@ void HbmPlanner::stage(Plan& plan, ThreadPool& threads) {
   for (HbmMoves& moves : plan.moves) moves.clear();
   find_all(plan, threads);
   for (size_t l = 0; l < tiers_.layouts(); ++l)
-    place_missing(plan, LayoutId(static_cast<uint16_t>(l)));
+    place_missing(plan, LayoutId(static_cast<uint16_t>(l)), threads);
   for (const auto& in_dram : plan.in_dram) stats_.rows_in_dram += in_dram.size();
   const size_t tasks = (plan.occurrences + kOccurrencesPerTask - 1) / kOccurrencesPerTask;
   threads.run(tasks, [&](size_t task) {
@@ -173,45 +232,73 @@ void HbmPlanner::stage(Plan& plan, ThreadPool& threads) {
   plan.is_staged = true;
 }
 
-void HbmPlanner::release(Plan& plan) {
+void HbmPlanner::release(Plan& plan, ThreadPool& threads) {
   if (!plan.is_staged) return;
   plan.is_staged = false;
   ++releases_;
-  for (const UniqueRange& range : plan.acquired.ranges) {
-    HbmTier& hbm = *tiers_.layout(range.layout).hbm;
-    slots_.clear();
-    const size_t end = range.first + range.count;
-    for (size_t u = range.first; u < end; ++u) {
-      const uint32_t ahead = plan.places[std::min(u + kAhead, end - 1)];
-      if (ahead < hbm.slots()) hbm.prefetch(SlotIndex(ahead));
-      const uint32_t place = plan.places[u];
-      if (place >= hbm.slots()) {
-        HbmTier::Place& in_dram = hbm.place(plan.acquired.slots[u]);
-        if (--in_dram.bits == HbmTier::Place::kInDram) in_dram = HbmTier::Place();
-        continue;
-      }
-      const SlotIndex s(place);
-      hbm.released_at[s.value] = releases_;
-      if (hbm.directory.unpin(hbm.directory[s])) slots_.push_back(s);
-    }
-    if (hbm.policy != nullptr) hbm.policy->park(slots_);
+  for_ranges(plan, threads, [&](size_t r) { unpin(plan, r); });
+  for (size_t r = 0; r < plan.acquired.ranges.size(); ++r) {
+    HbmTier& hbm = *tiers_.layout(plan.acquired.ranges[r].layout).hbm;
+    hbm.directory.count_unpinned(found_[r].unpinned);
+    if (hbm.policy != nullptr) hbm.policy->park(found_[r].parked);
   }
 }
 
-void HbmPlanner::mark_dirty(const Plan& plan, const UniqueRange& range) {
-  LayoutTier& tier = tiers_.layout(range.layout);
-  HbmTier& hbm = *tier.hbm;
+// By threads that work on different ranges.
+void HbmPlanner::unpin(Plan& plan, size_t r) {
+  const UniqueRange& range = plan.acquired.ranges[r];
+  Found& found = found_[r];
+  found.parked.clear();
+  found.unpinned = 0;
+  HbmTier& hbm = *tiers_.layout(range.layout).hbm;
+  const size_t end = range.first + range.count;
+  for (size_t u = range.first; u < end; ++u) {
+    const uint32_t ahead = plan.places[std::min(u + kAhead, end - 1)];
+    if (ahead < hbm.slots()) hbm.prefetch_release(SlotIndex(ahead));
+    const uint32_t place = plan.places[u];
+    if (place >= hbm.slots()) {
+      HbmTier::Place& in_dram = hbm.place(plan.acquired.slots[u]);
+      if (--in_dram.bits == HbmTier::Place::kInDram) in_dram = HbmTier::Place();
+      continue;
+    }
+    const SlotIndex s(place);
+    hbm.released_at[s.value] = releases_;
+    if (!SlotDirectory::unpin_uncounted(hbm.directory[s])) continue;
+    ++found.unpinned;
+    if (hbm.policy != nullptr) found.parked.push_back(s);
+  }
+}
+
+void HbmPlanner::mark_dirty(const Plan& plan, std::span<const uint8_t> features,
+                            ThreadPool& threads) {
+  const std::vector<UniqueRange>& ranges = plan.acquired.ranges;
+  for_ranges(plan, threads, [&](size_t r) {
+    found_[r].dirtied = features[ranges[r].feature] != 0 ? mark_dirty(plan, ranges[r]) : 0;
+  });
+  for (size_t r = 0; r < ranges.size(); ++r) {
+    LayoutTier& tier = tiers_.layout(ranges[r].layout);
+    tier.hbm->dirty_rows += found_[r].dirtied;
+    if (features[ranges[r].feature] == 0 || plan.in_dram[ranges[r].layout.value].empty()) continue;
+    for (size_t u = ranges[r].first; u < ranges[r].first + ranges[r].count; ++u) {
+      if (plan.places[u] >= tier.hbm->slots())
+        tiers_.mark_dirty(ranges[r].layout, tier.directory[plan.acquired.slots[u]]);
+    }
+  }
+}
+
+// Rows of a range on the device; how many were clean. By threads that work on different ranges.
+uint32_t HbmPlanner::mark_dirty(const Plan& plan, const UniqueRange& range) {
+  HbmTier& hbm = *tiers_.layout(range.layout).hbm;
+  uint32_t dirtied = 0;
   for (size_t u = range.first; u < range.first + range.count; ++u) {
     const uint32_t ahead = plan.places[std::min(u + kAhead, range.first + range.count - 1)];
     if (ahead < hbm.slots()) hbm.directory.prefetch(SlotIndex(ahead));
-    const uint32_t place = plan.places[u];
-    if (place >= hbm.slots()) {
-      tiers_.mark_dirty(range.layout, tier.directory[plan.acquired.slots[u]]);
-    } else if (uint8_t& dirty = hbm.directory[SlotIndex(place)].dirty; dirty == 0) {
-      dirty = 1;
-      ++hbm.dirty_rows;
-    }
+    if (plan.places[u] >= hbm.slots()) continue;
+    uint8_t& dirty = hbm.directory[SlotIndex(plan.places[u])].dirty;
+    dirtied += dirty == 0 ? 1 : 0;
+    dirty = 1;
   }
+  return dirtied;
 }
 
 void HbmPlanner::take_dirty(LayoutId layout, std::vector<SlotIndex>& from,
@@ -238,7 +325,7 @@ void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool l
   LayoutTier& tier = tiers_.layout(layout);
   TE_CHECK(unsettled_ >= dram.size());
   unsettled_ -= dram.size();
-  for (size_t i = 0; i < dram.size(); ++i) {
+  for (size_t i = 0; i < dram.size() && tiers_.log() != nullptr; ++i) {
     tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
     tiers_.mark_dirty(layout, tier.directory[dram[i]]);
   }

@@ -6,7 +6,8 @@
 // lists, which the device layer of the Python package carries out in order before anything else.
 // Rows leave the device for others only, so that what is used often stays.
 // Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers. Cost: a cache
-// miss or two a unique row, a table lookup an occurrence.
+// miss or two a unique row, a table lookup an occurrence, on all threads; what a policy does for a
+// row that comes, leaves or is parked, on one.
 #pragma once
 
 #include <cstdint>
@@ -35,11 +36,12 @@ class HbmPlanner {
   void stage(Plan& plan, ThreadPool& threads);
   // The plan no longer uses its places; before its pins in dram end. Moves that overwrite them wait
   // for what was launched before the release of this number.
-  void release(Plan& plan);
+  void release(Plan& plan, ThreadPool& threads);
   // Releases so far.
   uint64_t releases() const { return releases_; }
-  // The rows of a range are about to differ from every copy elsewhere.
-  void mark_dirty(const Plan& plan, const UniqueRange& range);
+  // Rows of `features`, a flag for each of the plan's, are about to differ from every copy
+  // elsewhere.
+  void mark_dirty(const Plan& plan, std::span<const uint8_t> features, ThreadPool& threads);
   // Rows of a layout that are newer on the device: where they are, and their slots in dram, to
   // which the caller brings them (`settle`). They count as clean.
   void take_dirty(LayoutId layout, std::vector<SlotIndex>& from, std::vector<SlotIndex>& to);
@@ -56,19 +58,36 @@ class HbmPlanner {
   const HbmStats& stats() const { return stats_; }
 
  private:
-  // What one range of a plan finds.
+  // What one range of a plan finds, or leaves.
   struct Found {
     std::vector<uint32_t> missing;  // unique rows
     uint32_t pinned = 0;            // slots that no plan used before
     uint32_t hits = 0;
     std::vector<uint32_t> in_dram;  // unique rows that others use there
+    uint32_t dirtied = 0;           // slots that were clean
+    uint32_t unpinned = 0;          // slots that no plan uses any more
+    std::vector<SlotIndex> parked;  // those, where there is a policy
   };
+  // What some rows that come to the device push out.
+  struct Replaced {
+    std::vector<SlotIndex> spill_from;
+    std::vector<SlotIndex> spill_to;
+    std::vector<SlotIndex> clean;  // slots in dram
+    uint64_t after = 0;
+  };
+  template <class F>
+  void for_ranges(const Plan& plan, ThreadPool& threads, F f);
   void find(Plan& plan, size_t r);
   void find_all(Plan& plan, ThreadPool& threads);
-  void place_missing(Plan& plan, LayoutId layout);
+  void place_missing(Plan& plan, LayoutId layout, ThreadPool& threads);
   void place_in_dram(Plan& plan, LayoutId layout, uint32_t unique) const;
-  void take_victims(LayoutId layout, size_t count, HbmMoves& moves);
-  // The row of a slot in dram has come to slot `s` of the device.
+  size_t choose_slots(HbmTier& hbm, size_t count);
+  void replace(Plan& plan, LayoutId layout, size_t begin, size_t end, size_t free_slots,
+               Replaced& replaced);
+  void replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPool& threads);
+  void unpin(Plan& plan, size_t r);
+  uint32_t mark_dirty(const Plan& plan, const UniqueRange& range);
+  // The row of a slot in dram, which has a policy, has come to slot `s` of the device.
   static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);
   void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
 
@@ -78,6 +97,8 @@ class HbmPlanner {
   uint64_t unsettled_ = 0;
   // Scratch of one call.
   std::vector<Found> found_;                    // by range
+  std::vector<size_t> groups_;                  // of ranges: where each begins
+  std::vector<Replaced> replaced_;              // by task
   std::vector<std::vector<uint32_t>> missing_;  // unique rows, by layout
   std::vector<SlotIndex> slots_;
   std::vector<SlotIndex> dram_;

@@ -13,15 +13,17 @@ HbmTier::HbmTier(uint32_t slots, uint32_t dram_slots_max, uint64_t rows,
       places_(reinterpret_cast<Place*>(place_memory_.data())) {
   directory.set_limit(slots);
   if (slots >= rows) return;
-  policy = make_eviction_policy(policy_name, directory, rows);
+  policy = make_eviction_policy(policy_name, directory, rows, VictimOrder::kAny);
   policy->set_limit(slots);
 }
 
-SlotIndex HbmTier::take(RowId row, SlotIndex dram) {
-  const SlotIndex s = directory.take(row, BlockAddress::none());
+void HbmTier::enter(SlotIndex s, RowId row, SlotIndex dram) {
+  Slot& slot = directory[s];
+  slot = Slot();
+  slot.row = row;
+  slot.pins = 1;
   dram_of[s.value] = dram;
   place(dram).bits = s.value + 1;
-  return s;
 }
 
 void HbmTier::release(SlotIndex s) {

@@ -46,14 +46,19 @@ struct HbmTier {
   // All about a slot of the device.
   void prefetch(SlotIndex s) const {
     directory.prefetch(s);
-    __builtin_prefetch(&dram_of[s.value]);
+    __builtin_prefetch(&dram_of[s.value], 1);
+    __builtin_prefetch(&released_at[s.value], 1);
+  }
+  void prefetch_release(SlotIndex s) const {
+    directory.prefetch(s);
     __builtin_prefetch(&released_at[s.value], 1);
   }
   // Whether the row of a slot in dram has one on the device too.
   bool holds(SlotIndex dram) const { return places_[dram.value].is_on_device(); }
 
-  // Slot for a row that has none; there must be a free one.
-  SlotIndex take(RowId row, SlotIndex dram);
+  // Slot `s`, which was taken from the directory or whose row is leaving, holds a row from now on,
+  // clean and pinned. The number of pinned slots follows. By threads that work on different slots.
+  void enter(SlotIndex s, RowId row, SlotIndex dram);
   void release(SlotIndex s);
 
   SlotDirectory directory;

@@ -8,6 +8,7 @@
 
 #include "cache/row_hash.h"
 #include "table/batch_check.h"
+#include "table/threads.h"
 
 namespace te {
 namespace {
@@ -57,7 +58,7 @@ bool Planner::revoke_one() {
   } else {
     return false;
   }
-  hbm_.release(*plan);
+  hbm_.release(*plan, thread_pool());
   unpin(plan->acquired);
   plan->state = Plan::State::kRevoked;
   ++stats_.plans_revoked;
@@ -439,7 +440,7 @@ void Planner::release(Plan& plan) {
   if (plan.state == Plan::State::kWaiting) std::erase(waiting_, &plan);
   if (plan.state == Plan::State::kReady) std::erase(ready_, &plan);
   leave_window(plan);
-  hbm_.release(plan);
+  hbm_.release(plan, thread_pool());
   if (plan.state != Plan::State::kRevoked && plan.state != Plan::State::kReleased)
     unpin(plan.acquired);
   plan.state = Plan::State::kReleased;

@@ -153,7 +153,7 @@ struct Pair {
   }
   // A plan's image has its arrays; the lists of rows are all of them, the seldom ones first.
   void check_image(const Plan& plan) const {
-    const PlanImage image = plan_image(plan);
+    const PlanImage image = tiered.engine->image(plan);
     std::vector<std::byte> memory(image.bytes);
     std::vector<uint32_t> seldom(plan.acquired.ranges.size());
     check_ok(tiered.engine->write_image(plan, 1, memory.data(), seldom));
