@@ -141,12 +141,14 @@ nb::list slots_of(PlanHandle& handle, const OwnedEngine& engine) {
   return list;
 }
 
-// By range: how many rows occur at most `often` times.
-std::vector<uint32_t> write_image(const OwnedEngine& engine, PlanHandle& handle, uint32_t often,
+// By range: how many rows occur at most `often` times. `groups`: by feature, the first of its
+// group.
+std::vector<uint32_t> write_image(const OwnedEngine& engine, PlanHandle& handle,
+                                  const std::vector<uint32_t>& groups, uint32_t often,
                                   uintptr_t to) {
   const Plan& plan = handle.plan();
   std::vector<uint32_t> seldom(plan.acquired.ranges.size(), 0);
-  run([&] { return engine->write_image(plan, often, at<std::byte>(to), seldom); });
+  run([&] { return engine->write_image(plan, groups, often, at<std::byte>(to), seldom); });
   return seldom;
 }
 

@@ -147,7 +147,8 @@ class Engine {
   Status gather(LayoutId layout, std::span<const SlotIndex> dram, std::byte* rows);
   // See plan_image.h.
   PlanImage image(const Plan& plan) const { return plan_image(plan, *tiers_); }
-  Status write_image(const Plan& plan, uint32_t often, std::byte* to, std::span<uint32_t> seldom);
+  Status write_image(const Plan& plan, std::span<const uint32_t> groups, uint32_t often,
+                     std::byte* to, std::span<uint32_t> seldom);
   // The other way, for rows that went down; then `settle` of them. `left`: by a stage.
   Status scatter(LayoutId layout, std::span<const SlotIndex> dram, const std::byte* rows);
   Status settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);

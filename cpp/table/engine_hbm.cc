@@ -135,11 +135,11 @@ Status Engine::gather(LayoutId layout, std::span<const SlotIndex> dram, std::byt
   return Status::ok();
 }
 
-Status Engine::write_image(const Plan& plan, uint32_t often, std::byte* to,
-                           std::span<uint32_t> seldom) {
+Status Engine::write_image(const Plan& plan, std::span<const uint32_t> groups, uint32_t often,
+                           std::byte* to, std::span<uint32_t> seldom) {
   const std::lock_guard turn(turn_);
   TE_RETURN_IF_ERROR(check_open());
-  write_plan_image(plan, *tiers_, often, to, seldom, thread_pool());
+  write_plan_image(plan, *tiers_, groups, often, to, seldom, thread_pool());
   return Status::ok();
 }
 

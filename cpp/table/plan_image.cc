@@ -1,6 +1,7 @@
 #include "table/plan_image.h"
 
 #include <algorithm>
+#include <utility>
 
 #include "base/check.h"
 
@@ -27,54 +28,92 @@ T* array_at(std::byte* image, size_t offset) {
   return reinterpret_cast<T*>(image + offset);
 }
 
-uint32_t sort_by_count(const Plan& plan, size_t r, uint32_t often, uint32_t* which) {
-  const UniqueRange& range = plan.acquired.ranges[r];
-  const uint32_t* begin = plan.csr_begin.data() + range.first + r;
-  size_t seldom = 0;
-  size_t last = range.count;
-  for (uint32_t u = 0; u < range.count; ++u) {
-    if (begin[u + 1] - begin[u] <= often) {
-      which[seldom++] = u;
-    } else {
-      which[--last] = u;
+// One call of write_plan_image.
+class ImageWriter {
+ public:
+  ImageWriter(const Plan& plan, const Tiers& tiers, std::span<const uint32_t> groups,
+              uint32_t often, std::byte* to)
+      : plan_(plan),
+        tiers_(tiers),
+        groups_(groups),
+        often_(often),
+        image_(plan_image(plan, tiers)),
+        to_(to) {}
+
+  // Occurrences and bags [begin, begin + kValuesPerTask).
+  void write_part(size_t begin) const {
+    copy_part(plan_.occurrence_slots, begin, plan_.occurrences, to_ + image_.occurrence_slots);
+    if (!plan_.will_update) return;
+    if (image_.csr_occurrences != image_.bag_scale)
+      copy_part(plan_.csr_occurrences, begin, plan_.occurrences, to_ + image_.csr_occurrences);
+    copy_part(plan_.bag_scale, begin, plan_.bag_scale.size(), to_ + image_.bag_scale);
+  }
+
+  // All of a range but `which`. How many of its rows occur seldom.
+  uint32_t write_range(size_t r) const {
+    const UniqueRange& range = plan_.acquired.ranges[r];
+    std::copy_n(plan_.places.data() + range.first, range.count,
+                array_at<uint32_t>(to_, image_.places) + range.first);
+    if (image_.rows != image_.which) {
+      const uint64_t first_row = tiers_.table(range.table).first_row.value;
+      auto* rows = array_at<int64_t>(to_, image_.rows) + range.first;
+      for (size_t u = 0; u < range.count; ++u)
+        rows[u] = static_cast<int64_t>(plan_.acquired.rows[range.first + u].value - first_row);
+    }
+    const uint32_t* begin = begin_of(r);
+    // The next range may begin where this one ends, in both lists.
+    const bool has_next = r + 1 < plan_.acquired.ranges.size() &&
+                          plan_.acquired.ranges[r + 1].first == range.first + range.count;
+    std::copy_n(begin, range.count + (has_next ? 0 : 1),
+                array_at<uint32_t>(to_, image_.csr_begin) + range.first);
+    const size_t group = groups_[range.feature];
+    const auto shift = static_cast<uint32_t>(plan_.features[range.feature].bag_first -
+                                             plan_.features[group].bag_first);
+    std::transform(plan_.csr_bags.data() + begin[0], plan_.csr_bags.data() + begin[range.count],
+                   array_at<uint32_t>(to_, image_.csr_bags) + begin[0],
+                   [shift](uint32_t bag) { return bag + shift; });
+    size_t seldom = 0;
+    for (size_t u = 0; u < range.count; ++u) seldom += begin[u + 1] - begin[u] <= often_ ? 1 : 0;
+    return static_cast<uint32_t>(seldom);
+  }
+
+  void write_which(size_t r, size_t seldom, size_t often) const {
+    const UniqueRange& range = plan_.acquired.ranges[r];
+    const uint32_t* begin = begin_of(r);
+    auto* which = array_at<uint32_t>(to_, image_.which);
+    for (size_t u = 0; u < range.count; ++u)
+      which[begin[u + 1] - begin[u] <= often_ ? seldom++ : often++] =
+          static_cast<uint32_t>(range.first + u);
+  }
+
+  void write_bags(size_t f) const {
+    const FeaturePlan& feature = plan_.features[f];
+    const FeaturePlan& group = plan_.features[groups_[f]];
+    const int64_t* begin = plan_.bag_begin.data() + feature.begin_first;
+    const auto shift = static_cast<int64_t>(feature.occurrence_first - group.occurrence_first);
+    std::transform(begin, begin + feature.bags + 1,
+                   array_at<int64_t>(to_, image_.bag_begin) + group.begin_first +
+                       (feature.bag_first - group.bag_first),
+                   [shift](int64_t at) { return at + shift; });
+    if (!feature.is_weighted) return;
+    auto* bag_of = array_at<uint32_t>(to_, image_.bag_of) + feature.occurrence_first;
+    for (size_t bag = 0; bag < feature.bags; ++bag) {
+      for (int64_t i = begin[bag]; i < begin[bag + 1]; ++i) bag_of[i] = static_cast<uint32_t>(bag);
     }
   }
-  return static_cast<uint32_t>(seldom);
-}
 
-void write_bag_of(const Plan& plan, const FeaturePlan& feature, uint32_t* bag_of) {
-  const int64_t* begin = plan.bag_begin.data() + feature.begin_first;
-  for (size_t bag = 0; bag < feature.bags; ++bag) {
-    for (int64_t i = begin[bag]; i < begin[bag + 1]; ++i) bag_of[i] = static_cast<uint32_t>(bag);
+ private:
+  const uint32_t* begin_of(size_t r) const {
+    return plan_.csr_begin.data() + plan_.acquired.ranges[r].first + r;
   }
-}
 
-void write_part(const Plan& plan, const PlanImage& image, size_t begin, std::byte* to) {
-  copy_part(plan.occurrence_slots, begin, plan.occurrences, to + image.occurrence_slots);
-  copy_part(plan.bag_begin, begin, plan.bags + plan.features.size(), to + image.bag_begin);
-  if (!plan.will_update) return;
-  copy_part(plan.csr_bags, begin, plan.occurrences, to + image.csr_bags);
-  if (image.csr_occurrences != image.bag_scale)
-    copy_part(plan.csr_occurrences, begin, plan.occurrences, to + image.csr_occurrences);
-  copy_part(plan.bag_scale, begin, plan.bag_scale.size(), to + image.bag_scale);
-}
-
-// How many rows of the range occur at most `often` times.
-uint32_t write_range(const Plan& plan, const PlanImage& image, const Tiers& tiers, size_t r,
-                     uint32_t often, std::byte* to) {
-  const UniqueRange& range = plan.acquired.ranges[r];
-  auto* places = array_at<uint32_t>(to, image.places) + range.first;
-  std::copy_n(plan.places.data() + range.first, range.count, places);
-  if (image.rows != image.which) {
-    const uint64_t first_row = tiers.table(range.table).first_row.value;
-    auto* rows = array_at<int64_t>(to, image.rows) + range.first;
-    for (size_t u = 0; u < range.count; ++u)
-      rows[u] = static_cast<int64_t>(plan.acquired.rows[range.first + u].value - first_row);
-  }
-  std::copy_n(plan.csr_begin.data() + range.first + r, range.count + 1,
-              array_at<uint32_t>(to, image.csr_begin) + range.first + r);
-  return sort_by_count(plan, r, often, array_at<uint32_t>(to, image.which) + range.first);
-}
+  const Plan& plan_;
+  const Tiers& tiers_;
+  const std::span<const uint32_t> groups_;
+  const uint32_t often_;
+  const PlanImage image_;
+  std::byte* const to_;
+};
 
 }  // namespace
 
@@ -101,36 +140,44 @@ PlanImage plan_image(const Plan& plan, const Tiers& tiers) {
   image.places = place(uniques * sizeof(uint32_t));
   image.rows = place(is_rounded ? uniques * sizeof(int64_t) : 0);
   image.which = place(uniques * sizeof(uint32_t));
-  image.csr_begin = place((uniques + plan.acquired.ranges.size()) * sizeof(uint32_t));
+  image.csr_begin = place((uniques + 1) * sizeof(uint32_t));
   image.csr_bags = place(plan.occurrences * sizeof(uint32_t));
   image.csr_occurrences = place(by_position ? plan.occurrences * sizeof(uint32_t) : 0);
   image.bag_scale = place(plan.bags * sizeof(float));
   return image;
 }
 
-void write_plan_image(const Plan& plan, const Tiers& tiers, uint32_t often, std::byte* to,
-                      std::span<uint32_t> seldom, ThreadPool& threads) {
+void write_plan_image(const Plan& plan, const Tiers& tiers, std::span<const uint32_t> groups,
+                      uint32_t often, std::byte* to, std::span<uint32_t> seldom,
+                      ThreadPool& threads) {
   TE_CHECK(plan.is_staged);
-  const PlanImage image = plan_image(plan, tiers);
-  const size_t values = std::max(plan.occurrences, plan.bags + plan.features.size());
-  const size_t parts = (values + kValuesPerTask - 1) / kValuesPerTask;
+  const ImageWriter writer(plan, tiers, groups, often, to);
+  const size_t parts =
+      (std::max(plan.occurrences, plan.bags) + kValuesPerTask - 1) / kValuesPerTask;
   const size_t ranges = plan.will_update ? plan.acquired.ranges.size() : 0;
-  const auto write = [&](size_t task) {
-    if (task < ranges) {
-      seldom[task] = write_range(plan, image, tiers, task, often, to);
-    } else {
-      write_part(plan, image, (task - ranges) * kValuesPerTask, to);
-    }
+  const auto run = [&](size_t tasks, FunctionRef<void(size_t)> task) {
+    if (parts > 1) return threads.run(tasks, task);
+    for (size_t t = 0; t < tasks; ++t) task(t);  // so little that waking threads would cost more
   };
-  if (parts > 1) {
-    threads.run(ranges + parts, write);
-  } else {  // so little that waking threads would cost more
-    for (size_t task = 0; task < ranges + parts; ++task) write(task);
+  run(ranges + parts, [&](size_t task) {
+    if (task < ranges) {
+      seldom[task] = writer.write_range(task);
+    } else {
+      writer.write_part((task - ranges) * kValuesPerTask);
+    }
+  });
+  std::vector<std::pair<size_t, size_t>> which(ranges);  // where seldom and often rows begin
+  size_t at = 0;
+  for (size_t r = 0; r < ranges; ++r) {
+    which[r].first = at;
+    at += seldom[r];
   }
-  for (const FeaturePlan& feature : plan.features) {
-    if (feature.is_weighted)
-      write_bag_of(plan, feature, array_at<uint32_t>(to, image.bag_of) + feature.occurrence_first);
+  for (size_t r = 0; r < ranges; ++r) {
+    which[r].second = at;
+    at += plan.acquired.ranges[r].count - seldom[r];
   }
+  run(ranges, [&](size_t r) { writer.write_which(r, which[r].first, which[r].second); });
+  for (size_t f = 0; f < plan.features.size(); ++f) writer.write_bags(f);
 }
 
 }  // namespace te

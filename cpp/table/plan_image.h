@@ -17,15 +17,17 @@ namespace te {
 
 // Where each array begins, in bytes, at multiples of 16. Positions are those of the plan: a feature
 // has its part of the occurrences, bags and begins, a range its part of the unique rows.
+// Neighbouring features can be grouped, so that one launch serves them; bags are then counted from
+// the first of the group, and so are the occurrences that `bag_begin` names.
 struct PlanImage {
   size_t occurrence_slots = 0;  // int32 [occurrences], -1 where one is left out
-  size_t bag_begin = 0;         // int64, bags + 1 a feature
-  size_t bag_of = 0;            // int32 [occurrences]; empty unless a feature has sample weights
+  size_t bag_begin = 0;  // int64, bags + 1 a group: from the begin of the group's first feature on
+  size_t bag_of = 0;     // int32 [occurrences]; empty unless a feature has sample weights
   // Of a plan that will update:
   size_t places = 0;     // int32 [uniques]
   size_t rows = 0;       // int64 [uniques], numbers in their tables; empty if all are float32
-  size_t which = 0;      // int32 [uniques]: by range, unique rows of it that occur seldom, others
-  size_t csr_begin = 0;  // int32, count + 1 a range: range r begins at its first + r
+  size_t which = 0;      // int32 [uniques]: those that occur seldom, by range; then the others
+  size_t csr_begin = 0;  // int32 [uniques + 1]; a row's end is the next one's begin
   size_t csr_bags = 0;   // int32 [occurrences]
   size_t csr_occurrences = 0;  // int32 [occurrences]; empty if no weights or mode max need it
   size_t bag_scale = 0;        // float32 [bags], features in mode mean
@@ -33,8 +35,11 @@ struct PlanImage {
 };
 
 PlanImage plan_image(const Plan& plan, const Tiers& tiers);
-// Writes the image to `to`. `seldom`: by range, how many rows occur at most `often` times.
-void write_plan_image(const Plan& plan, const Tiers& tiers, uint32_t often, std::byte* to,
-                      std::span<uint32_t> seldom, ThreadPool& threads);
+// Writes the image to `to`. `groups`: by feature, the first of its group; in a group of several all
+// ids are in bags, and there are neither sample weights nor mode max. `seldom`: by range, how many
+// rows occur at most `often` times.
+void write_plan_image(const Plan& plan, const Tiers& tiers, std::span<const uint32_t> groups,
+                      uint32_t often, std::byte* to, std::span<uint32_t> seldom,
+                      ThreadPool& threads);
 
 }  // namespace te

@@ -4,6 +4,8 @@
 #include <cstring>
 #include <deque>
 #include <memory>
+#include <numeric>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -156,17 +158,26 @@ struct Pair {
     const PlanImage image = tiered.engine->image(plan);
     std::vector<std::byte> memory(image.bytes);
     std::vector<uint32_t> seldom(plan.acquired.ranges.size());
-    check_ok(tiered.engine->write_image(plan, 1, memory.data(), seldom));
+    std::vector<uint32_t> groups;
+    for (uint32_t f = 0; f < plan.features.size(); ++f) groups.push_back(f);
+    check_ok(tiered.engine->write_image(plan, groups, 1, memory.data(), seldom));
     BOOST_TEST_REQUIRE(differ(memory.data() + image.occurrence_slots, plan.occurrence_slots.data(),
                               plan.occurrences * sizeof(uint32_t)) == 0);
     const auto* which = reinterpret_cast<const uint32_t*>(memory.data() + image.which);
+    const auto* image_begin = reinterpret_cast<const uint32_t*>(memory.data() + image.csr_begin);
+    size_t seldom_at = 0;
+    size_t often_at = std::accumulate(seldom.begin(), seldom.end(), size_t{0});
     for (size_t r = 0; r < seldom.size(); ++r) {
       const UniqueRange& range = plan.acquired.ranges[r];
       const uint32_t* begin = plan.csr_begin.data() + range.first + r;
       std::set<uint32_t> seen;
       for (uint32_t i = 0; i < range.count; ++i) {
-        const uint32_t u = which[range.first + i];
-        BOOST_TEST_REQUIRE((begin[u + 1] - begin[u] <= 1) == (i < seldom[r]));
+        const uint32_t u = which[i < seldom[r] ? seldom_at++ : often_at++];
+        BOOST_TEST_REQUIRE((u >= range.first && u < range.first + range.count));
+        const uint32_t in_range = u - static_cast<uint32_t>(range.first);
+        BOOST_TEST_REQUIRE((begin[in_range + 1] - begin[in_range] <= 1) == (i < seldom[r]));
+        BOOST_TEST_REQUIRE(image_begin[u] == begin[in_range]);
+        BOOST_TEST_REQUIRE(image_begin[u + 1] == begin[in_range + 1]);
         seen.insert(u);
       }
       BOOST_TEST_REQUIRE(seen.size() == range.count);

@@ -62,7 +62,10 @@ class PlannedRange:
     csr_end: int
     """Their occurrences are `csr_first` to `csr_end` of the image's."""
     seldom: int
-    """How many of them occur at most `OFTEN` times; they come first in `which`."""
+    """How many of them occur at most `OFTEN` times."""
+    seldom_first: int = 0
+    often_first: int = 0
+    """Where in `which` those begin that occur seldom, and the others."""
 
 
 @dataclass(slots=True)
@@ -82,7 +85,16 @@ class Image:
     numbers: list[torch.Tensor]
     """Two int32 [features, NUMBERS], in pinned memory and on the device, for the executor."""
     features: list[PlannedFeature]
+    groups: list[range]
+    """Neighbouring features that one launch serves: the image counts their bags together."""
     ranges: list[PlannedRange]
+
+    def __post_init__(self) -> None:
+        at = 0
+        for planned in self.ranges:
+            planned.seldom_first, at = at, at + planned.seldom
+        for planned in self.ranges:
+            planned.often_first, at = at, at + planned.count - planned.seldom
 
 
 @dataclass(slots=True)
@@ -155,8 +167,17 @@ class Copier(Protocol):
 class Executor(Copier, Protocol):
     """Kernels over the slots of one engine; their results are the same on every run."""
 
-    def pool(self, memory: LayoutMemory, batch: StagedBatch, f: int, out: torch.Tensor) -> None:
-        """Pools feature `f` of a batch into `out` [bags, dim]; keeps the argmax of mode "max"."""
+    def groups(self, batch: StagedBatch, planned: Sequence[PlannedFeature]) -> list[range]:
+        """All features in order, neighbours together that one launch can serve.
+
+        In a group of several all ids are in bags, and there are neither sample weights nor mode
+        "max".
+        """
+
+    def pool(
+        self, memory: LayoutMemory, batch: StagedBatch, group: range, out: torch.Tensor
+    ) -> None:
+        """Pools a group into `out` [bags of its features, dim]; keeps the argmax of mode "max"."""
 
     def backward(
         self,

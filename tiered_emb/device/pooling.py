@@ -58,12 +58,7 @@ class DevicePooling(Pooling):
         batch = self._tier.batch(plan, features, will_update)
         self._renormalise(batch)
         self._tier.stage(batch)
-        outs = [
-            torch.empty(f.bags, f.lookup.dim, dtype=f.lookup.dtype, device=self._tier.device)
-            for f in features
-        ]
-        self._tier.pool(batch, outs)
-        return outs, batch
+        return self._tier.pool(batch), batch
 
     def _renormalise(self, batch: StagedBatch) -> None:
         """Bounds norms in dram, where the rows come down for it and from where they go up again."""

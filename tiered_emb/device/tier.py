@@ -146,26 +146,55 @@ class HbmTier:
             self._transfers.launch()  # what was left of a stage that failed
             batch.in_dram = self._transfers.in_dram(batch.plan)
             if self._executor is not None:
-                self._send_image(batch)
+                self._send_image(batch, self._executor)
             batch.is_ready = True
         self._runtime.compute_waits(self._runtime.record_copy())
 
-    def pool(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
-        """Pooled rows of each feature to `outs`, [bags, dim]; then the backward may come."""
+    def pool(self, batch: StagedBatch) -> list[torch.Tensor]:
+        """Pooled rows of each feature, [bags, dim]; then the backward may come."""
         executor = self._executor
         if executor is None:
+            outs = [
+                torch.empty(f.bags, f.lookup.dim, dtype=f.lookup.dtype, device=self.device)
+                for f in batch.features
+            ]
             self._runtime.on_compute(
                 lambda: self._pool_in_core(batch, outs), self._slots_of(batch), seen=True
             )
         else:
-            batch.argmax = [None] * len(outs)
+            assert batch.image is not None
+            batch.argmax = [None] * len(batch.features)
             self._fetch_guests(batch)
+            of_groups = [self._empty_outputs(batch, group) for group in batch.image.groups]
             self._runtime.on_compute(
-                lambda: self._pool(executor, batch, outs), self._slots_of(batch), seen=True
+                lambda: self._pool(executor, batch, [group for group, _ in of_groups]),
+                self._slots_of(batch),
+                seen=True,
             )
             batch.buffer.read = self._runtime.record_compute()
             self._core.pooled(batch.plan)
             batch.guests = {}
+            outs = [out for _, of_group in of_groups for out in of_group]
+        return outs
+
+    def _empty_outputs(
+        self, batch: StagedBatch, group: range
+    ) -> tuple[torch.Tensor, list[torch.Tensor]]:
+        """Memory for the outputs of a group, one tensor, and those of its features in it.
+
+        They are no views: whoever has one may write to it.
+        """
+        features = [batch.features[f] for f in group]
+        dim, dtype = features[0].lookup.dim, features[0].lookup.dtype
+        together = torch.empty(sum(f.bags for f in features), dim, dtype=dtype, device=self.device)
+        if len(features) == 1:
+            return together, [together]
+        storage, outs, first = together.untyped_storage(), [], 0
+        for f in features:
+            out = torch.empty(0, dtype=dtype, device=self.device)
+            outs.append(out.set_(storage, first * dim, (f.bags, dim), (dim, 1)))
+            first += f.bags
+        return together, outs
 
     def _pool_in_core(self, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
         tensors = [
@@ -175,8 +204,9 @@ class HbmTier:
         self._core.forward(batch.plan, tensors)
 
     def _pool(self, executor: Executor, batch: StagedBatch, outs: Sequence[torch.Tensor]) -> None:
-        for f, out in enumerate(outs):
-            executor.pool(self._layouts[batch.layouts[f]], batch, f, out)
+        assert batch.image is not None
+        for group, out in zip(batch.image.groups, outs, strict=True):
+            executor.pool(self._layouts[batch.layouts[group.start]], batch, group, out)
 
     def backward(
         self,
@@ -280,7 +310,7 @@ class HbmTier:
             self._images.append(batch.buffer)
             batch.buffer = None
 
-    def _send_image(self, batch: StagedBatch) -> None:
+    def _send_image(self, batch: StagedBatch, executor: Executor) -> None:
         """Copies the plan's arrays to the device."""
         plan_bytes, *begins = self._core.image(batch.plan)
         nbytes = plan_bytes + NUMBERS * 4 * len(batch.features)
@@ -289,7 +319,11 @@ class HbmTier:
             buffer = self._take_image_buffer(nbytes)
         if buffer.read is not None:
             self._runtime.host_waits(buffer.read)
-        seldom = self._core.write_image(batch.plan, OFTEN, buffer.host.data_ptr())
+        features = [PlannedFeature(*numbers) for numbers in self._core.features(batch.plan)]
+        groups = executor.groups(batch, features)
+        group_of = [group.start for group in groups for _ in group]
+        host = buffer.host.data_ptr()
+        seldom = self._core.write_image(batch.plan, group_of, OFTEN, host)
         source, target = buffer.host[:plan_bytes], buffer.device[:plan_bytes]
         self._runtime.on_copy(lambda: _copy_bytes(source, target), tuple, reads=source)
         ranges = self._core.ranges(batch.plan) if batch.will_update else []
@@ -305,7 +339,8 @@ class HbmTier:
                 memory[plan_bytes:nbytes].view(torch.int32).view(-1, NUMBERS)
                 for memory in (buffer.host, buffer.device)
             ],
-            features=[PlannedFeature(*numbers) for numbers in self._core.features(batch.plan)],
+            features=features,
+            groups=groups,
             ranges=[PlannedRange(*numbers, n) for numbers, n in zip(ranges, seldom, strict=False)],
         )
 

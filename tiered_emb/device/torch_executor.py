@@ -17,6 +17,7 @@ from tiered_emb import _core
 from tiered_emb.device.executor import (
     FeatureUpdate,
     LayoutMemory,
+    PlannedFeature,
     PlannedRange,
     StagedBatch,
 )
@@ -58,9 +59,14 @@ class TorchExecutor:
             index = target_slots.to(target.device, torch.int64, non_blocking=True)
             target.index_copy_(0, index, source.to(target.device, non_blocking=True))
 
-    def pool(self, memory: LayoutMemory, batch: StagedBatch, f: int, out: Tensor) -> None:
+    def groups(self, batch: StagedBatch, planned: Sequence[PlannedFeature]) -> list[range]:
+        """See `Executor`."""
+        return [range(f, f + 1) for f in range(len(planned))]
+
+    def pool(self, memory: LayoutMemory, batch: StagedBatch, group: range, out: Tensor) -> None:
         """See `Executor`."""
         assert batch.image is not None
+        f = group.start
         planned = batch.image.features[f]
         lookup = batch.features[f].lookup
         places = batch.image.occurrence_slots[planned.occurrence_first :][: planned.occurrences]
@@ -86,11 +92,11 @@ class TorchExecutor:
         for f, update in enumerate(updates):
             if update is not None and update.weights_grad is not None:
                 self._weight_gradients(memory[batch.layouts[f]], batch, f, update)
-        for r, planned in enumerate(image.ranges):
+        for planned in image.ranges:
             update = updates[planned.feature]
             if update is None or planned.count == 0:
                 continue
-            gradients = self._gradients(batch, r, planned, update)
+            gradients = self._gradients(batch, planned, update)
             if update.row_grad is not None:
                 update.row_grad[planned.before :][: planned.count] = gradients
             elif update.step:
@@ -128,13 +134,13 @@ class TorchExecutor:
         update.weights_grad[: planned.pooled] = dots.masked_fill(places < 0, 0.0)
 
     def _gradients(
-        self, batch: StagedBatch, r: int, planned: PlannedRange, update: FeatureUpdate
+        self, batch: StagedBatch, planned: PlannedRange, update: FeatureUpdate
     ) -> Tensor:
         """Float32 [count, dim]: gradients of a range's rows."""
         image = batch.image
         assert image is not None
         lookup = batch.features[planned.feature].lookup
-        begin = image.csr_begin[planned.first + r :][: planned.count + 1].long()
+        begin = image.csr_begin[planned.first :][: planned.count + 1].long()
         here = slice(planned.csr_first, planned.csr_end)
         bags = image.csr_bags[here].long()
         grad = update.grad.to(torch.float32)
