@@ -11,10 +11,19 @@ import torch
 from fleet import Op
 from hypothesis import given, settings
 from kernel_contracts import KernelContracts
-from oracle import HBM_CONFIGS, STATES, Case, Config, torch_configs, triton_configs
+from oracle import (
+    HBM_CONFIGS,
+    STATES,
+    Case,
+    Config,
+    assert_same_bits,
+    torch_configs,
+    triton_configs,
+)
 from test_oracle import SOAKS, programs, random_op, run
 from triton_sanitizer import Sanitizer
 
+import tiered_emb as te
 from tiered_emb.device.executor import LayoutMemory, StagedBatch
 from tiered_emb.device.slots import Slots
 from tiered_emb.device.triton_executor import TritonExecutor
@@ -90,3 +99,43 @@ def test_sequences_of_triton_kernels(name: str, operations: int, watched: Saniti
     ops = [random_op(rng, SOAKS[name]) for _ in range(operations)]
     run(SOAKS[name], ops, CONFIGS["triton"])
     assert watched.launched.keys() >= {"copy_rows", "pool", "update"}
+
+
+def test_one_launch_serves_neighbouring_tables(watched: Sanitizer) -> None:
+    """As tables in dram alone: outputs, also written to, unused ones, rows that occur often."""
+    modes = ["sum", "sum", "sum", "mean", "mean", "max", "sum"]
+    dims = [8, 8, 8, 8, 8, 8, 16]
+    tables = [
+        te.Table(f"t{i}", 40, dim, mode)
+        for i, (dim, mode) in enumerate(zip(dims, modes, strict=True))
+    ]
+    found = []
+    for hbm in (te.HBM("5KiB", "cpu", executor="triton"), None):
+        generator = torch.Generator().manual_seed(3)
+        coll = te.TieredEmbeddingCollection(
+            tables, tiers=te.Tiers(hbm=hbm), optimizer=te.optim.RowwiseAdagrad(lr=0.1)
+        )
+        seen = []
+        for unused in (None, "t1", "t0", "t3", None):
+            batch = {}
+            for number, table in enumerate(tables):
+                ids = torch.randint(0, 40, (90 + number,), generator=generator)
+                ids[:70] = number  # a row that occurs often
+                batch[table.name] = (ids, torch.tensor([0, 3, 3, 30 + number]))
+            before = watched.launched.copy()
+            outs = coll(batch)
+            launched = (watched.launched - before)["pool"]
+            assert launched == (4 if hbm is not None else 0)
+            seen += [out.detach().clone() for out in outs.values()]
+            outs["t0"].mul_(2.0)
+            assert_same_bits(outs["t1"], seen[-6], "the output beside one that was written to")
+            grads = [torch.randn(out.shape, generator=generator) for out in outs.values()]
+            used = [
+                (out, grad)
+                for (name, out), grad in zip(outs.items(), grads, strict=True)
+                if name != unused
+            ]
+            torch.autograd.backward(*zip(*used, strict=True))
+        found.append(seen + [coll.to_dense(table.name) for table in tables])
+    for a, b in zip(*found, strict=True):
+        assert_same_bits(a, b, "outputs and rows")
