@@ -75,7 +75,7 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   void admit(std::span<const SlotIndex> slots) override {
     for (size_t i = 0; i < slots.size(); ++i) {
-      absent_.prefetch(directory_[slots[std::min(i + kSlotsAhead, slots.size() - 1)]].row);
+      prefetch_row(slots, i);
       directory_[slots[i]].frequency = absent_.take(directory_[slots[i]].row);
       expected_[slots[i].value] = 0;  // of a row that left unnoticed
     }
@@ -83,7 +83,7 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   void evicted(std::span<const SlotIndex> slots) override {
     for (size_t i = 0; i < slots.size(); ++i) {
-      absent_.prefetch(directory_[slots[std::min(i + kSlotsAhead, slots.size() - 1)]].row);
+      prefetch_row(slots, i);
       const SlotIndex s = slots[i];
       absent_.put(directory_[s].row, directory_[s].frequency);
       expected_[s.value] = 0;
@@ -184,6 +184,13 @@ class LookaheadPolicy final : public EvictionPolicy {
     directory_.prefetch_mark(s);
     __builtin_prefetch(&expected_[s.value], 1);
   }
+  // Slots that follow the i-th, and what is known of their rows when absent.
+  void prefetch_row(std::span<const SlotIndex> slots, size_t i) const {
+    const SlotIndex far = slots[std::min(i + 2 * kSlotsAhead, slots.size() - 1)];
+    directory_.prefetch(far);
+    __builtin_prefetch(&expected_[far.value], 1);
+    absent_.prefetch(directory_[slots[std::min(i + kSlotsAhead, slots.size() - 1)]].row);
+  }
   void prefetch_from(const ParkQueue& queue) const {
     if (const ParkedSlot* later = queue.ahead()) prefetch(later->slot);
   }
@@ -261,8 +268,11 @@ class LookaheadPolicy final : public EvictionPolicy {
       const auto least = std::min_element(worth.begin(), worth.end());
       if (*least == kNothing) break;
       const auto l = static_cast<size_t>(least - worth.begin());
-      pop_from(levels_[l], 0, 1, out);
-      *least = worth_of_head(l);
+      const float of_least = *least;
+      do {  // rows of one worth: it stays the least
+        pop_from(levels_[l], 0, 1, out);
+        *least = worth_of_head(l);
+      } while (*least == of_least && out.size() < before + count);
     }
     if (order_ == VictimOrder::kForLog) {
       std::sort(out.begin() + static_cast<std::ptrdiff_t>(before), out.end(),

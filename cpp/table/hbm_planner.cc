@@ -8,8 +8,11 @@ namespace te {
 namespace {
 
 constexpr size_t kAhead = 16;  // prefetched
-constexpr size_t kOccurrencesPerTask = 1 << 15;
-constexpr size_t kRowsPerTask = 1 << 13;  // so few that one thread is as fast as several
+constexpr size_t kOccurrencesPerTask = 1 << 16;
+constexpr size_t kRowsPerTask = 1 << 13;
+constexpr size_t kVictimsAtOnce = 2048;  // what is known of them stays in the cache
+// Of fewer rows a wake-up of the threads would cost more than it saves.
+constexpr size_t kRowsOfThreads = 1 << 15;
 
 }  // namespace
 
@@ -71,11 +74,14 @@ template <class F>
 void HbmPlanner::for_ranges(const Plan& plan, ThreadPool& threads, F f) {
   const std::vector<UniqueRange>& ranges = plan.acquired.ranges;
   if (found_.size() < ranges.size()) found_.resize(ranges.size());
+  size_t all_rows = 0;
+  for (const UniqueRange& range : ranges) all_rows += range.count;
+  const size_t rows_per_task = all_rows < kRowsOfThreads ? kRowsOfThreads : kRowsPerTask;
   groups_.assign(1, 0);
   size_t rows = 0;
   for (size_t r = 0; r < ranges.size(); ++r) {
     rows += ranges[r].count;
-    if (rows < kRowsPerTask && r + 1 < ranges.size()) continue;
+    if (rows < rows_per_task && r + 1 < ranges.size()) continue;
     groups_.push_back(r + 1);
     rows = 0;
   }
@@ -106,10 +112,13 @@ size_t HbmPlanner::choose_slots(HbmTier& hbm, size_t count) {
   slots_.clear();
   for (size_t i = 0; i < free_slots; ++i)
     slots_.push_back(hbm.directory.take(RowId(0), BlockAddress::none()));
-  if (free_slots == count) return free_slots;
-  hbm.policy->pop_victims(count - free_slots, slots_);
-  TE_CHECK(slots_.size() == count);
-  hbm.policy->evicted(std::span(slots_).subspan(free_slots));
+  while (slots_.size() < count) {
+    const size_t before = slots_.size();
+    const size_t after = std::min(before + kVictimsAtOnce, count);
+    hbm.policy->pop_victims(after - before, slots_);
+    TE_CHECK(slots_.size() == after);
+    hbm.policy->evicted(std::span(slots_).subspan(before));
+  }
   return free_slots;
 }
 
@@ -157,11 +166,12 @@ void HbmPlanner::replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPo
   const size_t free_slots = choose_slots(hbm, count);
   moves.fill_from.resize(count);
   moves.fill_to.resize(count);
-  const size_t tasks = (count + kRowsPerTask - 1) / kRowsPerTask;
+  const size_t rows = count < kRowsOfThreads ? kRowsOfThreads : kRowsPerTask;
+  const size_t tasks = (count + rows - 1) / rows;
   replaced_.resize(std::max(replaced_.size(), tasks));
   threads.run(tasks, [&](size_t task) {
-    replace(plan, layout, task * kRowsPerTask, std::min((task + 1) * kRowsPerTask, count),
-            free_slots, replaced_[task]);
+    replace(plan, layout, task * rows, std::min((task + 1) * rows, count), free_slots,
+            replaced_[task]);
   });
   hbm.directory.count_pinned(static_cast<uint32_t>(count));
   const auto append = [](std::vector<SlotIndex>& to, const std::vector<SlotIndex>& from) {

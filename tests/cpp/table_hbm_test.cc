@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "table/plan_image.h"
+#include "table/threads.h"
 #include "table_fixture.h"
 
 namespace te {
@@ -30,9 +31,9 @@ struct Side {
   EngineConfig config;
   std::unique_ptr<Engine> engine;
 
-  explicit Side(uint64_t dram_bytes, uint64_t hbm_bytes, bool ssd) {
+  Side(uint64_t dram_bytes, uint64_t hbm_bytes, bool ssd, uint64_t rows = 60) {
     for (uint32_t t = 0; t < kTables; ++t)
-      config.tables.push_back(make_table("table" + std::to_string(t), 60 + 40 * t, kDim));
+      config.tables.push_back(make_table("table" + std::to_string(t), rows + 40 * t, kDim));
     config.optimizer = OptimizerKind::kAdagrad;
     config.dram_bytes = dram_bytes;
     config.hbm_bytes = hbm_bytes;
@@ -107,6 +108,37 @@ struct Side {
   }
 };
 
+// A plan's image has its arrays; the lists of rows are all of them, the seldom ones first.
+void check_image(const Side& side, const Plan& plan) {
+  const PlanImage image = side.engine->image(plan);
+  std::vector<std::byte> memory(image.bytes);
+  std::vector<uint32_t> seldom(plan.acquired.ranges.size());
+  std::vector<uint32_t> groups;
+  for (uint32_t f = 0; f < plan.features.size(); ++f) groups.push_back(f);
+  check_ok(side.engine->write_image(plan, groups, 1, memory.data(), seldom));
+  BOOST_TEST_REQUIRE(differ(memory.data() + image.occurrence_slots, plan.occurrence_slots.data(),
+                            plan.occurrences * sizeof(uint32_t)) == 0);
+  const auto* which = reinterpret_cast<const uint32_t*>(memory.data() + image.which);
+  const auto* image_begin = reinterpret_cast<const uint32_t*>(memory.data() + image.csr_begin);
+  size_t seldom_at = 0;
+  size_t often_at = std::accumulate(seldom.begin(), seldom.end(), size_t{0});
+  for (size_t r = 0; r < seldom.size(); ++r) {
+    const UniqueRange& range = plan.acquired.ranges[r];
+    const uint32_t* begin = plan.csr_begin.data() + range.first + r;
+    std::set<uint32_t> seen;
+    for (uint32_t i = 0; i < range.count; ++i) {
+      const uint32_t u = which[i < seldom[r] ? seldom_at++ : often_at++];
+      BOOST_TEST_REQUIRE((u >= range.first && u < range.first + range.count));
+      const uint32_t in_range = u - static_cast<uint32_t>(range.first);
+      BOOST_TEST_REQUIRE((begin[in_range + 1] - begin[in_range] <= 1) == (i < seldom[r]));
+      BOOST_TEST_REQUIRE(image_begin[u] == begin[in_range]);
+      BOOST_TEST_REQUIRE(image_begin[u + 1] == begin[in_range + 1]);
+      seen.insert(u);
+    }
+    BOOST_TEST_REQUIRE(seen.size() == range.count);
+  }
+}
+
 // The same batches on both.
 struct Pair {
   Random random;
@@ -146,42 +178,12 @@ struct Pair {
       for (size_t begin : batch.begins) forwards.push_back({.out = outs[s].data() + begin});
       batch.plans[s] = sides[s]->plan(inputs);
       sides[s]->stage(*batch.plans[s]);
-      if (sides[s]->has_hbm()) check_image(*batch.plans[s]);
+      if (sides[s]->has_hbm()) check_image(*sides[s], *batch.plans[s]);
       check_ok(sides[s]->engine->forward(*batch.plans[s], forwards));
     }
     BOOST_TEST_REQUIRE(differ(outs[0].data(), outs[1].data(), floats * sizeof(float)) == 0);
     for (size_t i = 0; i < floats; ++i) batch.grads.push_back(random.value(false));
     waiting.push_back(std::move(batch));
-  }
-  // A plan's image has its arrays; the lists of rows are all of them, the seldom ones first.
-  void check_image(const Plan& plan) const {
-    const PlanImage image = tiered.engine->image(plan);
-    std::vector<std::byte> memory(image.bytes);
-    std::vector<uint32_t> seldom(plan.acquired.ranges.size());
-    std::vector<uint32_t> groups;
-    for (uint32_t f = 0; f < plan.features.size(); ++f) groups.push_back(f);
-    check_ok(tiered.engine->write_image(plan, groups, 1, memory.data(), seldom));
-    BOOST_TEST_REQUIRE(differ(memory.data() + image.occurrence_slots, plan.occurrence_slots.data(),
-                              plan.occurrences * sizeof(uint32_t)) == 0);
-    const auto* which = reinterpret_cast<const uint32_t*>(memory.data() + image.which);
-    const auto* image_begin = reinterpret_cast<const uint32_t*>(memory.data() + image.csr_begin);
-    size_t seldom_at = 0;
-    size_t often_at = std::accumulate(seldom.begin(), seldom.end(), size_t{0});
-    for (size_t r = 0; r < seldom.size(); ++r) {
-      const UniqueRange& range = plan.acquired.ranges[r];
-      const uint32_t* begin = plan.csr_begin.data() + range.first + r;
-      std::set<uint32_t> seen;
-      for (uint32_t i = 0; i < range.count; ++i) {
-        const uint32_t u = which[i < seldom[r] ? seldom_at++ : often_at++];
-        BOOST_TEST_REQUIRE((u >= range.first && u < range.first + range.count));
-        const uint32_t in_range = u - static_cast<uint32_t>(range.first);
-        BOOST_TEST_REQUIRE((begin[in_range + 1] - begin[in_range] <= 1) == (i < seldom[r]));
-        BOOST_TEST_REQUIRE(image_begin[u] == begin[in_range]);
-        BOOST_TEST_REQUIRE(image_begin[u + 1] == begin[in_range + 1]);
-        seen.insert(u);
-      }
-      BOOST_TEST_REQUIRE(seen.size() == range.count);
-    }
   }
   void backward(size_t which) {
     const Batch batch = std::move(waiting[which]);
@@ -255,6 +257,49 @@ BOOST_AUTO_TEST_CASE(bit_equal_to_dram_alone) {
       Pair(seed, dram_slots[seed % 4], hbm_slots[seed / 4 % 4]).run();
     }
   }
+}
+
+BOOST_AUTO_TEST_CASE(batches_of_many_rows_on_several_threads) {
+  constexpr uint64_t kRows = 300'000;
+  constexpr size_t kBags = 40'000;
+  constexpr size_t kBagSize = 3;
+  set_num_threads(4);
+  Random random(5);
+  const Side plain(0, 0, false, kRows);
+  const Side tiered(18 << 20, 40'000 * 48, true, kRows);
+  for (int step = 0; step < 6; ++step) {
+    std::vector<int64_t> ids;
+    for (size_t i = 0; i < kBags * kBagSize; ++i)
+      ids.push_back(static_cast<int64_t>(random.below(kRows)));
+    const FeatureInput input{.table = TableId(0),
+                             .ids = ids.data(),
+                             .ids_count = ids.size(),
+                             .bag_size = kBagSize,
+                             .bags = kBags};
+    std::vector<float> outs[2];
+    const Side* const sides[] = {&plain, &tiered};
+    Plan* plans[2];
+    for (int s = 0; s < 2; ++s) {
+      outs[s].resize(kBags * kDim);
+      plans[s] = sides[s]->plan({input});
+      sides[s]->stage(*plans[s]);
+      const FeatureForward forward{.out = outs[s].data()};
+      check_ok(sides[s]->engine->forward(*plans[s], {&forward, 1}));
+    }
+    if (step == 0) check_image(tiered, *plans[1]);
+    BOOST_TEST_REQUIRE(differ(outs[0].data(), outs[1].data(), kBags * kDim * sizeof(float)) == 0);
+    const FeatureBackward backward{.grad = outs[0].data()};
+    for (int s = 0; s < 2; ++s) {
+      if (step % 3 != 1)  // else the rows stay clean
+        check_ok(sides[s]->engine->backward(*plans[s], {&backward, 1}, {.lr = 1}, false));
+      sides[s]->engine->release(*plans[s]);
+    }
+  }
+  BOOST_TEST(tiered.engine->stats().hbm.rows_spilled > 0u);
+  BOOST_TEST(tiered.engine->stats().hbm.rows_in_dram > 0u);
+  tiered.bring_down();
+  BOOST_TEST((plain.rows(0) == tiered.rows(0)));
+  set_num_threads(1);
 }
 
 BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
