@@ -129,6 +129,42 @@ def study(name: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
+def sizes(hbm: float, dram: float | None, ms: float) -> dict[str, Any]:
+    return {
+        "hbm_bytes": hbm, "dram_bytes": dram, "step_ms": ms, "binding": "ssd",
+        "dram_row_hit_ratio": 0.9, "ssd_reads_per_s": 1.5e5, "ssd_written_bytes_a_day": 2.5e12,
+    }  # fmt: skip
+
+
+def curve(name: str, *kinds: str) -> dict[str, Any]:
+    points = {"rows": [10, 100, 1000], "misses": [0.5, 0.2, 0.1], "error": [0.02, 0.01, 0.0]}
+    return {
+        "table": name, "rows": 2000, "lookups_a_step": 640.0, "unique_rows_a_step": 300.0,
+        "curves": {kind: copy.deepcopy(points) for kind in kinds},
+    }  # fmt: skip
+
+
+def tune() -> dict[str, Any]:
+    best = sizes(0, 8e6, 12.5)
+    best |= {"slots": 200, "groups": [["layers", "dram"], ["plan", "ssd"]],
+             "busy_ms": {"layers": 4.0, "dram": 2.0, "plan": 1.0, "ssd": 11.5}}  # fmt: skip
+    return {
+        "model": {"tables": 2, "rows": 2_500_000, "bytes": 3e8, "all_in_dram_bytes": 4e8,
+                  "optimizer": "sgd", "dtype": "float32", "batch_size": 1000},
+        "recommended": best,
+        "front": [sizes(0, 2e6, 30.0), best, sizes(1e6, 9e6, 8.0), sizes(0, None, 7.0)],
+        "extra": [{"tier": "dram", "bytes": 2**30, "gain": 0.12}],
+        "what_if": [{"optimizer": "sgd", "dtype": "float32", "bytes": 3e8, "step_ms": 12.5},
+                    {"optimizer": "adam", "dtype": "float32", "bytes": 9e8, "step_ms": None}],
+        "placement": {"gain": 0.03, "worth_it": True, "shares": {"user": 0.25, "item": 1.0},
+                      "misses_shared": 90.0, "misses": 70.0},
+        "life_years": 0.5,
+        "is_projection": False,
+        "curves": [curve("all tables", "policy", "lru", "optimum"),
+                   *(curve(f"table {i}", "policy") for i in range(12))],
+    }  # fmt: skip
+
+
 def all_reports() -> dict[str, dict[str, Any]]:
     misses = {"optimum": 0.5, "lookahead": 0.55, "lru": 0.7}
     streams = [
@@ -150,6 +186,7 @@ def all_reports() -> dict[str, dict[str, Any]]:
         {"edition": f"{y}", "year": y, "busy_s": busy, "binding": "dram"} for y in (2020, 2024)
     ]
     predicted = [{"name": "here", "measured_ms": 10.0, "predicted_ms": 11.0, "error": 0.1}]
+    validation = {"predicted": predicted, "within_15_percent": 1}
     return {
         "limits": {**head("limits"), "limits": limits()},
         "dlrm": {**head("dlrm"), "runs": [run(0.1), run(0.5)], "limits": limits()},
@@ -158,8 +195,9 @@ def all_reports() -> dict[str, dict[str, Any]]:
         "ssd": {**head("ssd"), "points": points},
         "wall": {
             **head("wall"), "projection": [platform], "trends": trends,
-            "validation": {"predicted": predicted, "within_15_percent": 1},
+            "validation": validation,
         },
+        "tune": {**head("tune"), **tune(), "validation": validation},
     }  # fmt: skip
 
 
@@ -170,6 +208,7 @@ CHARTS = {
     "lookup-rows", "lookup-threads", "cache-zipf-1-05", "cache-zipf-1-05-2", "ssd-limit",
     "wall-intensity", "wall-projection", "wall-validation",
     "wall-trends-2020", "wall-trends-2024",
+    "tune-curves", "tune-tables", "tune-front", "tune-busy", "tune-validation",
 }  # fmt: skip
 
 
@@ -218,13 +257,18 @@ def test_every_section_and_chart(full: Path) -> None:
     assert set(pngs) == CHARTS
     assert all(data.startswith(b"\x89PNG") for data in pngs.values())
     assert page.tags.count("img") == page.tags.count("figure") == len(CHARTS)
-    assert page.tags.count("h2") == 8  # summary, six benchmarks, terms
+    assert page.tags.count("h2") == 9  # summary, seven benchmarks, terms
     for text in (
         "eta is 0.40", "What binds is the layers", "The largest loss is bandwidth, 0.50",
         "times that of nn.EmbeddingBag", "the accounting closes", "not installed",
         "Our cache's misses over the optimum's: 1.10 with Zipf 1.05",
         "A processor, 4 cores, 8 GiB, kernel 6.1; python 3.11, torch 2.13; commit 0123456789; ",
         "; 2025-01-02T03:04:05+00:00; tiered-emb bench dlrm",
+        "Recommended for 2 tables of 2.5M rows (286 MiB): 7.63 MiB of dram before an ssd.",
+        "Predicted: 12.5 ms a step, 80,000 samples/s; what binds is ssd.",
+        "read 150,000 times a second; 2.50 TB are written to it a day",
+        "at which the drive lasts 183 days.", "adam, float32858 MiBtoo small for a batch",
+        "Shares of dram for single tables: +3.0%, worth it (70.0 rows read a step instead of 90.0)",
     ):  # fmt: skip
         assert text in page.text, text
     assert page.text.count("tiered-emb bench limits") == 1  # the same limits are shown once
@@ -279,6 +323,32 @@ def test_what_is_absent_is_left_out(tmp_path: Path) -> None:
     assert "Smoke run" in page.text
 
 
+def test_sizes_of_tiers_with_a_device_are_a_projection(tmp_path: Path) -> None:
+    report = {**head("tune"), **tune(), "is_projection": True, "curves": [], "placement": None}
+    report["extra"], report["what_if"], report["life_years"] = [], [], None
+    report["recommended"] = {**report["recommended"], **sizes(2**20, None, 20.0)}
+    report["front"] = [sizes(2.0**i, 1e6, 500.0 / 2**i) for i in range(10, 20)]
+    page = _Page(write_report_of([report], tmp_path).read_text())
+    assert {p.stem for p in tmp_path.glob("*.png")} == {"tune-front", "tune-busy"}
+    assert "Projected: 20.0 ms a step" in page.text
+    assert "are a projection: the device's figures are those of its data sheet" in page.text
+    assert "1 MiB of hbm and all rows in dram" in page.text
+    assert "Nothing overlaps here" in page.text  # 18.5 ms of work in 20
+    assert "The ssd is read" not in page.text
+
+
+def test_curves_of_different_lengths_are_shown_as_far_as_they_go(tmp_path: Path) -> None:
+    report = {**head("tune"), **tune()}
+    report["curves"][0]["curves"]["lru"]["misses"] = [0.5]
+    report["curves"][1]["curves"]["policy"]["rows"] = [10]
+    report["curves"][2]["table"] = HOSTILE
+    report["curves"][4]["table"] = report["curves"][5]["table"] = "a long name " * 9
+    page = _Page(write_report_of([report], tmp_path).read_text())
+    assert "script" not in page.tags
+    assert "table 11" in page.text
+    assert page.text.count("a long name a long name") == 2
+
+
 def test_hostile_text_is_text(tmp_path: Path) -> None:
     reports = all_reports()
     report, lookup = reports["dlrm"], reports["lookup"]
@@ -318,6 +388,10 @@ def _without(path: str) -> dict[str, Any]:
         (json.dumps(_without("runs.0.contenders.tiered")), "runs[0].contenders has no 'tiered'"),
         (json.dumps({**all_reports()["ssd"], "points": []}), "points is not a list of one or more"),
         (json.dumps({"reports": [{"benchmark": "wall"}]}), "reports[0]: damaged report"),
+        (
+            json.dumps({**head("tune"), **tune(), "front": [sizes(0, 0.0, 1.0)]}),
+            "front[0].dram_bytes is not a number above 0",
+        ),
         (
             json.dumps(all_reports()["dlrm"]).replace('"eta": 0.4', '"eta": NaN'),
             "runs[0].efficiency.eta is not a number above 0",

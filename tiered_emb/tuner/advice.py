@@ -19,6 +19,7 @@ from tiered_emb.tuner.search import (
     Bounds,
     Extra,
     Wish,
+    dram_for_all,
     explore,
     extras,
     front,
@@ -149,6 +150,7 @@ def advice_dict(advice: Advice) -> dict[str, Any]:
             "tables": sum(len(pool.tables) for pool in model.pools),
             "rows": model.rows,
             "bytes": model.bytes,
+            "all_in_dram_bytes": round(dram_for_all(model)),
             "optimizer": advice.rows.optimizer,
             "dtype": advice.rows.dtype,
             "lookups_a_step": model.lookups,
@@ -159,6 +161,7 @@ def advice_dict(advice: Advice) -> dict[str, Any]:
         },
         "recommended": {
             **as_dict(chosen, model),
+            "groups": [list(group) for group in advice.machine.groups],
             "tiers": _tiers_dict(chosen),
             "python": tiers_text(chosen),
             "ssd_bytes": 0 if chosen.sizes.dram_bytes is None else round(model.bytes * SPACE),

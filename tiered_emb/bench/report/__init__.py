@@ -3,7 +3,8 @@
     write_report_of(["out/dlrm.json", "out/limits.json"], "out")    # out/report.html, out/*.png
 
 `shapes` reads and checks the JSON, `machine`, `steps`, `studies` and `wall` make a section of each
-benchmark out of it, `drawing` draws and `page` writes. What has no input is left out.
+benchmark out of it, `tune` one of what the tuner found, `drawing` draws and `page` writes. What has
+no input is left out.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tiered_emb.bench.report import drawing, machine, page, shapes, steps, studies, wall
+from tiered_emb.bench.report import drawing, machine, page, shapes, steps, studies, tune, wall
 from tiered_emb.bench.report.parts import Report, Section, source_line
 from tiered_emb.data.errors import DataError
 
@@ -24,7 +25,7 @@ def write_report_of(inputs: Sequence[str | Path | Mapping[str, Any]], out_dir: s
     """Writes `report.html` and PNG charts into a directory, which is made where it is absent.
 
     Args:
-        inputs: JSON files of `tiered-emb bench`, or what is in such a file.
+        inputs: JSON files of `tiered-emb bench` or `tune`, or what is in such a file.
 
     Returns:
         The path of the HTML file.
@@ -57,7 +58,7 @@ def write_report_of(inputs: Sequence[str | Path | Mapping[str, Any]], out_dir: s
 
 
 def files_in(directory: Path) -> list[Path]:
-    """The files that subcommands of `tiered-emb bench` write into a directory."""
+    """The files that `tiered-emb tune` and subcommands of `bench` write into a directory."""
     return [path for name in shapes.NAMES if (path := directory / f"{name}.json").is_file()]
 
 
@@ -75,6 +76,7 @@ def sections_of(reports: Sequence[Report]) -> list[Section]:
     sections += [studies.cache_section(report) for report in kinds["cache"]]
     sections += [studies.ssd_section(report) for report in kinds["ssd"]]
     sections += [wall.section(report) for report in kinds["wall"]]
+    sections += [tune.section(report) for report in kinds["tune"]]
     return _with_own_names(sections)
 
 

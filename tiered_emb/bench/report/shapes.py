@@ -177,7 +177,58 @@ _PLATFORM = {
     "samples_per_s": ABOVE_0,
 }
 _TREND = {"edition": TEXT, "year": NUMBER, "busy_s": _Each(AT_LEAST_0), "binding": TEXT}
+_TIER_SIZES = {
+    "hbm_bytes": AT_LEAST_0,
+    "dram_bytes": _Maybe(ABOVE_0),
+    "step_ms": ABOVE_0,
+    "binding": TEXT,
+    "dram_row_hit_ratio": NUMBER,
+    "ssd_reads_per_s": AT_LEAST_0,
+    "ssd_written_bytes_a_day": AT_LEAST_0,
+}
+_MISSES = {"rows": _Some(ABOVE_0), "misses": _Some(AT_LEAST_0), "error": _Some(AT_LEAST_0)}
+_TUNE = {
+    "model": {
+        "tables": ABOVE_0,
+        "rows": ABOVE_0,
+        "bytes": ABOVE_0,
+        "all_in_dram_bytes": ABOVE_0,
+        "optimizer": _Maybe(TEXT),
+        "dtype": TEXT,
+        "batch_size": _Maybe(ABOVE_0),
+    },
+    "recommended": {
+        **_TIER_SIZES,
+        "slots": AT_LEAST_0,
+        "busy_ms": _Each(AT_LEAST_0),
+        "groups": _Some(_Some(TEXT)),
+    },
+    "front": _Some(_TIER_SIZES),
+    "extra": [{"tier": TEXT, "bytes": AT_LEAST_0, "gain": NUMBER}],
+    "what_if": [
+        {"optimizer": _Maybe(TEXT), "dtype": TEXT, "bytes": ABOVE_0, "step_ms": _Maybe(ABOVE_0)}
+    ],
+    "placement": _Maybe({
+        "gain": NUMBER,
+        "worth_it": FLAG,
+        "shares": _Each(AT_LEAST_0),
+        "misses_shared": AT_LEAST_0,
+        "misses": AT_LEAST_0,
+    }),
+    "life_years": _Maybe(AT_LEAST_0),
+    "is_projection": FLAG,
+    "curves": _Maybe([
+        {
+            "table": TEXT,
+            "rows": ABOVE_0,
+            "lookups_a_step": AT_LEAST_0,
+            "unique_rows_a_step": AT_LEAST_0,
+            "curves": _Each(_MISSES, needs=("policy",)),
+        }
+    ]),
+}  # fmt: skip
 _PREDICTED = {"name": TEXT, "measured_ms": ABOVE_0, "predicted_ms": ABOVE_0, "error": NUMBER}
+_VALIDATION = {"predicted": _Some(_PREDICTED), "within_15_percent": NUMBER}
 _RESULTS: dict[str, Mapping[str, Any]] = {
     "limits": {"limits": LIMITS},
     "dlrm": {"runs": _Some(_RUN)},
@@ -187,8 +238,9 @@ _RESULTS: dict[str, Mapping[str, Any]] = {
     "wall": {
         "projection": _Some(_PLATFORM),
         "trends": _Maybe([_TREND]),
-        "validation": _Maybe({"predicted": _Some(_PREDICTED), "within_15_percent": NUMBER}),
+        "validation": _Maybe(_VALIDATION),
     },
+    "tune": {**_TUNE, "validation": _Maybe(_VALIDATION)},
 }
 _HEAD = {
     "machine": _Each(ANY),

@@ -41,7 +41,7 @@ def section(report: Report) -> Section:
         editions = dict.fromkeys(str(t["edition"]) for t in trends)
         charts += [_trend_chart(edition, trends) for edition in editions]
     if validation is not None:
-        charts.append(_validation_chart(validation))
+        charts.append(validation_chart(validation))
         summary.append(
             f"Predictions were within 15% of the measured step in "
             f"{validation['within_15_percent']:g} of {len(validation['predicted'])} cases."
@@ -200,7 +200,7 @@ def _trend_chart(edition: str, trends: Sequence[Mapping[str, Any]]) -> Chart:
     )
 
 
-def _validation_chart(validation: Mapping[str, Any]) -> Chart:
+def validation_chart(validation: Mapping[str, Any]) -> Chart:
     """What was predicted beside what was measured."""
     cases = validation["predicted"]
 
