@@ -24,7 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from tiered_emb import _core
-from tiered_emb.bench.optimum import optimal_misses_of_batches
+from tiered_emb.bench.optimum import optimal_misses
 from tiered_emb.tuner.sample import GROUPS, Floats, Pyramid, Sample
 from tiered_emb.tuner.stack import distance_counts
 
@@ -101,12 +101,10 @@ def policy_curve(
 
     def misses(sample: Sample, rows: float) -> float:
         ids = sample.rows
-        # Batches of the sample, all of the same length: that of a batch times the rate.
-        batch = len(ids) / sample.batches
         try:
             counts = _core.simulate_cache(
                 policy, max(1, round(rows * sample.rate)), len(sample.table_of), ids.ctypes.data,
-                len(ids), max(1, round(batch)), round(window * batch),
+                len(ids), _batch_of(sample), round(window * len(ids) / sample.batches),
                 int(sample.begins[sample.warm_up]),
             )  # fmt: skip
         except ValueError:
@@ -120,16 +118,21 @@ def optimum_curve(pyramid: Pyramid, sizes: Floats) -> MissCurve:
     """Of Belady's rule."""
 
     def misses(sample: Sample, rows: float) -> float:
-        slots = max(1, round(rows * sample.rate))
         try:
-            found = optimal_misses_of_batches(
-                sample.rows, len(sample.table_of), slots, sample.begins, sample.warm_up
-            )
+            found = optimal_misses(
+                sample.rows, len(sample.table_of), max(1, round(rows * sample.rate)),
+                _batch_of(sample), int(sample.begins[sample.warm_up]),
+            )  # fmt: skip
         except ValueError:
             return _all_miss(sample)
         return float(sum(found))
 
     return _curve(pyramid, sizes, misses)
+
+
+def _batch_of(sample: Sample) -> int:
+    """Lookups of a batch of the sample, as if all had as many: that of a batch times the rate."""
+    return max(1, round(len(sample.rows) / sample.batches))
 
 
 def _all_miss(sample: Sample) -> float:

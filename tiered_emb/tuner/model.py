@@ -43,11 +43,11 @@ def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> 
     Raises:
         DataError: a table's dim is not known.
     """
-    pools = []
-    for dim, tables in dims_of(pyramid.tables, load.dim).items():
-        pools.append(pool_of(pyramid, tables, dim, load.rows, windows))
     return Model(
-        pools=pools,
+        pools=[
+            pool_of(pyramid, tables, dim, load.rows, windows)
+            for dim, tables in dims_of(pyramid.tables, load.dim).items()
+        ],
         largest_batch=pyramid.rows_of_a_batch()[1],
         trains=load.rows.optimizer is not None,
         layers_s=load.layers_s,

@@ -23,7 +23,6 @@ from tiered_emb.tuner.sample import Pyramid
 GAIN_MIN = 0.01
 """Of the steps a second: no placement is proposed for less."""
 _BATCHES = 3  # whose rows every table has room for
-_WHOLE = 0.95  # share from which a table is kept whole
 
 
 @dataclass(frozen=True)
@@ -67,6 +66,8 @@ def placement(
         (pool.row_bytes + SLOT_BYTES) * point.slots * pool.rows / model.rows for pool in model.pools
     )
     shares = _divide(tables, kept, window)
+    if shares is None:
+        return None
     pools = [replace(pool, share=shares[pool.tables[0]]) for pool in tables]
     try:
         after = outlook(replace(model, pools=pools), point.sizes, machine)
@@ -75,8 +76,8 @@ def placement(
     return Placement(shares, point, after)
 
 
-def _divide(tables: list[Pool], nbytes: float, window: int) -> dict[str, float]:
-    """Shares of the tables' rows, of so many bytes."""
+def _divide(tables: list[Pool], nbytes: float, window: int) -> dict[str, float] | None:
+    """Shares of the tables' rows, of so many bytes; None if these are too few for some batches."""
     slots: dict[str, float] = {}
     steps: list[tuple[float, int, int]] = []
     hulls = []
@@ -87,6 +88,8 @@ def _divide(tables: list[Pool], nbytes: float, window: int) -> dict[str, float]:
         nbytes -= hull[0][0] * (pool.row_bytes + SLOT_BYTES)
         if len(hull) > 1:
             heapq.heappush(steps, (-_worth(pool, hull, 0), number, 0))
+    if nbytes < 0:
+        return None
     while steps and nbytes > 0:
         _, number, at = heapq.heappop(steps)
         pool, hull = tables[number], hulls[number]
@@ -96,8 +99,8 @@ def _divide(tables: list[Pool], nbytes: float, window: int) -> dict[str, float]:
         nbytes -= taken * (pool.row_bytes + SLOT_BYTES)
         if at + 2 < len(hull):
             heapq.heappush(steps, (-_worth(pool, hull, at + 1), number, at + 1))
-    shares = {pool.tables[0]: min(1.0, slots[pool.tables[0]] / pool.rows) for pool in tables}
-    return {name: 1.0 if share >= _WHOLE else share for name, share in shares.items()}
+    found = {pool.tables[0]: slots[pool.tables[0]] / max(pool.rows, 1) for pool in tables}
+    return {name: share if share < 1 - 1e-9 else 1.0 for name, share in found.items()}
 
 
 def _worth(pool: Pool, hull: list[tuple[float, float]], at: int) -> float:

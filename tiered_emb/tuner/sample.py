@@ -35,6 +35,7 @@ _WARM_UP = 0.5  # of a segment
 _FILLED = 8  # times the slots: rows that come within the warm-up; the policy learns from them
 _KNOWN = 0.95  # or this share of all that there are
 _BATCHES_MIN = 4
+_LEVELS_MAX = 48
 _SALT, _GROUP_SALT = 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
 
 Progress = Callable[[int], object]
@@ -75,8 +76,11 @@ class Sample:
     @property
     def counted_lookups(self) -> float:
         """Of all rows, in the batches that count."""
-        share = (self.batches - self.warm_up) / self.batches
-        return max(1.0, float(self.lookups.sum()) * share)
+        if len(self.rows) > 0:
+            share = 1 - self.begins[self.warm_up] / len(self.rows)
+        else:
+            share = 1 - self.warm_up / self.batches
+        return max(1.0, float(self.lookups.sum() * share))
 
     @cached_property
     def rows_of_batches(self) -> Ids:
@@ -183,7 +187,7 @@ class _Taking:
     def __init__(self, tables: Sequence[TraceTable], lookups: int, share: float) -> None:
         sizes = [table.rows for table in tables]
         self.first_row = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
-        self.levels = 1 + max(0, int(np.ceil(np.log2(1 / share))))
+        self.levels = 1 + min(max(0, int(np.ceil(-np.log2(share)))), _LEVELS_MAX)
         ends = [lookups * (s + 1) // SEGMENTS for s in range(SEGMENTS)]
         self._segment_ends = np.array(ends, dtype=np.int64)
         self._stretch = max(1, round(share * lookups / SEGMENTS))  # of level 0, in a segment
