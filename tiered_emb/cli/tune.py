@@ -245,7 +245,7 @@ def _rate(report: Mapping[str, Any], step_ms: float) -> str:
 
 def _outlook_text(report: Mapping[str, Any]) -> str:
     best = report["recommended"]
-    error = f" +- {best['step_ms_error']:.1f}" if best["step_ms_error"] else ""
+    error = f" +- {best['step_ms_error']:.1f}" if best["step_ms_error"] >= 0.05 else ""
     parts_ms = ", ".join(f"{k} {v:.1f}" for k, v in best["busy_ms"].items() if v > 0)
     rate = _rate(report, best["step_ms"])
     head = f"predicted: {best['step_ms']:.1f}{error} ms a step, {rate}; {best['binding']} binds"

@@ -26,7 +26,7 @@ from tiered_emb.bench.demand import (
     held_slots,
     slots_of,
 )
-from tiered_emb.bench.predict import Machine, predict
+from tiered_emb.bench.predict import Machine, Prediction, predict
 from tiered_emb.data.errors import DataError
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.tuner.curves import MissCurve
@@ -222,7 +222,8 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
     missing = _missing(model, sizes, shares, slots)
     misses, row_bytes = sum(missing), model.per_row("row_bytes")
     missing_bytes = sum(n * pool.row_bytes for n, pool in zip(missing, model.pools, strict=True))
-    up = _hbm_misses(model, sizes) if sizes.hbm_bytes else 0.0
+    has_device = any("link" in group for group in machine.groups)
+    up = _hbm_misses(model, sizes) if has_device else 0.0
     pools = [(n, pool) for n, pool in zip(missing, model.pools, strict=True) if n > 0]
     work = StepWork(
         dense_s=model.layers_s,
@@ -259,9 +260,7 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
         slots=slots,
         dram_bytes=dram_for_all(model) if sizes.dram_bytes is None else sizes.dram_bytes,
         demand=demand,
-        error=_error(model, sizes, shares, misses)
-        * sum(s for name, s in found.busy_s.items() if name in ("fetch", "plan", "ssd"))
-        / sum(found.busy_s.values()),
+        error=_error(model, sizes, shares, misses) * _share_of_misses(found, machine, overlaps),
     )
 
 
@@ -275,6 +274,15 @@ def _error(model: Model, sizes: Sizes, shares: Sequence[float], misses: float) -
         if share < 1
     ]
     return float(np.linalg.norm(errors)) / misses
+
+
+def _share_of_misses(found: Prediction, machine: Machine, overlaps: bool) -> float:
+    """Of a step's time that grows with its misses."""
+    busy_s = found.busy_s
+    groups = machine.groups if overlaps else [list(busy_s)]
+    busiest = max(groups, key=lambda group: sum(busy_s[name] for name in group))
+    grows = sum(busy_s[name] for name in busiest if name in ("fetch", "plan", "ssd"))
+    return grows / max(sum(busy_s[name] for name in busiest), 1e-12)
 
 
 def dram_for_all(model: Model) -> float:
@@ -291,19 +299,19 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
     own = int(sum(pool.rows * (pool.share or 0.0) for pool in fixed))
     others = [pool for pool in model.pools if pool.share is None]
     rows = sum(pool.rows for pool in others)
-    if rows == 0:
-        return [pool.share or 0.0 for pool in model.pools], own
-    mean_bytes = round(sum(pool.bytes for pool in others) / rows)
-    ahead = max(0, sizes.ids_ahead - _WINDOW_FREE) * model.lookups * WINDOW_BYTES
-    left = max(0.0, sizes.dram_bytes - kept - ahead)
-    unique = sum(pool.unique_rows for pool in others)
-    slots = slots_of(left, rows, mean_bytes, unique, model.trains)
+    slots = 0
+    if rows > 0:
+        mean_bytes = round(sum(pool.bytes for pool in others) / rows)
+        ahead = max(0, sizes.ids_ahead - _WINDOW_FREE) * model.lookups * WINDOW_BYTES
+        left = max(0.0, sizes.dram_bytes - kept - ahead)
+        unique = sum(pool.unique_rows for pool in others)
+        slots = slots_of(left, rows, mean_bytes, unique, model.trains)
     if slots + own < model.largest_batch:
         raise DataError(
             f"dram of {sizes.dram_bytes:,.0f} bytes holds {slots + own:,} rows, a batch has up to "
             f"{model.largest_batch:,.0f}"
         )
-    common = slots / rows
+    common = slots / max(rows, 1)
     return [common if p.share is None else p.share for p in model.pools], slots + own
 
 
@@ -325,7 +333,11 @@ def _missing(model: Model, sizes: Sizes, shares: Sequence[float], slots: int) ->
 
 
 def _hbm_misses(model: Model, sizes: Sizes) -> float:
-    """Rows a step that come up from dram: each pool's slots are the same share of its rows."""
+    """Rows a step that come up from dram: each pool's slots are the same share of its rows.
+    Without slots all of them: they are read and updated in dram, and what is made of them goes up.
+    """
+    if sizes.hbm_bytes == 0:
+        return model.unique_rows
     share = min(1.0, sizes.hbm_bytes / model.bytes)
     first = model.windows[0]
     return sum(pool.misses(share * pool.rows, first) for pool in model.pools)
