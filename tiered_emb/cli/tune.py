@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from tiered_emb.bench import options
@@ -20,13 +21,14 @@ from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.predict import Host
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.report import write_report_of
-from tiered_emb.bench.wall import GIGA, parts
+from tiered_emb.bench.report.tune import years_text
+from tiered_emb.bench.wall import GIGA, Part, parts
 from tiered_emb.cli.report import bytes_text, table_text
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import parse_bytes
 from tiered_emb.trace.reader import Trace
 from tiered_emb.tuner.advice import advice_dict, advise, curves_dict
-from tiered_emb.tuner.cost import DTYPES, RowFormat, format_of
+from tiered_emb.tuner.cost import DTYPES, Outlook, RowFormat, dims_of, format_of
 from tiered_emb.tuner.model import Load
 from tiered_emb.tuner.sample import take_sample
 from tiered_emb.tuner.search import TIERS, Bounds, Wish
@@ -79,8 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Tunes and prints."""
     options.begin(args)
-    bounds, wish = _bounds(args), _wish(args)
+    bounds, wish, endurance = _bounds(args), _wish(args), _endurance(args)
     trace = Trace(args.trace, args.batch_lookups)
+    dims_of(trace.tables, args.dim)  # raises before anything takes time
     rows = _rows(args, trace)
     load = Load(rows, args.dim, args.layers_ms / 1e3, args.batch_size)
     with _progress(trace.lookups, "lookups") as bar:
@@ -93,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
                   "rows_seen": pyramid.rows_seen,
                   "sample": [level[0].rate for level in pyramid.levels]},
         **advice_dict(advice),
-        "life_years": _life(args, advice.chosen, bounds),
+        "life_years": _life(advice.chosen, endurance),
         "curves": curves_dict(pyramid, advice.chosen.sizes.ids_ahead) if args.out else [],
         "is_projection": args.gpu is not None,
     }  # fmt: skip
@@ -113,7 +116,7 @@ def _bytes(option: str, size: str | None) -> float | None:
         return None
     try:
         return float(parse_bytes(int(size) if size.isdigit() else size))
-    except ValueError as error:
+    except (ValueError, OverflowError) as error:
         raise DataError(f"{option}: {error}") from error
 
 
@@ -123,6 +126,13 @@ def _bounds(args: argparse.Namespace) -> Bounds:
     hbm = _bytes("--hbm-max", args.hbm_max) or 0.0
     if args.gpu is not None and hbm == 0:
         raise DataError(f"--gpu {args.gpu}: how much of its memory may be used: --hbm-max")
+    if args.gpu is not None and args.gpu not in _gpus():
+        raise DataError(f"--gpu {args.gpu}: not known; there is: {', '.join(_gpus())}")
+    if hbm > 0 and args.gpu is None and not torch.cuda.is_available():
+        raise DataError(
+            "--hbm-max: no CUDA device is here to be measured; --gpu NAME projects one from its "
+            "data sheet"
+        )
     return Bounds(hbm, dram, _bytes("--ssd", args.ssd))
 
 
@@ -142,8 +152,10 @@ def _wish(args: argparse.Namespace) -> Wish:
     if args.cheapest and args.target is not None:
         raise DataError("--cheapest and --target: one of them")
     if args.target is not None and (not args.target > 0 or args.batch_size is None):
-        what = "above 0" if args.batch_size else "samples of a step: --batch-size"
+        what = "expected above 0" if args.batch_size else "samples of a step: --batch-size"
         raise DataError(f"--target {args.target:g}: {what}")
+    if args.inference and args.optimizer is not None:
+        raise DataError("--inference and --optimizer: one of them")
     if not 0 <= args.layers_ms < float("inf"):
         raise DataError(f"--layers-ms {args.layers_ms:g}: expected 0 or more")
     if args.sample is not None and not 0 < args.sample <= 1:
@@ -171,25 +183,26 @@ def _machine(args: argparse.Namespace, limits: Limits) -> Host:
 def _with_device(args: argparse.Namespace, limits: Limits, rates: MachineRates) -> MachineRates:
     if args.gpu is None:
         if limits.link is None:
-            raise DataError(
-                "--hbm-max: no CUDA device is here to be measured; --gpu NAME projects one from "
-                "its data sheet"
-            )
+            raise DataError("--hbm-max: the saved limits have no device: --remeasure")
         return options.rates_of(limits, with_device=True)
-    gpus = {name: part for name, part in parts().items() if part.kind == "gpu"}
-    if args.gpu not in gpus:
-        raise DataError(f"--gpu {args.gpu}: not known; there is: {', '.join(gpus)}")
     link = parts()["PCIe 5.0 x16"].bandwidth_gb_s * GIGA
-    device = DeviceRates(gpus[args.gpu].bandwidth_gb_s * GIGA, link, link)
+    device = DeviceRates(_gpus()[args.gpu].bandwidth_gb_s * GIGA, link, link)
     return replace(rates, device=device)
 
 
-def _life(args: argparse.Namespace, chosen: Any, bounds: Bounds) -> float | None:
+def _gpus() -> dict[str, Part]:
+    return {name: part for name, part in parts().items() if part.kind == "gpu"}
+
+
+def _endurance(args: argparse.Namespace) -> float:
+    """Bytes that the drive may be written."""
+    given = _bytes("--ssd-endurance", args.ssd_endurance)
+    return (_bytes("--ssd", args.ssd) or 0.0) * 365.25 * _DWPD_YEARS if given is None else given
+
+
+def _life(chosen: Outlook, endurance: float) -> float | None:
     """Years until the drive may be worn out; None if nothing is written."""
-    endurance = _bytes("--ssd-endurance", args.ssd_endurance)
-    if endurance is None:
-        endurance = (bounds.ssd_max or 0.0) * 365.25 * _DWPD_YEARS
-    years = float(chosen.life_years(endurance))
+    years = chosen.life_years(endurance)
     return years if years < float("inf") else None
 
 
@@ -256,7 +269,7 @@ def _outlook_text(report: Mapping[str, Any]) -> str:
     lines.append(hits)
     if best["dram_bytes"] is not None:
         years = report["life_years"]
-        life = "" if years is None else f", of which the drive lasts {years:,.1f} years"
+        life = "" if years is None else f", of which the drive lasts {years_text(years)}"
         lines.append(
             f"ssd: {best['ssd_reads_per_s']:,.0f} reads/s, "
             f"{best['ssd_written_bytes_a_day'] / 1e12:.2f} TB written a day{life}; "

@@ -10,7 +10,15 @@ from typing import Any
 from tiered_emb.bench.demand import SPACE
 from tiered_emb.bench.predict import Machine
 from tiered_emb.data.errors import DataError
-from tiered_emb.tuner.cost import DTYPES, Model, Outlook, RowFormat, as_dict, outlook
+from tiered_emb.tuner.cost import (
+    DTYPES,
+    Model,
+    Outlook,
+    RowFormat,
+    as_dict,
+    dram_for_all,
+    outlook,
+)
 from tiered_emb.tuner.curves import MissCurve, lru_curve, optimum_curve, policy_curve, sizes_of
 from tiered_emb.tuner.model import Load, model_of, with_format
 from tiered_emb.tuner.placement import Placement, placement
@@ -19,7 +27,6 @@ from tiered_emb.tuner.search import (
     Bounds,
     Extra,
     Wish,
-    dram_for_all,
     explore,
     extras,
     front,

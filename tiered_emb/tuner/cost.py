@@ -16,6 +16,7 @@ import torch
 
 from tiered_emb.bench.bound import BLOCK_BYTES, StepWork
 from tiered_emb.bench.demand import (
+    FREE_BYTES,
     LOCATION_BYTES,
     SLOT_BYTES,
     STATE_BYTES,
@@ -88,10 +89,14 @@ class Pool:
         return self.rows * self.row_bytes
 
     def misses(self, slots: float, window: int) -> float:
-        """Rows a step that so many slots have not."""
+        """Rows a step that so many slots have not: of none all, and straight from there to the
+        curve's first size."""
         if slots >= self.rows:
             return 0.0
-        return min(self.curves[window].at(slots) * self.lookups, self.unique_rows)
+        curve = self.curves[window]
+        missing = min(curve.at(slots) * self.lookups, self.unique_rows)
+        below_first = max(0.0, 1 - slots / float(curve.rows[0]))
+        return missing + (self.unique_rows - missing) * below_first
 
 
 @dataclass(frozen=True)
@@ -296,6 +301,10 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
         return [1.0] * len(model.pools), model.rows
     fixed = [pool for pool in model.pools if pool.share is not None]
     kept = sum((pool.row_bytes + SLOT_BYTES) * pool.rows * (pool.share or 0.0) for pool in fixed)
+    if kept > sizes.dram_bytes + FREE_BYTES:
+        raise DataError(
+            f"shares of single tables take {kept:,.0f} bytes, dram has {sizes.dram_bytes:,.0f}"
+        )
     own = int(sum(pool.rows * (pool.share or 0.0) for pool in fixed))
     others = [pool for pool in model.pools if pool.share is None]
     rows = sum(pool.rows for pool in others)
@@ -336,8 +345,6 @@ def _hbm_misses(model: Model, sizes: Sizes) -> float:
     """Rows a step that come up from dram: each pool's slots are the same share of its rows.
     Without slots all of them: they are read and updated in dram, and what is made of them goes up.
     """
-    if sizes.hbm_bytes == 0:
-        return model.unique_rows
     share = min(1.0, sizes.hbm_bytes / model.bytes)
     first = model.windows[0]
     return sum(pool.misses(share * pool.rows, first) for pool in model.pools)

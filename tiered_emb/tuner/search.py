@@ -100,7 +100,9 @@ def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
             if dram is not None and hbm > dram:
                 continue  # a row on the device keeps its place in dram
             best = _best(model, machine, Sizes(hbm, dram))
-            if best is not None and (dram is None or best.slots < model.rows):
+            if best is None:
+                continue
+            if dram is None or drams[0] is not None or best.slots < model.rows:
                 found.append(best)
     if not found:
         raise DataError(

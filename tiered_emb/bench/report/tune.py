@@ -79,7 +79,7 @@ def _summary(report: Report) -> list[str]:
     ]
     if best["dram_bytes"] is not None:
         life = report.get("life_years")
-        lasts = "" if life is None else f", at which the drive lasts {_years(life)}"
+        lasts = "" if life is None else f", at which the drive lasts {years_text(life)}"
         told.append(
             f"The ssd is read {number(best['ssd_reads_per_s'])} times a second; "
             f"{_terabytes(best)} TB are written to it a day{lasts}."
@@ -95,7 +95,8 @@ def _sizes(point: Mapping[str, Any]) -> str:
     return f"{hbm}{bytes_tick(point['dram_bytes'])} of dram before an ssd"
 
 
-def _years(years: float) -> str:
+def years_text(years: float) -> str:
+    """A time as people say it."""
     if years < 1:
         return f"{number(years * 365.25)} days"
     return f"{number(years)} years" if years < 100 else "more than 100 years"
