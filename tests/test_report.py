@@ -267,7 +267,7 @@ def test_every_section_and_chart(full: Path) -> None:
         "Recommended for 2 tables of 2.5M rows (286 MiB): 7.63 MiB of dram before an ssd.",
         "Predicted: 12.5 ms a step, 80,000 samples/s; what binds is ssd.",
         "read 150,000 times a second; 2.50 TB are written to it a day",
-        "at which the drive lasts 183 days.", "adam, float32858 MiBtoo small for a batch",
+        "at which the drive lasts 183 days.", "adam, float32858 MiBtoo small",
         "Shares of dram for single tables: +3.0%, worth it (70.0 rows read a step instead of 90.0)",
     ):  # fmt: skip
         assert text in page.text, text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,7 +41,8 @@ _CURVE_TABLES_MAX = 12
 
 @dataclass(frozen=True)
 class WhatIf:
-    """The recommended tiers with rows kept otherwise; `step_s` None: they do not hold a batch."""
+    """The recommended tiers with rows kept otherwise; `step_s` None: they do not hold a batch,
+    or not all rows."""
 
     rows: RowFormat
     bytes: int
@@ -105,24 +107,31 @@ def advise(pyramid: Pyramid, load: Load, machine: Machine, bounds: Bounds, wish:
         chosen=chosen,
         front=front(points),
         extras=extras(chosen, model, machine, bounds),
-        what_if=_what_if(model, chosen, machine),
+        what_if=_what_if(model, chosen, machine, bounds),
         placement=placement(pyramid, model, load.rows, chosen, machine),
     )
 
 
-def _what_if(model: Model, chosen: Outlook, machine: Machine) -> list[WhatIf]:
+def _what_if(model: Model, chosen: Outlook, machine: Machine, bounds: Bounds) -> list[WhatIf]:
     found = []
     for optimizer in _OPTIMIZERS if model.trains else (None,):
         for dtype in DTYPES:
             rows = RowFormat(optimizer, dtype)
             other = with_format(model, rows)
-            sizes = chosen.sizes
-            try:
-                step_s: float | None = outlook(other, sizes, machine).step_s
-            except DataError:
-                step_s = None
+            step_s: float | None = None
+            if _fits(other, chosen, bounds):
+                with suppress(DataError):
+                    step_s = outlook(other, chosen.sizes, machine).step_s
             found.append(WhatIf(rows, other.bytes, step_s))
     return found
+
+
+def _fits(model: Model, chosen: Outlook, bounds: Bounds) -> bool:
+    """Whether all rows have room where they are to be: in dram, or on the ssd."""
+    sizes = chosen.sizes
+    if sizes.dram_bytes is None:
+        return dram_for_all(model, sizes.hbm_bytes) <= bounds.dram_max
+    return bounds.ssd_max is None or model.bytes * SPACE <= bounds.ssd_max
 
 
 def size_text(nbytes: float) -> str:

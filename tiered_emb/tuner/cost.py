@@ -35,6 +35,7 @@ from tiered_emb.tuner.curves import MissCurve
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 DAY_S = 86_400.0
 WINDOW_BYTES = 27.0  # of dram, an announced id (benchmarks/bench_cache.py)
+HBM_SLOT_BYTES, HBM_PLACE_BYTES = 60.0, 4.0  # of dram: a slot on a device, and a row beside it
 _WINDOW_FREE = 16  # batches that `slots_of` counts already
 
 
@@ -263,7 +264,9 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
         },
         reads_a_step=work.blocks_read,
         slots=slots,
-        dram_bytes=dram_for_all(model) if sizes.dram_bytes is None else sizes.dram_bytes,
+        dram_bytes=(
+            dram_for_all(model, sizes.hbm_bytes) if sizes.dram_bytes is None else sizes.dram_bytes
+        ),
         demand=demand,
         error=_error(model, sizes, shares, misses) * _share_of_misses(found, machine, overlaps),
     )
@@ -290,9 +293,15 @@ def _share_of_misses(found: Prediction, machine: Machine, overlaps: bool) -> flo
     return grows / max(sum(busy_s[name] for name in busiest), 1e-12)
 
 
-def dram_for_all(model: Model) -> float:
-    """Bytes of dram that hold every row with what belongs to it."""
-    return model.bytes + model.rows * (SLOT_BYTES + LOCATION_BYTES)
+def dram_for_all(model: Model, hbm_bytes: float = 0.0) -> float:
+    """Bytes of dram that hold every row with what belongs to it, and to slots on a device."""
+    of_row = SLOT_BYTES + LOCATION_BYTES + (HBM_PLACE_BYTES if hbm_bytes else 0.0)
+    return model.bytes + model.rows * of_row + _for_device(model, hbm_bytes)
+
+
+def _for_device(model: Model, hbm_bytes: float) -> float:
+    """Bytes of dram that slots on a device take."""
+    return HBM_SLOT_BYTES * model.rows * min(hbm_bytes / model.bytes, 1.0)
 
 
 def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
@@ -311,8 +320,9 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
     slots = 0
     if rows > 0:
         mean_bytes = round(sum(pool.bytes for pool in others) / rows)
+        mean_bytes += round(HBM_PLACE_BYTES) if sizes.hbm_bytes else 0
         ahead = max(0, sizes.ids_ahead - _WINDOW_FREE) * model.lookups * WINDOW_BYTES
-        left = max(0.0, sizes.dram_bytes - kept - ahead)
+        left = max(0.0, sizes.dram_bytes - kept - ahead - _for_device(model, sizes.hbm_bytes))
         unique = sum(pool.unique_rows for pool in others)
         slots = slots_of(left, rows, mean_bytes, unique, model.trains)
     if slots + own < model.largest_batch:

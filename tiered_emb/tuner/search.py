@@ -73,15 +73,14 @@ def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
     Raises:
         DataError: no size works: dram does not hold the rows of a batch, or the ssd all rows.
     """
-    needed = model.bytes * SPACE
-    if bounds.ssd_max is not None and bounds.ssd_max < needed:
+    needed, every = model.bytes * SPACE, dram_for_all(model)
+    drams: list[float | None] = [None] if bounds.dram_max >= every else []
+    if bounds.ssd_max is not None and bounds.ssd_max < needed and not drams:
         raise DataError(
             f"ssd: the rows need {format_bytes(int(needed))} there, there are "
             f"{format_bytes(int(bounds.ssd_max))}"
         )
-    every = dram_for_all(model)
-    drams: list[float | None] = [None] if bounds.dram_max >= every else []
-    if bounds.ssd_max is not None:
+    if bounds.ssd_max is not None and bounds.ssd_max >= needed:
         drams += _steps(
             _least_dram(model), min(bounds.dram_max, every), _DRAM_STEP, _DRAM_POINTS_MAX
         )
@@ -99,6 +98,8 @@ def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
         for hbm in hbms:
             if dram is not None and hbm > dram:
                 continue  # a row on the device keeps its place in dram
+            if dram is None and dram_for_all(model, hbm) > bounds.dram_max:
+                continue
             best = _best(model, machine, Sizes(hbm, dram))
             if best is None:
                 continue

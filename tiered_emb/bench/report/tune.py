@@ -383,7 +383,7 @@ def _tables(report: Report) -> list[tuple[str, Table]]:
             f"{other.get('optimizer') or 'inference'}, {other['dtype']}"
             + (" (as now)" if (other.get("optimizer"), other["dtype"]) == own else ""),
             bytes_tick(other["bytes"]),
-            number(other["step_ms"]) if other.get("step_ms") else "too small for a batch",
+            number(other["step_ms"]) if other.get("step_ms") else "too small",
             _rate(report, other["step_ms"]) if other.get("step_ms") else "",
         )
         for other in report["what_if"]
