@@ -41,6 +41,31 @@ def device_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def gpu_table(tables: Report, *models: Report) -> str:
+    """Steps of tables with an hbm tier on a GPU, beside torch's there."""
+    lines = [
+        "| steps of | all in hbm | hbm 10%, the rest in dram | `nn.EmbeddingBag` on the GPU | layers |",
+        "|---|---|---|---|---|",
+    ]
+    for part in tables["parts"]:
+        ms = {name: quartiles[1] for name, quartiles in part["step_ms"].items()}
+        lines.append(
+            f"| {part['rows']:,} rows of {part['dim']}, {part['bags']:,} bags of 20, "
+            f"{part['stream']} | {ms['all in hbm']:.1f} ms | {ms['hbm 10%']:.1f} ms "
+            f"| {ms['torch']:.1f} ms | |"
+        )
+    for report in models:
+        (run,) = report["runs"]
+        ms = {name: c["round_ms_p50"] for name, c in run["contenders"].items()}
+        load = run["workload"]
+        lines.append(
+            f"| {load['name']}, batch {load['batch_size']}, {load['rows']:,} rows of {load['dim']} "
+            f"| | {ms['tiered']:.1f} ms | {ms['nn.EmbeddingBag']:.1f} ms "
+            f"| {ms['layers alone']:.1f} ms |"
+        )
+    return "\n".join(lines)
+
+
 def emulated_table(report: Report) -> str:
     """Markdown: a DLRM step with an emulated device, beside the same without."""
     options = report["options"]

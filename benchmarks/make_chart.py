@@ -210,7 +210,7 @@ def render(readme: str) -> str:
     get, churn, ssd = load("store_get"), load("store_churn"), load("ssd_saves")
     store = {**load("store"), "get": get["get"]}
     prefetch, device, hbm = load("prefetch"), load("device"), load("hbm")
-    dlrm = load("bench/dlrm")
+    dlrm, gpu = load("bench/dlrm"), load("gpu/tables")
     blocks = {
         "speed": speed_table(bags),
         "speed-source": provenance_line(bags),
@@ -220,6 +220,8 @@ def render(readme: str) -> str:
         "prefetch-source": provenance_line(prefetch),
         "hbm": device_tables.emulated_table(hbm),
         "hbm-source": provenance_line(hbm),
+        "gpu": device_tables.gpu_table(gpu, load("gpu/dlrm_kaggle"), load("gpu/dlrm_meta")),
+        "gpu-source": provenance_line(gpu),
         "device": device_tables.device_table(device),
         "device-source": provenance_line(device),
         "bench": dlrm_tables.dlrm_table(dlrm),
@@ -255,14 +257,14 @@ def fill_blocks(text: str, blocks: dict[str, str], name: str) -> str:
 
 def render_tuning(text: str) -> str:
     """docs/TUNING.md, likewise."""
-    tuner = load("tuner")
+    curves, tuner = load("tuner_curves"), load("tuner")
     blocks = {
-        "tuner-curves": tuner_tables.curves_table(tuner),
+        "tuner-curves": tuner_tables.curves_table(curves),
         "tuner-speed": tuner_tables.speed_text(tuner),
         "tuner-predict": tuner_tables.predict_table(tuner),
         "tuner-within": tuner_tables.within_text(tuner),
         "tuner-recommended": tuner_tables.recommended_table(tuner),
-        "tuner-source": provenance_line(tuner),
+        "tuner-source": "; ".join(map(provenance_line, (curves, tuner))),
     }
     return fill_blocks(text, blocks, "docs/TUNING.md")
 
