@@ -44,7 +44,7 @@ def device_table(report: Report) -> str:
 def gpu_table(tables: Report, *models: Report) -> str:
     """Steps of tables with an hbm tier on a GPU, beside torch's there."""
     lines = [
-        "| steps of | all in hbm | hbm 10%, the rest in dram | `nn.EmbeddingBag` on the GPU | layers |",
+        "| steps of | all in hbm | hbm 10%, rest in dram | `nn.EmbeddingBag` there | layers |",
         "|---|---|---|---|---|",
     ]
     for part in tables["parts"]:

@@ -8,9 +8,8 @@ from typing import Any
 
 import pytest
 import torch
-from tuner_case import HERE, MIB, write_trace
+from tuner_case import MIB, know_machine, write_trace
 
-from tiered_emb.bench import options as bench_options
 from tiered_emb.cli.main import main
 
 
@@ -35,13 +34,7 @@ def strict(text: str) -> Any:
 @pytest.fixture
 def known(monkeypatch: pytest.MonkeyPatch) -> None:
     """Limits and engine of a machine that need not be measured."""
-
-    class Known:
-        def to_json(self) -> None:
-            return None
-
-    monkeypatch.setattr(bench_options, "limits_of", lambda *_, **__: Known())
-    monkeypatch.setattr(bench_options, "host_of", lambda *_, **__: HERE)
+    know_machine(monkeypatch)
 
 
 def test_the_command_from_end_to_end(

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pytest
 
+from tiered_emb.bench import options
 from tiered_emb.bench.bound import DeviceRates, MachineRates
 from tiered_emb.bench.predict import Coefficients, Host
 from tiered_emb.trace.format import TraceTable
@@ -26,6 +28,17 @@ def machine(device: bool = False) -> Host:
 
 
 HERE = machine()
+
+
+def know_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands take `HERE` for the machine, which need not be measured."""
+
+    class Known:
+        def to_json(self) -> None:
+            return None
+
+    monkeypatch.setattr(options, "limits_of", lambda *_, **__: Known())
+    monkeypatch.setattr(options, "host_of", lambda *_, **__: HERE)
 
 
 def write_trace(path: Path, batches: int = 150, dim: int | None = 256) -> Path:
