@@ -156,7 +156,7 @@ class Stats:
 
         Args:
             dram_max: most bytes of dram, as int or ``"8GiB"``; None: the present budget.
-            hbm_max: likewise of a device; None: without one.
+            hbm_max: likewise of a device; None: as much as there is now.
             layers_ms: what a step takes besides lookups and updates; None: the time between the
                 last lookups, less what the engine took.
             machine: a `bench.predict.Host`; None: this one, as ``tiered-emb bench limits --engine``

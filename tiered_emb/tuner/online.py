@@ -19,7 +19,7 @@ from tiered_emb.bench.options import rates_of
 from tiered_emb.bench.predict import Host
 from tiered_emb.data.errors import DataError
 from tiered_emb.lookup_sample import LookupSample, lookup_sample
-from tiered_emb.tiers import SSD, Size, parse_bytes
+from tiered_emb.tiers import HBM, SSD, Size, parse_bytes
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.tuner.advice import Advice, advise
 from tiered_emb.tuner.cost import DTYPES, RowFormat
@@ -47,6 +47,8 @@ def recommend(
     """See `Stats.recommend`."""
     pyramid = pyramid_of(engine, lookup_sample(engine))
     ssd = engine.tiers.ssd
+    if hbm_max is None and isinstance(engine.tiers.hbm, HBM):
+        hbm_max = engine.tiers.hbm.size
     if machine is None:
         machine = _saved_machine(engine, with_device=hbm_max is not None)
     dram = engine.tiers.dram if dram_max is None else parse_bytes(dram_max)

@@ -1,0 +1,146 @@
+"""`stats().recommend()`: tier sizes from what an engine has looked up lately."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from tuner_case import HERE, machine
+
+import tiered_emb as te
+from tiered_emb.bench import calibration
+from tiered_emb.bench import limits as limits_file
+
+ROWS, DIM, IDS = 50_000, 16, 400
+ROW_BYTES = DIM * 4 + 4
+
+
+def batches(count: int) -> Iterator[torch.Tensor]:
+    rng = np.random.default_rng(0)
+    of_rank = rng.permutation(ROWS)
+    for _ in range(count):
+        yield torch.from_numpy(of_rank[(ROWS ** rng.random((IDS // 4, 4))).astype(np.int64) - 1])
+
+
+@pytest.fixture
+def bag(tmp_path: Path) -> Iterator[te.TieredEmbedding]:
+    with te.TieredEmbedding(
+        ROWS, DIM, mode="sum", tiers=te.Tiers(dram="400KiB", ssd=tmp_path / "store"),
+        optimizer=te.optim.RowwiseAdagrad(lr=0.1),
+    ) as bag:  # fmt: skip
+        yield bag
+
+
+def train(bag: te.TieredEmbedding, count: int = 300) -> float:
+    """Distinct rows of a batch."""
+    distinct = []
+    for ids in batches(count):
+        bag(ids).sum().backward()
+        distinct.append(len(np.unique(ids)))
+    return float(np.mean(distinct))
+
+
+def test_it_is_of_what_was_looked_up(bag: te.TieredEmbedding) -> None:
+    unique = train(bag)
+    advice = bag.stats().recommend(dram_max="20MiB", layers_ms=3, machine=HERE)
+    assert advice.model.unique_rows == pytest.approx(unique, rel=0.1)
+    assert advice.model.lookups == pytest.approx(IDS, rel=0.1)
+    assert advice.model.layers_s == 0.003
+    assert advice.model.bytes == ROWS * ROW_BYTES
+    assert advice.rows == te_rows("rowwise-adagrad")
+    assert advice.dram_bytes is None or 0 < advice.dram_bytes <= 20 << 20
+    assert str(advice).startswith("te.Tiers(")
+    # Less dram, more misses, by the same curves.
+    least, most = advice.front[0], advice.front[-1]
+    assert least.demand.step.misses > most.demand.step.misses
+    bag(next(batches(1)))  # it goes on
+
+
+def te_rows(optimizer: str | None) -> object:
+    from tiered_emb.tuner.cost import RowFormat
+
+    return RowFormat(optimizer)
+
+
+def test_the_present_budget_bounds_it(bag: te.TieredEmbedding) -> None:
+    train(bag)
+    advice = bag.stats().recommend(layers_ms=0, machine=HERE)
+    assert advice.dram_bytes is not None
+    assert advice.dram_bytes <= 400 << 10
+
+
+def test_layers_are_what_lookups_leave(bag: te.TieredEmbedding) -> None:
+    train(bag, 40)
+    free = replace(HERE, coefficients=replace(HERE.coefficients, miss_s=0.0, fetch_s=0.0))
+    before = bag.stats()
+    own_s = before.plan_ns + before.move_ns + before.upkeep_ns + before.forward_ns
+    own_s = (own_s + before.backward_ns + before.prefetch_stall_ns) / 1e9 / before.steps
+    # As if steps had been so long.
+    engine = bag._engine
+    engine.lookup_times.clear()
+    engine.lookup_times.extend(np.arange(20) * 0.5)
+    advice = bag.stats().recommend(machine=free)
+    assert advice.model.layers_s == pytest.approx(0.5 - own_s, rel=0.01)
+
+
+def test_with_an_hbm_tier(tmp_path: Path) -> None:
+    tiers = te.Tiers(hbm=te.HBM("100KiB", "cpu"), dram="1MiB", ssd=tmp_path / "store")
+    with te.TieredEmbedding(ROWS, DIM, mode="sum", tiers=tiers) as bag:
+        for ids in batches(60):
+            bag(ids)
+        advice = bag.stats().recommend(layers_ms=1, machine=machine(device=True))
+        assert advice.rows == te_rows(None)
+        assert advice.hbm_bytes <= 100 << 10
+
+
+def test_several_tables_keep_their_names(tmp_path: Path) -> None:
+    tables = [te.Table("never", 100, 8), te.Table("a", ROWS, DIM), te.Table("b", 5, DIM)]
+    tiers = te.Tiers(dram="1MiB", ssd=tmp_path / "store")
+    with te.TieredEmbeddingCollection(tables, tiers=tiers) as coll:
+        for ids in batches(60):
+            coll({"a": ids, "b": ids % 5})
+        advice = coll.stats().recommend(layers_ms=1, machine=HERE)
+    pools = {pool.tables: pool for pool in advice.model.pools}
+    assert set(pools) == {("never",), ("a", "b")}
+    assert pools[("never",)].unique_rows == 0
+
+
+def test_what_it_needs(
+    bag: te.TieredEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with pytest.raises(ValueError, match="0 batches have been looked up; 16 or more"):
+        bag.stats().recommend(machine=HERE)
+    train(bag, 40)
+    with pytest.raises(ValueError, match="tiered-emb bench limits --engine --dir"):
+        bag.stats().recommend()
+    with pytest.raises(ValueError, match="the rows of a batch"):
+        bag.stats().recommend(dram_max="1KiB", machine=HERE)
+    with pytest.raises(ValueError, match="units"):
+        bag.stats().recommend(dram_max="much", machine=HERE)
+    with pytest.raises(ValueError, match="not of tables in use"):
+        replace(bag.stats()).recommend(machine=HERE)
+
+
+def test_it_finds_what_was_saved_of_the_machine(
+    bag: te.TieredEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    found = limits_file.measure(tmp_path, smoke=True)
+    limits_file.save(found, say=lambda _: None)
+    monkeypatch.setattr(calibration, "FITTING", calibration.SMOKE)
+    monkeypatch.setattr(calibration, "STEPS", calibration.SMOKE_STEPS)
+    said: list[str] = []
+    rates = HERE.rates
+    for _ in range(2):
+        host = calibration.calibrated(
+            tmp_path, found, rates, say=said.append, watch=lambda items, *_: items
+        )
+    assert "short runs" in said[0]
+    assert "saved coefficients" in said[-1]
+    train(bag, 40)
+    assert bag.stats().recommend(dram_max="20MiB").machine.coefficients == host.coefficients
