@@ -30,6 +30,18 @@ class Table:
         mode: "sum", "mean" or "max".
         init: one of `te.init.*`; None: the collection's.
         padding_idx: id that is left out of its bag; its row starts as zeros.
+        dram_share: part of the rows, in (0, 1], that has slots in dram of its own: 1.0 keeps all of
+            them there once they have been used. None: the table shares slots with those of its row
+            layout, which all get the same part of their rows of what is left. Other tables take
+            slots of a share only for a batch that would not fit otherwise; a batch that needs more
+            of this table takes it from the others. Changes time, never results; a store may be
+            resumed with other shares. Means nothing without an ssd tier. Slots of an hbm tier are
+            not shared out by it: each row layout and each table with a share gets the same part of
+            its rows there, the latter never more than its share.
+
+    Raises (the collection, when it is made):
+        TypeError, ValueError: `dram_share` is no number, or not in (0, 1].
+        ValueError: dram cannot hold all shares, with a row of each other row layout.
     """
 
     name: str
@@ -38,6 +50,7 @@ class Table:
     mode: str = "sum"
     init: Initializer | None = None
     padding_idx: int | None = None
+    dram_share: float | None = None
 
 
 class TieredEmbeddingCollection(nn.Module):
@@ -93,6 +106,7 @@ class TieredEmbeddingCollection(nn.Module):
                     dtype=default_dtype(dtype),
                     init=default_init(table.init or init),
                     padding_idx=padding,
+                    dram_share=table.dram_share,
                 )
             )
         self.tables = tuple(tables)

@@ -139,7 +139,7 @@ class TableEngine:
             ssd, path = SSD(source, resume=True, read_only=True), source
         dram = _READER_DRAM_BYTES if source is not None else self.tiers.dram
         return _core.make_engine(
-            [table.core(self._state_value, self._seed) for table in self.tables],
+            [t.core(self._state_value, self._seed, shares=source is None) for t in self.tables],
             self._kind,
             self.tiers.policy,
             0 if dram is None else int(dram),

@@ -41,6 +41,7 @@ class TableSpec:
     dtype: torch.dtype
     init: Initializer
     padding_idx: int | None = None
+    dram_share: float | None = None
 
     def __post_init__(self) -> None:
         if self.mode not in _MODES:
@@ -56,9 +57,16 @@ class TableSpec:
                 f"table '{self.name}': num_embeddings must be >= 0 and embedding_dim >= 1, got "
                 f"{self.num_embeddings} and {self.embedding_dim}"
             )
+        share = self.dram_share
+        if share is None:
+            return
+        if isinstance(share, bool) or not isinstance(share, (int, float)):
+            raise TypeError(f"table '{self.name}': dram_share must be a number, got {share!r}")
+        if not 0 < share <= 1:
+            raise ValueError(f"table '{self.name}': dram_share must be in (0, 1], got {share!r}")
 
-    def core(self, state_value: float, seed: int) -> _core.TableTuple:
-        """The tuple that `_core.make_engine` takes."""
+    def core(self, state_value: float, seed: int, *, shares: bool) -> _core.TableTuple:
+        """The tuple that `_core.make_engine` takes; `shares`: with the table's share of dram."""
         return (
             self.name,
             self.num_embeddings,
@@ -69,6 +77,7 @@ class TableSpec:
             state_value,
             seed,
             -1 if self.padding_idx is None else self.padding_idx,
+            float(self.dram_share) if shares and self.dram_share is not None else 0.0,
         )
 
     def lookup(self, table: int, **options: Any) -> Lookup:

@@ -31,7 +31,8 @@ using SlotIndex = StrongId<struct SlotIndexTag, uint32_t>;
 using BlockAddress = StrongId<struct BlockAddressTag, uint32_t>;
 // A segment file of the log. Numbers are reused after a segment is reclaimed.
 using SegmentId = StrongId<struct SegmentIdTag, uint32_t>;
-// A row layout of the engine: tables with the same dim, dtype and optimizer share one.
+// A row layout: tables with the same dim, dtype and optimizer share one. In the engine a table with
+// a share of dram has one of its own; in a store it has not.
 using LayoutId = StrongId<struct LayoutIdTag, uint16_t>;
 // A table of the engine, in the order of construction.
 using TableId = StrongId<struct TableIdTag, uint32_t>;

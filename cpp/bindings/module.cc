@@ -39,9 +39,9 @@ using FeatureTuple = std::tuple<uint32_t, uintptr_t, size_t, bool, uintptr_t, si
 using BackwardTuple = std::tuple<uintptr_t, uintptr_t, uintptr_t, uintptr_t, bool>;
 // (lr, eps, beta1, beta2, lr_decay, weight_decay)
 using HyperTuple = std::tuple<double, double, double, double, double, double>;
-// (name, rows, dim, dtype, mode, init kind, a, b, state value, seed, zero row)
+// (name, rows, dim, dtype, mode, init kind, a, b, state value, seed, zero row, dram share)
 using TableTuple = std::tuple<std::string, uint64_t, uint32_t, int, int, int, float, float, float,
-                              uint64_t, int64_t>;
+                              uint64_t, int64_t, double>;
 
 Hyperparameters to_hyper(const HyperTuple& h) {
   return {std::get<0>(h), std::get<1>(h), std::get<2>(h),
@@ -83,6 +83,7 @@ TableConfig to_table(const TableTuple& t) {
                  std::get<8>(t)};
   config.seed = std::get<9>(t);
   config.zero_row = std::get<10>(t);
+  config.dram_share = std::get<11>(t);
   return config;
 }
 

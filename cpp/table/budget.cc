@@ -9,16 +9,35 @@
 namespace te {
 namespace {
 
+uint32_t whole_slots(double wanted) {
+  return static_cast<uint32_t>(std::clamp(std::floor(wanted), 1.0, 4e9));
+}
+
 std::vector<uint32_t> slots_of_fraction(std::span<const LayoutDemand> layouts, double fraction) {
   std::vector<uint32_t> slots;
-  for (const LayoutDemand& layout : layouts) {
-    const auto wanted = static_cast<double>(layout.rows) * fraction;
-    slots.push_back(static_cast<uint32_t>(std::clamp(std::floor(wanted), 1.0, 4e9)));
+  for (const LayoutDemand& layout : layouts)
+    slots.push_back(whole_slots(static_cast<double>(layout.rows) * fraction));
+  return slots;
+}
+
+// At `level` 0 to 1: the shares, and this fraction of the other layouts' rows. Below, to -1: one
+// slot of each of those, and less and less of the shares.
+std::vector<uint32_t> slots_at(std::span<const LayoutDemand> layouts, double level) {
+  std::vector<uint32_t> slots = slots_of_fraction(layouts, std::max(level, 0.0));
+  for (size_t l = 0; l < layouts.size(); ++l) {
+    if (layouts[l].share == 0) continue;
+    slots[l] = share_slots(layouts[l]);
+    if (level < 0) slots[l] = whole_slots(slots[l] * (1 + level));
   }
   return slots;
 }
 
 }  // namespace
+
+uint32_t share_slots(const LayoutDemand& layout) {
+  if (layout.share == 0) return 0;
+  return whole_slots(std::ceil(static_cast<double>(layout.rows) * layout.share));
+}
 
 uint64_t dram_bytes_for_slots(std::span<const LayoutDemand> layouts,
                               std::span<const uint32_t> slots, uint64_t index_bytes,
@@ -50,18 +69,16 @@ uint64_t dram_bytes_for_all_rows(std::span<const LayoutDemand> layouts, uint64_t
 
 std::vector<uint32_t> slots_within(std::span<const LayoutDemand> layouts, uint64_t dram_bytes,
                                    uint64_t index_bytes) {
-  double low = 0;
+  const auto fits = [&](double level) {
+    return dram_bytes_for_slots(layouts, slots_at(layouts, level), index_bytes, true) <= dram_bytes;
+  };
+  double low = -1;
   double high = 1;
-  for (int i = 0; i < 60; ++i) {
+  for (int i = 0; i < 61; ++i) {
     const double middle = (low + high) / 2;
-    const auto slots = slots_of_fraction(layouts, middle);
-    const bool fits = dram_bytes_for_slots(layouts, slots, index_bytes, true) <= dram_bytes;
-    (fits ? low : high) = middle;
+    (fits(middle) ? low : high) = middle;
   }
-  if (dram_bytes_for_slots(layouts, slots_of_fraction(layouts, high), index_bytes, true) <=
-      dram_bytes)
-    low = high;
-  return slots_of_fraction(layouts, low);
+  return slots_at(layouts, fits(high) ? high : low);
 }
 
 std::vector<uint32_t> hbm_slots_within(std::span<const LayoutDemand> layouts, uint64_t hbm_bytes) {

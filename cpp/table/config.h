@@ -23,6 +23,9 @@ struct TableConfig {
   InitSpec init;
   uint64_t seed = 0;
   int64_t zero_row = -1;  // this row starts as zeros (padding), or -1
+  // In (0, 1]: this share of its rows has slots in dram that no other table takes without need; 0:
+  // it shares slots with tables of its row layout. Means nothing without an ssd tier.
+  double dram_share = 0;
 };
 
 struct EngineConfig {

@@ -14,8 +14,9 @@ namespace {
 
 // A new row opens at most one map of eight entries in the index.
 constexpr uint64_t kIndexBytesPerNewRowMax = 72;
-// Layouts that lent slots to others get them back after so many batches.
+// Layouts that lent slots to others get them back after so many batches; shares sooner.
 constexpr uint64_t kBatchesPerSplit = 1024;
+constexpr uint64_t kBatchesPerLoan = 16;
 
 class Timer {
  public:
@@ -85,7 +86,8 @@ Status Engine::keep_house(size_t ids) {
   const uint64_t index_bytes = tiers_->metadata_bytes();
   const uint64_t ahead_bytes = tiers_->index().is_direct() ? 0 : ids * kIndexBytesPerNewRowMax;
   const bool outgrown = index_bytes + ahead_bytes > index_bytes_charged_;
-  if (!outgrown && ++batches_since_split_ < kBatchesPerSplit) return Status::ok();
+  const uint64_t batches = mover_.has_lent_shares() ? kBatchesPerLoan : kBatchesPerSplit;
+  if (!outgrown && ++batches_since_split_ < batches) return Status::ok();
   batches_since_split_ = 0;
   const uint64_t budget = tiers_->config().dram_bytes;
   if (outgrown) index_bytes_charged_ = index_bytes + ahead_bytes + index_headroom_bytes(budget);

@@ -120,18 +120,17 @@ std::span<const Lookahead::Companion> Lookahead::companions(const Plan& plan) {
   if (wanted_.is_empty()) return companions_;
   blocks_.clear();
   for (const Fill& fill : plan.acquired.fills) {
-    if (!fill.from.is_none()) blocks_.push_back({fill.from, fill.layout});
+    if (!fill.from.is_none()) blocks_.push_back(fill.from);
   }
   std::sort(blocks_.begin(), blocks_.end());
   blocks_.erase(std::unique(blocks_.begin(), blocks_.end()), blocks_.end());
   for (size_t i = 0; i < blocks_.size(); ++i) {
-    wanted_.prefetch(blocks_[std::min(i + kRowAhead, blocks_.size() - 1)].first);
-    const BlockAddress block = blocks_[i].first;
-    const LayoutId layout = blocks_[i].second;
+    wanted_.prefetch(blocks_[std::min(i + kRowAhead, blocks_.size() - 1)]);
+    const BlockAddress block = blocks_[i];
     wanted_.visit(block, [&](LookaheadWindow::Use use) {
       const uint32_t batch = window_.batch_of(use);
       if (batch > plan.window_batch)
-        companions_.push_back({window_.row_of(use), block, layout, batch});
+        companions_.push_back({window_.row_of(use), block, LayoutId::none(), batch});
     });
   }
   std::erase_if(companions_, [&](const Companion& c) {
@@ -144,6 +143,7 @@ std::span<const Lookahead::Companion> Lookahead::companions(const Plan& plan) {
   const auto same_row = [](const Companion& a, const Companion& b) { return a.row == b.row; };
   companions_.erase(std::unique(companions_.begin(), companions_.end(), same_row),
                     companions_.end());
+  for (Companion& c : companions_) c.layout = tiers_.table_of(c.row).layout;
   std::sort(companions_.begin(), companions_.end(), [](const Companion& a, const Companion& b) {
     return std::tie(a.layout, a.batch, a.row) < std::tie(b.layout, b.batch, b.row);
   });

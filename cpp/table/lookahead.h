@@ -12,7 +12,6 @@
 
 #include <cstdint>
 #include <span>
-#include <utility>
 #include <vector>
 
 #include "cache/lookahead_window.h"
@@ -68,7 +67,7 @@ class Lookahead {
   std::vector<uint32_t> batches_;
   std::vector<SlotIndex> device_slots_;
   std::vector<uint32_t> device_batches_;
-  std::vector<std::pair<BlockAddress, LayoutId>> blocks_;
+  std::vector<BlockAddress> blocks_;
   std::vector<Companion> companions_;
 };
 

@@ -26,12 +26,13 @@ Status Mover::append_dirty(LayoutId layout, std::span<const SlotIndex> dirty) {
   }
   blocks_.resize(dirty.size());
   LogStore& log = *tiers_.log();
-  Status put = log.put_many(layout, rows_, data_, blocks_);
+  const LayoutId stored = tiers_.stored_layout(layout);
+  Status put = log.put_many(stored, rows_, data_, blocks_);
   while (put.code() == StatusCode::kNoSpace) {  // as long as the reclaimer finds some
     const uint64_t before = log.stats().segments_reclaimed;
     TE_RETURN_IF_ERROR(log.reclaim(tiers_, kChunksPerTry));
     if (log.stats().segments_reclaimed == before) break;
-    put = log.put_many(layout, rows_, data_, blocks_);
+    put = log.put_many(stored, rows_, data_, blocks_);
   }
   TE_RETURN_IF_ERROR(std::move(put));
   for (size_t i = 0; i < dirty.size(); ++i) {
@@ -80,7 +81,7 @@ Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& thr
       if (tiers_.layout(fill.layout).directory[fill.slot].home.is_none()) {
         fresh_.push_back(&fill);
       } else if (!overwrite) {
-        stored_[fill.layout.value].push_back(&fill);
+        stored_[tiers_.stored_layout(fill.layout).value].push_back(&fill);
       }
     }
   };
@@ -96,10 +97,11 @@ Status Mover::fill(std::span<Plan* const> plans, bool overwrite, ThreadPool& thr
   }
   for (size_t l = 0; l < stored_.size(); ++l) {
     if (stored_[l].empty()) continue;
-    const LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
     reads_.clear();
-    for (const Fill* fill : stored_[l])
+    for (const Fill* fill : stored_[l]) {
+      const LayoutTier& tier = tiers_.layout(fill->layout);
       reads_.push_back({fill->row, tier.directory[fill->slot].home, tier.data(fill->slot)});
+    }
     stats_.fills_read += reads_.size();
     TE_RETURN_IF_ERROR(
         tiers_.log()->get_many(LayoutId(static_cast<uint16_t>(l)), reads_, &owner_lock));
@@ -123,7 +125,8 @@ Status Mover::copy_rows(TableId table_id, std::span<const RowId> rows, std::byte
     }
     destination += row_bytes;
   }
-  return reads.empty() ? Status::ok() : tiers_.log()->get_many(table.layout, reads);
+  if (reads.empty()) return Status::ok();
+  return tiers_.log()->get_many(tiers_.stored_layout(table.layout), reads);
 }
 
 Status Mover::clean() {
@@ -153,7 +156,7 @@ Status Mover::copy_slots(LogStore& store) {
   const auto put = [&] {
     if (rows_.empty() || !status) return;
     blocks_.resize(rows_.size());
-    status = store.put_many(layout, rows_, data_, blocks_);
+    status = store.put_many(tiers_.stored_layout(layout), rows_, data_, blocks_);
     for (size_t i = 0; i < rows_.size() && status.is_ok(); ++i) {
       const LocationWord word = tiers_.index().get(rows_[i]);
       tiers_.layout(layout).directory[word.slot_index()].home = blocks_[i];
@@ -234,7 +237,7 @@ Status Mover::set_limit(LayoutId layout, uint32_t limit) {
   return Status::ok();
 }
 
-Result<bool> Mover::make_room(std::span<const uint32_t> needed) {
+Result<bool> Mover::make_room(std::span<const uint32_t> needed, bool from_shares) {
   std::vector<uint32_t> limits;
   bool enough = true;
   for (size_t l = 0; l < needed.size(); ++l) {
@@ -250,17 +253,26 @@ Result<bool> Mover::make_room(std::span<const uint32_t> needed) {
     const uint64_t budget = tiers_.config().dram_bytes;
     return wanted > budget ? wanted - budget : 0;
   };
-  for (size_t l = 0; l < limits.size(); ++l) {
-    const uint64_t over = over_bytes();
-    if (over == 0) break;
-    const uint32_t to_give = limits[l] - std::min(limits[l], std::max(needed[l], 1u));
-    limits[l] -= std::min<uint64_t>(over / tiers_.demands()[l].stride_bytes + 1, to_give);
-  }
+  const auto take = [&](bool takes_shares) {
+    for (size_t l = 0; l < limits.size(); ++l) {
+      const uint64_t over = over_bytes();
+      if (over == 0) return;
+      const LayoutDemand& demand = tiers_.demands()[l];
+      const uint32_t share = takes_shares ? 0 : share_slots(demand);
+      const uint32_t to_give = limits[l] - std::min(limits[l], std::max({needed[l], share, 1u}));
+      limits[l] -= std::min<uint64_t>(over / demand.stride_bytes + 1, to_give);
+    }
+  };
+  take(false);
+  if (from_shares) take(true);
   if (over_bytes() > 0) return false;
   return set_limits(limits);
 }
 
 Result<bool> Mover::set_limits(std::span<const uint32_t> limits) {
+  bool lends = false;
+  for (size_t l = 0; l < limits.size(); ++l) lends |= limits[l] < share_slots(tiers_.demands()[l]);
+  has_lent_shares_ |= lends;
   bool reached = true;
   for (size_t l = 0; l < limits.size(); ++l) {
     const LayoutId layout(static_cast<uint16_t>(l));
@@ -275,6 +287,7 @@ Result<bool> Mover::set_limits(std::span<const uint32_t> limits) {
     if (limits[l] > tiers_.layout(layout).directory.limit())
       TE_RETURN_IF_ERROR(set_limit(layout, limits[l]));
   }
+  has_lent_shares_ = lends;
   return true;
 }
 

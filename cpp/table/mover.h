@@ -50,12 +50,15 @@ class Mover {
   // Changes the slot limit of a layout; shrinking evicts and moves rows. It stops at pinned slots.
   Status set_limit(LayoutId layout, uint32_t limit);
   // Moves budget between layouts until each may use as many slots as `needed` says, taking it from
-  // those that need less; false if the budget, or slots that are pinned, do not allow it.
-  Result<bool> make_room(std::span<const uint32_t> needed);
+  // those that need less, from shares last and only if `from_shares`; false if the budget, or slots
+  // that are pinned, do not allow it.
+  Result<bool> make_room(std::span<const uint32_t> needed, bool from_shares);
 
   // Sets all limits, first those that shrink. Pinned slots may keep one up: then the limits of
   // those that should have grown stay, and the result is false.
   Result<bool> set_limits(std::span<const uint32_t> limits);
+  // Whether a layout has fewer slots than its share.
+  bool has_lent_shares() const { return has_lent_shares_; }
 
   const MoverStats& stats() const { return stats_; }
 
@@ -66,8 +69,9 @@ class Mover {
 
   Tiers& tiers_;
   MoverStats stats_;
+  bool has_lent_shares_ = false;
   // Scratch of one `fill`.
-  std::vector<std::vector<const Fill*>> stored_;  // by layout
+  std::vector<std::vector<const Fill*>> stored_;  // by stored layout
   std::vector<const Fill*> fresh_;
   std::vector<RowRead> reads_;
   // Scratch of one call to the others, each.

@@ -106,7 +106,7 @@ Status Planner::reserve(std::span<const uint32_t> missing, const Acquisition& ac
       needed[l] = static_cast<uint32_t>(slots);
     }
     if (most < RowFinder::kProvisionalSlot) {
-      auto room = mover_.make_room(needed);
+      auto room = mover_.make_room(needed, false);
       if (!room) return room.status();
       if (room.value()) return Status::ok();
     }
@@ -332,7 +332,7 @@ Status Planner::repack(Acquisition& acquired) {
     needed.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned());
   for (const UniqueRange& range : acquired.ranges)
     needed[range.layout.value] += static_cast<uint32_t>(range.count);
-  auto room = mover_.make_room(needed);
+  auto room = mover_.make_room(needed, true);
   if (!room) return room.status();
   return room.value() ? place_again(acquired) : too_large(acquired);
 }
@@ -351,14 +351,15 @@ Status Planner::make_way(TableId table) {
   const LayoutTier& tier = tiers_.layout_of(table);
   if (tier.policy == nullptr) return Status::ok();  // every row has a slot of its own
   const SlotDirectory& directory = tier.directory;
+  bool from_shares = false;
   while (directory.pinned() >= directory.limit()) {
     std::vector<uint32_t> needed;
     for (size_t l = 0; l < tiers_.layouts(); ++l)
       needed.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned());
     ++needed[tiers_.table(table).layout.value];
-    auto room = mover_.make_room(needed);
+    auto room = mover_.make_room(needed, from_shares);
     if (!room) return room.status();
-    if (room.value() || revoke_one()) continue;
+    if (room.value() || revoke_one() || !std::exchange(from_shares, true)) continue;
     return Status(StatusCode::kBudgetExceeded,
                   "table '" + tiers_.table(table).config.name + "': all " +
                       std::to_string(directory.limit()) +

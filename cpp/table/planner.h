@@ -46,8 +46,8 @@ class Planner {
         lookahead_(tiers),
         mark_next_(mark_first) {}
 
-  // Where slots are short: take them from plans that are not at work, or be refused
-  // (kBudgetExceeded).
+  // Where slots are short: take them from plans that are not at work, then from shares, or be
+  // refused (kBudgetExceeded).
   enum class Pressure : uint8_t { kRevokePlans, kRefuse };
   // Plans a batch, whose window_batch is set; on success all its rows have pinned slots and
   // `plan.acquired.fills` says which of them the mover has still to bring. On error nothing has
@@ -86,8 +86,8 @@ class Planner {
   Status commit(Acquisition& acquired, Pressure pressure, bool may_repack);
   // Gives the rows of an acquisition that has lost its slots new ones, in the same order.
   Status place_again(Acquisition& acquired);
-  // The acquisition's own pins stand in the way of room for it: without them, makes room and starts
-  // again.
+  // The acquisition's own pins, or shares, stand in the way of room for it: without them, makes
+  // room and starts again.
   Status repack(Acquisition& acquired);
   void forget_marks(SlotDirectory& directory, EvictionPolicy* policy);
   static void follow_slots(Plan& plan);

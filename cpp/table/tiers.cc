@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cstdio>
 #include <cstring>
 #include <limits>
 
@@ -73,8 +74,7 @@ Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
 
 Status Tiers::build_tables() {
   if (config_.tables.empty()) return invalid("an engine needs at least one table");
-  std::vector<RowLayout> row_layouts;
-  const uint32_t alignment = has_hbm() ? kHbmAlignment : kDramAlignment;
+  std::vector<RowLayout> row_layouts;  // as the store numbers them
   for (const TableConfig& config : config_.tables) {
     if (config.rows > kTableRowsMax)
       return invalid("table '" + config.name + "': " + std::to_string(config.rows) +
@@ -82,27 +82,39 @@ Status Tiers::build_tables() {
     if (config.dim == 0 || config.dim > kDimMax)
       return invalid("table '" + config.name + "': embedding_dim " + std::to_string(config.dim) +
                      " is not in [1, " + std::to_string(kDimMax) + "]");
-    const RowLayout row_layout{config.dim, config.dtype, config_.optimizer};
-    auto found = std::find(row_layouts.begin(), row_layouts.end(), row_layout);
-    if (found == row_layouts.end()) {
-      if (row_layouts.size() >= std::numeric_limits<uint16_t>::max())
-        return invalid("more than 65,534 different row layouts");
-      found = row_layouts.insert(row_layouts.end(), row_layout);
-      demands_.push_back({0, (row_layout.row_bytes() + alignment - 1) / alignment * alignment,
-                          has_hbm() ? sizeof(HbmTier::Place) : 0});
-    }
-    const auto layout = static_cast<uint16_t>(found - row_layouts.begin());
-    tables_.push_back({config, LayoutId(layout), RowId(total_rows_),
+    const LayoutId layout = layout_for(config, row_layouts);
+    if (layout.is_none()) return invalid("more than 65,534 row layouts and shares of dram");
+    uint64_t& layout_rows = demands_[layout.value].rows;
+    tables_.push_back({config, layout, RowId(total_rows_),
                        philox_table_key(config.seed, config.name), 0,
-                       SlotIndex(static_cast<uint32_t>(demands_[layout].rows)), 0});
-    demands_[layout].rows += config.rows;
+                       SlotIndex(static_cast<uint32_t>(layout_rows)), 0});
+    layout_rows += config.rows;
     total_rows_ += config.rows;
   }
   return build_layouts(row_layouts);
 }
 
+// Tables with a share have a layout each.
+LayoutId Tiers::layout_for(const TableConfig& config, std::vector<RowLayout>& row_layouts) {
+  const RowLayout row_layout{config.dim, config.dtype, config_.optimizer};
+  const auto found = std::find(row_layouts.begin(), row_layouts.end(), row_layout);
+  const LayoutId stored(static_cast<uint16_t>(found - row_layouts.begin()));
+  const double share = config_.ssd_path.empty() ? 0 : config.dram_share;
+  for (size_t l = 0; l < demands_.size() && share == 0; ++l) {
+    if (demands_[l].share == 0 && stored_layouts_[l] == stored)
+      return LayoutId(static_cast<uint16_t>(l));
+  }
+  if (demands_.size() >= std::numeric_limits<uint16_t>::max()) return LayoutId::none();
+  if (found == row_layouts.end()) row_layouts.push_back(row_layout);
+  const uint32_t alignment = has_hbm() ? kHbmAlignment : kDramAlignment;
+  demands_.push_back({0, (row_layout.row_bytes() + alignment - 1) / alignment * alignment,
+                      has_hbm() ? sizeof(HbmTier::Place) : 0, share});
+  stored_layouts_.push_back(stored);
+  return LayoutId(static_cast<uint16_t>(demands_.size() - 1));
+}
+
 Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
-  std::vector<uint32_t> hbm_slots(row_layouts.size(), 0);
+  std::vector<uint32_t> hbm_slots(demands_.size(), 0);
   if (has_hbm()) {
     hbm_slots = hbm_slots_within(demands_, config_.hbm_bytes);
     if (hbm_slots.empty()) {
@@ -113,7 +125,7 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
                         " bytes; the budget is " + std::to_string(config_.hbm_bytes));
     }
   }
-  for (size_t i = 0; i < row_layouts.size(); ++i) {
+  for (size_t i = 0; i < demands_.size(); ++i) {
     uint64_t slots_max = demands_[i].rows;
     if (config_.dram_bytes != 0)
       slots_max = std::min(slots_max, config_.dram_bytes / demands_[i].stride_bytes + 1);
@@ -122,12 +134,14 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
                      std::to_string(kSlotsMax - 1) + " of one layout are possible");
     // A row on the device keeps its slot in dram.
     hbm_slots[i] = std::min(hbm_slots[i], static_cast<uint32_t>(slots_max));
+    if (config_.dram_bytes != 0 && demands_[i].share != 0)
+      hbm_slots[i] = std::min(hbm_slots[i], share_slots(demands_[i]));
     if (hbm_slots[i] + slots_max >= kPlacesMax)
       return invalid(std::to_string(hbm_slots[i]) + " rows in hbm and " +
                      std::to_string(slots_max) + " in dram; at most " +
                      std::to_string(kPlacesMax - 1) + " of one layout are possible");
     layouts_.push_back(std::make_unique<LayoutTier>(
-        row_layouts[i], demands_[i].rows, static_cast<uint32_t>(slots_max),
+        row_layouts[stored_layouts_[i].value], demands_[i].rows, static_cast<uint32_t>(slots_max),
         static_cast<uint32_t>(demands_[i].stride_bytes), config_.hbm_on_host ? hbm_slots[i] : 0));
     if (!has_hbm()) continue;
     layouts_[i]->hbm = std::make_unique<HbmTier>(hbm_slots[i], static_cast<uint32_t>(slots_max),
@@ -162,6 +176,32 @@ Status Tiers::build_index() {
   return Status::ok();
 }
 
+// That the budget holds the shares, and one slot of each other layout.
+Status Tiers::check_shares() const {
+  if (every_row_fits_) return Status::ok();
+  std::vector<uint32_t> slots;
+  const Table* largest = nullptr;
+  uint64_t largest_bytes = 0;
+  for (const LayoutDemand& demand : demands_) slots.push_back(std::max(share_slots(demand), 1u));
+  for (const Table& table : tables_) {
+    const LayoutDemand& demand = demands_[table.layout.value];
+    const uint64_t bytes = share_slots(demand) * demand.stride_bytes;
+    if (bytes <= largest_bytes) continue;
+    largest = &table;
+    largest_bytes = bytes;
+  }
+  const uint64_t needed = dram_bytes_for_slots(demands_, slots, index_bytes_charged(), true);
+  if (largest == nullptr || needed <= config_.dram_bytes) return Status::ok();
+  char share[32];
+  std::snprintf(share, sizeof(share), "%g", largest->config.dram_share);
+  return Status(StatusCode::kBudgetExceeded,
+                "table '" + largest->config.name + "': dram_share " + share +
+                    " of its rows takes " + std::to_string(largest_bytes) +
+                    " bytes; all shares and a row of each other layout take " +
+                    std::to_string(needed) + " bytes of dram, the budget is " +
+                    std::to_string(config_.dram_bytes) + ": raise dram or lower the share");
+}
+
 // After the store is open: its rows' location words are part of the budget.
 void Tiers::set_limits() {
   std::vector<uint32_t> limits;
@@ -184,12 +224,13 @@ LogOptions Tiers::log_options(const std::string& path) const {
   options.total_rows = total_rows_;
   uint64_t rows_bytes = 0;
   uint64_t run_bytes = 0;
-  for (const auto& tier : layouts_) {
-    const uint32_t row_bytes = tier->layout.row_bytes();
+  for (size_t l = 0; l < layouts_.size(); ++l) {
+    const uint32_t row_bytes = layouts_[l]->layout.row_bytes();
     const RunShape shape = make_run_shape(options.block_bytes, row_bytes, total_rows_);
-    options.layout_row_bytes.push_back(row_bytes);
-    rows_bytes += tier->rows * shape.share_bytes;
+    rows_bytes += layouts_[l]->rows * shape.share_bytes;
     run_bytes = std::max<uint64_t>(run_bytes, shape.run_bytes);
+    if (stored_layouts_[l].value == options.layout_row_bytes.size())
+      options.layout_row_bytes.push_back(row_bytes);
   }
   const double grown_ratio = std::max(2.0, config_.ssd_space_bound_ratio + 0.5);
   const uint64_t store_bytes =
@@ -213,6 +254,7 @@ Status Tiers::open_log() {
   const uint64_t changes = ChangeList::changes_in(budget / kBudgetPartOfChanges);
   options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
   changes_bytes_ = ChangeList::bytes_of(options.changes_max);
+  TE_RETURN_IF_ERROR(check_shares());
   auto io = config_.make_io();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
@@ -226,7 +268,7 @@ Status Tiers::open_log() {
   auto log = LogStore::open(
       options, io.take(),
       [&](LayoutId layout, RowId row, BlockAddress block) {
-        if (table_of(row).layout != layout) {
+        if (stored_layout(table_of(row).layout) != layout) {
           misplaced = row;
           return false;
         }
@@ -242,6 +284,7 @@ Status Tiers::open_log() {
                                                " is stored with the layout of another table");
   log_ = log.take();
   TE_RETURN_IF_ERROR(restore_metadata(blob));
+  TE_RETURN_IF_ERROR(check_shares());
   return config_.ssd_newest ? log_->checkpoint(*this, checkpoint_metadata()) : Status::ok();
 }
 
@@ -328,19 +371,27 @@ void Tiers::initialise(const Table& table, RowId row, std::byte* destination) co
   kernels().initialise(tier.layout, init, table.key, in_table, destination);
 }
 
-bool Tiers::is_live(LayoutId layout, RowId row, BlockAddress block) const {
+bool Tiers::is_live(LayoutId, RowId row, BlockAddress block) const {
   const LocationWord word = index_->get(row);
   if (word.is_block()) return word.block_address() == block;
-  return word.is_slot() && layouts_[layout.value]->directory[word.slot_index()].home == block;
+  if (!word.is_slot()) return false;
+  return layouts_[table_of(row).layout.value]->directory[word.slot_index()].home == block;
 }
 
-void Tiers::relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) {
+uint64_t Tiers::rows_without_copy(LayoutId stored) const {
+  uint64_t rows = 0;
+  for (size_t l = 0; l < layouts_.size(); ++l)
+    if (stored_layouts_[l] == stored) rows += layouts_[l]->dirty_rows;
+  return rows;
+}
+
+void Tiers::relocated(LayoutId, RowId row, BlockAddress from, BlockAddress to) {
   const LocationWord word = index_->get(row);
   if (word.is_block()) {
     TE_CHECK(word.block_address() == from);
     index_->set(row, LocationWord::block(to));
   } else {
-    layouts_[layout.value]->directory[word.slot_index()].home = to;
+    layouts_[table_of(row).layout.value]->directory[word.slot_index()].home = to;
   }
 }
 
@@ -351,7 +402,7 @@ void Tiers::visit_rows(RowVisitor f) const {
     const BlockAddress block =
         word.is_block() ? word.block_address()
                         : layouts_[table->layout.value]->directory[word.slot_index()].home;
-    if (!block.is_none()) f(table->layout, row, block);
+    if (!block.is_none()) f(stored_layout(table->layout), row, block);
   });
 }
 

@@ -83,6 +83,8 @@ class Tiers final : public RowOwner {
   LayoutTier& layout(LayoutId l) { return *layouts_[l.value]; }
   LayoutTier& layout_of(TableId t) { return layout(table(t).layout); }
   size_t layouts() const { return layouts_.size(); }
+  // What the store calls a layout: those that differ only in who has their slots are one there.
+  LayoutId stored_layout(LayoutId l) const { return stored_layouts_[l.value]; }
   uint64_t total_rows() const { return total_rows_; }
   RowIndex& index() { return *index_; }
   // Location words, the store's list of what has changed that no index tells, the ids of batches to
@@ -137,24 +139,25 @@ class Tiers final : public RowOwner {
     slot.dirty = 1;
     ++layouts_[layout.value]->dirty_rows;
     if (slot.home.is_none()) return;
-    log_->retire(layout, slot.home);
+    log_->retire(stored_layout(layout), slot.home);
     slot.home = BlockAddress::none();
   }
   // What the store keeps beside rows: update counts and the application's text.
   std::string checkpoint_metadata() const;
 
-  bool is_live(LayoutId layout, RowId row, BlockAddress block) const override;
-  uint64_t rows_without_copy(LayoutId layout) const override {
-    return layouts_[layout.value]->dirty_rows;
-  }
-  void relocated(LayoutId layout, RowId row, BlockAddress from, BlockAddress to) override;
+  // Of the log, whose layouts are stored_layout's.
+  bool is_live(LayoutId stored, RowId row, BlockAddress block) const override;
+  uint64_t rows_without_copy(LayoutId stored) const override;
+  void relocated(LayoutId stored, RowId row, BlockAddress from, BlockAddress to) override;
   void visit_rows(RowVisitor f) const override;
 
  private:
   explicit Tiers(const EngineConfig& config) : config_(config) {}
   Status build_tables();
+  LayoutId layout_for(const TableConfig& config, std::vector<RowLayout>& row_layouts);
   Status build_layouts(std::span<const RowLayout> row_layouts);
   Status build_index();
+  Status check_shares() const;
   void set_limits();
   Status open_log();
   Status restore_metadata(const std::string& blob);
@@ -163,6 +166,7 @@ class Tiers final : public RowOwner {
   std::vector<Table> tables_;
   std::vector<std::unique_ptr<LayoutTier>> layouts_;
   std::vector<LayoutDemand> demands_;
+  std::vector<LayoutId> stored_layouts_;
   uint64_t total_rows_ = 0;
   bool every_row_fits_ = false;
   ResidentRows resident_;

@@ -1,5 +1,7 @@
 // The arithmetic of the dram budget.
+#include <algorithm>
 #include <boost/test/unit_test.hpp>
+#include <cmath>
 #include <vector>
 
 #include "cache/eviction_policy.h"
@@ -17,6 +19,7 @@ std::vector<LayoutDemand> random_layouts(Random& random) {
   for (LayoutDemand& layout : layouts) {
     layout.rows = random.below(uint64_t{1} << random.below(31));
     layout.stride_bytes = 4 * (1 + random.below(300));
+    if (random.one_in(3)) layout.share = static_cast<double>(1 + random.below(1000)) / 1000;
   }
   return layouts;
 }
@@ -63,7 +66,9 @@ BOOST_AUTO_TEST_CASE(slots_stay_within_the_budget_and_use_it) {
       for (size_t l = 0; l < layouts.size(); ++l) {
         BOOST_TEST_REQUIRE(slots[l] >= 1u);
         BOOST_TEST_REQUIRE(slots[l] <= std::max<uint64_t>(layouts[l].rows, 1));
-        everything &= slots[l] >= layouts[l].rows;
+        const uint32_t share = share_slots(layouts[l]);
+        everything &= slots[l] >= (share == 0 ? layouts[l].rows : share);
+        BOOST_TEST_REQUIRE((share == 0 || slots[l] <= share));
         one_more += layouts[l].stride_bytes + SlotDirectory::kBytesPerSlot +
                     EvictionPolicy::kBytesPerSlotMax;
       }
@@ -97,6 +102,46 @@ BOOST_AUTO_TEST_CASE(a_larger_index_never_means_more_slots) {
     before = slots;
   }
   BOOST_TEST((before == std::vector<uint32_t>{1, 1}));  // the index alone is over the budget
+}
+
+BOOST_AUTO_TEST_CASE(a_share_is_slots_for_that_part_of_the_rows_rounded_up) {
+  const auto slots = [](uint64_t rows, double share) {
+    return share_slots({.rows = rows, .share = share});
+  };
+  BOOST_TEST(slots(1000, 0) == 0u);
+  BOOST_TEST(slots(1000, 0.25) == 250u);
+  BOOST_TEST(slots(1000, 0.2501) == 251u);
+  BOOST_TEST(slots(1000, 1e-9) == 1u);
+  BOOST_TEST(slots(1000, 1) == 1000u);
+  BOOST_TEST(slots(999'999'937, 1) == 999'999'937u);
+  BOOST_TEST(slots(0, 0.5) == 1u);
+}
+
+BOOST_AUTO_TEST_CASE(shares_keep_their_slots_and_the_rest_is_divided) {
+  const std::vector<LayoutDemand> layouts = {
+      {1000, 16}, {100, 16, 0, 1.0}, {500, 32}, {40, 8, 0, 0.25}};
+  // 100 rows of 16 bytes and 10 of 8 are kept; a tenth of the other rows is 100 of 16, 50 of 32.
+  const uint64_t budget = 100 * 16 + 10 * 8 + 100 * 16 + 50 * 32;
+  BOOST_TEST((slots_within(layouts, budget, 0) == std::vector<uint32_t>{100, 100, 50, 10}));
+  BOOST_TEST((slots_within(layouts, budget * 2, 0)[1] == 100u));
+  BOOST_TEST((slots_within(layouts, budget * 2, 0)[3] == 10u));
+  BOOST_TEST((slots_within(layouts, 1 << 20, 0) == std::vector<uint32_t>{1000, 100, 500, 10}));
+}
+
+// As an index grows: first the other layouts lose all but a slot, then all shares shrink alike.
+BOOST_AUTO_TEST_CASE(shares_shrink_last) {
+  const std::vector<LayoutDemand> layouts = {{1000, 16}, {100, 16, 0, 1.0}, {40, 8, 0, 0.5}};
+  const uint64_t least = 16 + 100 * 16 + 20 * 8;
+  BOOST_TEST((slots_within(layouts, least, 0) == std::vector<uint32_t>{1, 100, 20}));
+  BOOST_TEST((slots_within(layouts, least + 15, 0) == std::vector<uint32_t>{1, 100, 20}));
+  const auto half = slots_within(layouts, 16 + 50 * 16 + 10 * 8, 0);
+  BOOST_TEST((half == std::vector<uint32_t>{1, 50, 10}));
+  BOOST_TEST((slots_within(layouts, 1, 0) == std::vector<uint32_t>{1, 1, 1}));
+}
+
+BOOST_AUTO_TEST_CASE(the_device_is_divided_without_regard_to_shares) {
+  const std::vector<LayoutDemand> layouts = {{1000, 16}, {100, 16, 0, 1.0}, {40, 16, 0, 0.1}};
+  BOOST_TEST((hbm_slots_within(layouts, 114 * 16) == std::vector<uint32_t>{100, 10, 4}));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

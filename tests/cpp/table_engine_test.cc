@@ -94,9 +94,7 @@ class Lab {
 
   void open() {
     config_.dram_bytes = 1 + random_.below(all_rows_bytes(config_) * 5 / 4);
-    auto engine = Engine::create(config_);
-    check_ok(engine.status());
-    engine_ = engine.take();
+    engine_ = make_with_shares<Engine>(random_, config_);
     config_.ssd_resume = true;
   }
 

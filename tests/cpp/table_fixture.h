@@ -203,6 +203,20 @@ inline EngineConfig random_config(Random& random, OptimizerKind optimizer) {
   return config;
 }
 
+// Any shares of dram, those of a store that is resumed too; none if the budget cannot hold them.
+template <class Thing>
+std::unique_ptr<Thing> make_with_shares(Random& random, EngineConfig& config) {
+  for (TableConfig& table : config.tables)
+    table.dram_share = random.one_in(3) ? 1.0 / static_cast<double>(1 + random.below(20)) : 0;
+  auto made = Thing::create(config);
+  if (made.status().code() == StatusCode::kBudgetExceeded) {
+    for (TableConfig& table : config.tables) table.dram_share = 0;
+    made = Thing::create(config);
+  }
+  check_ok(made.status());
+  return made.take();
+}
+
 inline uint64_t all_rows_bytes(const EngineConfig& config) {
   uint64_t bytes = 0;
   for (const TableConfig& table : config.tables)

@@ -118,6 +118,86 @@ BOOST_AUTO_TEST_CASE(a_hit_in_the_last_slot_does_not_refuse_a_batch_that_fits) {
   bench.pass({ids_of(0, {id}), ids_from(1, 0, 8)});  // 8 + 192 of 208 bytes
 }
 
+TableConfig with_share(TableConfig table, double share) {
+  table.dram_share = share;
+  return table;
+}
+
+BOOST_AUTO_TEST_CASE(a_share_is_not_evicted_by_tables_of_its_row_layout) {
+  Bench bench({make_table("a", 1000, 4), with_share(make_table("b", 10, 4), 1)}, 20 * 16);
+  BOOST_TEST((bench.tier(0).layout == bench.tier(1).layout));
+  BOOST_TEST(bench.tier(0).directory.limit() == 10u);
+  BOOST_TEST(bench.tier(1).directory.limit() == 10u);
+  bench.pass({ids_from(1, 0, 10)});
+  for (int64_t first = 0; first < 1000; first += 10) bench.pass({ids_from(0, first, 10)});
+  BOOST_TEST(bench.tier(1).directory.used() == 10u);
+  BOOST_TEST(bench.mover->stats().fills_initialised == 1010u);
+  bench.pass({ids_from(1, 0, 10), ids_from(0, 990, 10)});
+  BOOST_TEST(bench.planner->stats().plans_revoked == 0u);
+  BOOST_TEST(bench.mover->stats().fills_initialised == 1010u);
+}
+
+// Plans that are not at work lose their slots before a share does; a batch that may not take those
+// is refused.
+BOOST_AUTO_TEST_CASE(a_share_gives_way_last) {
+  Bench bench({make_table("a", 1000, 4), with_share(make_table("b", 10, 4), 1)}, 20 * 16);
+  bench.pass({ids_from(1, 0, 10)});
+  Plan first;
+  check_ok(bench.plan({ids_from(0, 0, 6)}, first));
+  bench.planner->wait(first);
+  Plan ahead;
+  const std::vector<Feature> next = {ids_from(0, 20, 6)};
+  BOOST_TEST(
+      (bench.planner->plan(inputs_of(next), true, ahead, bench.threads, Planner::Pressure::kRefuse)
+           .code() == StatusCode::kBudgetExceeded));
+  BOOST_TEST((first.state == Plan::State::kWaiting));
+  bench.pass(next);
+  BOOST_TEST((first.state == Plan::State::kRevoked));
+  BOOST_TEST(bench.tier(1).directory.used() == 10u);
+  const std::vector<Feature> large = {ids_from(0, 40, 15)};
+  Plan too_large;
+  BOOST_TEST(
+      (bench.planner
+           ->plan(inputs_of(large), true, too_large, bench.threads, Planner::Pressure::kRefuse)
+           .code() == StatusCode::kBudgetExceeded));
+  BOOST_TEST(bench.tier(1).directory.used() == 10u);
+  bench.pass(large);
+  BOOST_TEST(bench.tier(1).directory.limit() <= 5u);
+  bench.pass({ids_from(1, 0, 10), ids_from(0, 0, 10)});  // the whole budget
+  BOOST_TEST(bench.tier(1).directory.limit() == 10u);
+  bench.planner->release(first);
+}
+
+BOOST_AUTO_TEST_CASE(a_row_beside_a_plan_at_work_may_take_a_slot_of_a_share) {
+  Bench bench({make_table("a", 1000, 4), with_share(make_table("b", 10, 4), 1)}, 20 * 16);
+  bench.pass({ids_from(1, 0, 10)});
+  Plan at_work;
+  check_ok(bench.plan({ids_from(0, 0, 10)}, at_work));
+  check_ok(bench.planner->make_way(TableId(0)));
+  BOOST_TEST(bench.tier(0).directory.limit() == 11u);
+  BOOST_TEST(bench.tier(1).directory.limit() < 10u);
+  check_invariants(*bench.tiers);
+  bench.planner->release(at_work);
+}
+
+BOOST_AUTO_TEST_CASE(a_batch_may_need_more_of_a_table_than_its_share) {
+  Bench bench({make_table("a", 100, 4), with_share(make_table("b", 100, 4), 0.05),
+               with_share(make_table("c", 10, 4), 1)},
+              25 * 16);
+  BOOST_TEST(bench.tier(1).directory.limit() == 5u);
+  bench.pass({ids_from(2, 0, 10), ids_from(0, 0, 10)});
+  bench.pass({ids_from(1, 0, 14)});  // nine of a's
+  BOOST_TEST(bench.tier(1).directory.limit() == 14u);
+  BOOST_TEST(bench.tier(2).directory.used() == 10u);
+  bench.pass({ids_from(0, 0, 10)});  // and back
+  BOOST_TEST(bench.tier(1).directory.limit() == 5u);
+  BOOST_TEST(bench.tier(2).directory.used() == 10u);
+  bench.pass({ids_from(1, 20, 23)});  // c's, too
+  BOOST_TEST(bench.tier(2).directory.limit() == 1u);
+  Plan plan;
+  BOOST_TEST((bench.plan({ids_from(1, 0, 24)}, plan).code() == StatusCode::kBudgetExceeded));
+}
+
 BOOST_AUTO_TEST_CASE(a_layout_without_rows_does_not_stop_the_others) {
   Bench bench({make_table("none", 0, 3), make_table("a", 15, 2), make_table("b", 5, 6)}, 120);
   bench.pass({ids_of(0, {}), ids_from(1, 0, 12)});
