@@ -99,13 +99,15 @@ def test_with_an_hbm_tier(tmp_path: Path) -> None:
 
 def test_several_tables_keep_their_names(tmp_path: Path) -> None:
     tables = [te.Table("never", 100, 8), te.Table("a", ROWS, DIM), te.Table("b", 5, DIM)]
+    tables.append(te.Table("own", 50, DIM, dram_share=0.5))
     tiers = te.Tiers(dram="1MiB", ssd=tmp_path / "store")
     with te.TieredEmbeddingCollection(tables, tiers=tiers) as coll:
         for ids in batches(60):
             coll({"a": ids, "b": ids % 5})
         advice = coll.stats().recommend(layers_ms=1, machine=HERE)
     pools = {pool.tables: pool for pool in advice.model.pools}
-    assert set(pools) == {("never",), ("a", "b")}
+    assert set(pools) == {("never",), ("a", "b"), ("own",)}
+    assert (pools[("own",)].share, pools[("a", "b")].share) == (0.5, None)
     assert pools[("never",)].unique_rows == 0
 
 

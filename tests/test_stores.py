@@ -52,7 +52,7 @@ def assert_same_tables(a: te.TieredEmbedding, b: te.TieredEmbedding) -> None:
 def test_export_and_import(
     tmp_path: Path, suffix: str, dtype: torch.dtype, optimizer: Any, monkeypatch: Any
 ) -> None:
-    monkeypatch.setattr("tiered_emb.engine._KNOWN_CHUNK_ROWS", 700)  # several pieces
+    monkeypatch.setattr("tiered_emb.engine_arguments._KNOWN_CHUNK_ROWS", 700)  # several pieces
     monkeypatch.setattr("tiered_emb.table_files._CHUNK_ROWS", 500)
     bag = trained(tmp_path, optimizer, dtype)
     file = tmp_path / f"rows{suffix}"

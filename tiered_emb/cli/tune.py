@@ -242,7 +242,8 @@ def text_of(report: Mapping[str, Any]) -> str:
     if best["dram_bytes"] is not None and best["slots"] > report["trace"]["rows_seen"]:
         told.append(
             f"Dram holds more rows than the trace has, {report['trace']['rows_seen']:,.0f}: what "
-            "misses it then are first lookups. A longer trace would tell more."
+            "misses it then are first lookups, whose rows are taken to be there as often as any. A "
+            "longer trace would tell more."
         )
     if report["is_projection"]:
         told.append("A projection: the device's figures are those of its data sheet.")

@@ -70,7 +70,9 @@ class Pool:
         dim: their columns.
         weight_bytes, row_bytes: of a row, without and with its optimizer state.
         lookups, unique_rows: a step.
-        curves: misses, by batches that are known ahead.
+        curves: misses, by batches that are known ahead, of a cache that begins empty.
+        first_misses: a step, lookups of rows that the trace had not had before.
+        rows_seen: that it had had by then, on average.
         share: of its rows that have slots; None: as the others.
     """
 
@@ -82,6 +84,8 @@ class Pool:
     lookups: float
     unique_rows: float
     curves: Mapping[int, MissCurve]
+    first_misses: float = 0.0
+    rows_seen: float = 0.0
     share: float | None = None
 
     @property
@@ -91,11 +95,14 @@ class Pool:
 
     def misses(self, slots: float, window: int) -> float:
         """Rows a step that so many slots have not: of none all, and straight from there to the
-        curve's first size."""
+        curve's first size. Slots beyond the rows that the trace has had hold others, any of the
+        rest as likely, so that a part of the first lookups hits."""
         if slots >= self.rows:
             return 0.0
         curve = self.curves[window]
         missing = min(curve.at(slots) * self.lookups, self.unique_rows)
+        of_before = max(0.0, slots - self.rows_seen) / max(self.rows - self.rows_seen, 1.0)
+        missing = max(0.0, missing - self.first_misses * of_before)
         below_first = max(0.0, 1 - slots / float(curve.rows[0]))
         return missing + (self.unique_rows - missing) * below_first
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,6 +25,7 @@ class Load:
         layers_s: seconds of a step that are not lookups and updates.
         batch_size: samples of a step; None: not known.
         repeats: lookups for each of those that the samples have.
+        shares: of their rows that tables have slots of their own for (`te.Table(dram_share=)`).
     """
 
     rows: RowFormat
@@ -32,6 +33,7 @@ class Load:
     layers_s: float = 0.0
     batch_size: int | None = None
     repeats: float = 1.0
+    shares: Mapping[str, float] = field(default_factory=dict)
 
 
 def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> Model:
@@ -43,11 +45,15 @@ def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> 
     Raises:
         DataError: a table's dim is not known.
     """
+    pools = []
+    for dim, tables in dims_of(pyramid.tables, load.dim).items():
+        together = [name for name in tables if name not in load.shares]
+        alone = [[name] for name in tables if name in load.shares]
+        for names in [together, *alone] if together else alone:
+            pool = pool_of(pyramid, names, dim, load.rows, windows)
+            pools.append(replace(pool, share=load.shares.get(names[0])))
     return Model(
-        pools=[
-            pool_of(pyramid, tables, dim, load.rows, windows)
-            for dim, tables in dims_of(pyramid.tables, load.dim).items()
-        ],
+        pools=pools,
         largest_batch=pyramid.rows_of_a_batch()[1],
         trains=load.rows.optimizer is not None,
         layers_s=load.layers_s,
@@ -69,9 +75,11 @@ def pool_of(
     part = pyramid.of_tables([names.index(name) for name in tables])
     weight_bytes, row_bytes = row_format.bytes_of(dim)
     if part.lookups.sum() == 0:  # they only take room
+        first_misses, rows_seen = 0.0, 0.0
         curves = dict.fromkeys(windows, MissCurve(np.ones(1), np.zeros(1), np.zeros(1)))
     else:
         sizes = sizes_of(part)
+        first_misses, rows_seen = _first_lookups(part)
         curves = {
             window: policy_curve(part, sizes, window=window, with_error=with_error)
             for window in windows
@@ -85,7 +93,17 @@ def pool_of(
         lookups=part.lookups_a_batch,
         unique_rows=part.rows_of_a_batch()[0],
         curves=curves,
+        first_misses=first_misses,
+        rows_seen=rows_seen,
     )
+
+
+def _first_lookups(pyramid: Pyramid) -> tuple[float, float]:
+    """Lookups of a step that are the first of their row, and rows that had come by then."""
+    whole = pyramid.whole
+    warm, every = whole.warm_rows, len(whole.table_of)
+    steps = max(1, whole.batches - whole.warm_up)
+    return (every - warm) / whole.rate / steps, (warm + every) / 2 / whole.rate
 
 
 def with_format(model: Model, rows: RowFormat) -> Model:

@@ -63,6 +63,7 @@ def recommend(
         rows=RowFormat(_OPTIMIZERS.get(kind), _dtype_of(engine)),
         layers_s=_layers_s(engine, machine) if layers_ms is None else layers_ms / 1e3,
         repeats=max(1.0, stats.lookups / max(stats.unique_rows, 1)),
+        shares={t.name: t.dram_share for t in engine.tables if t.dram_share is not None},
     )
     return advise(pyramid, load, machine, bounds, Wish())
 

@@ -20,7 +20,7 @@ from tiered_emb.tuner.cost import Model, Outlook, Sizes, dram_for_all, outlook
 
 GIB = float(1 << 30)
 TIERS = ("hbm", "dram", "ssd")
-WITHIN = 0.02
+WITHIN = 0.01
 """Of the fastest step that may be had, the smallest tiers within this are recommended."""
 _DRAM_STEP, _HBM_STEP = 1.08, 1.25
 _DRAM_POINTS_MAX, _HBM_POINTS_MAX = 64, 16
