@@ -156,7 +156,8 @@ test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behavio
 # Where threads meet: the rest would take ten times longer than it does without, and so would a long
 # test of one thread.
 THREADED_TESTS := base_test;io_contract_test;limits_test;log_store_test;log_indexes_test;$\
-  log_read_test;table_store_test;table_stress_test;table_prefetch_test;table_failing_test;table_hbm_test
+  log_read_test;table_store_test;table_stress_test;table_prefetch_test;table_failing_test;table_hbm_test;$\
+  table_resize_test
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
 	$(call build_cpp_tests,build/tsan,\
 	  $(SANITIZER_BUILD) -DTE_SANITIZE=thread '-DTE_TEST_FILES=$(THREADED_TESTS)')

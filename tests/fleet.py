@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -102,7 +103,14 @@ class Reopen:
     clean: bool
 
 
-Op = Lookup | BackwardKept | DropKept | Step | ZeroGrad | SetLr | Write | Flush | Reopen
+@dataclass(frozen=True)
+class Resize:
+    """`resize()` of each engine, to a part of all rows drawn for it."""
+
+    seed: int
+
+
+Op = Lookup | BackwardKept | DropKept | Step | ZeroGrad | SetLr | Write | Flush | Reopen | Resize
 
 
 def make_batch(case: Case, spec: Input, generator: torch.Generator) -> Batch:
@@ -306,6 +314,11 @@ class Fleet:
             replica.any_table().flush()
         self._take_snapshot()
 
+    def _resize(self, op: Resize) -> None:
+        rng = random.Random(op.seed)
+        for replica in self.replicas:
+            replica.resize(rng.choice([0.0, 0.05, 0.3, 0.7, 1.5]))
+
     def _reopen(self, op: Reopen) -> None:
         self.kept.clear()
         if op.clean:
@@ -396,8 +409,8 @@ class Fleet:
             assert stats.lookup_hits <= stats.lookups
             assert stats.missing_rows <= stats.unique_rows
             assert stats.dirty_rows <= stats.resident_rows <= stats.slots <= stats.total_rows
-            dram = replica.config.tiers(self.case, replica.path, False).dram
-            assert dram is None or stats.dram_bytes <= dram
+            dram = replica.dram
+            assert dram is None or stats.dram_resizing or stats.dram_bytes <= dram
             assert dram is not None or replica.config.ssd or stats.ssd_blocks_read == 0
         assert len(lookups) <= 1, lookups
 

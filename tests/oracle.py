@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -383,6 +384,7 @@ class Replica:
         case = self.case
         self.optimizer = OPTIMIZERS[case.optimizer](case.fused)
         tiers = self.config.tiers(case, self.path, resume)
+        self.dram = tiers.dram
         common = {"tiers": tiers, "optimizer": self.optimizer, "seed": case.seed}
         self.use_threads()
         if case.kind == "collection":
@@ -443,6 +445,28 @@ class Replica:
 
     def any_table(self) -> te.TieredEmbedding | te.TieredEmbeddingCollection:
         return self.module[0] if self.case.kind == "views" else self.module
+
+    def resize(self, part: float) -> None:
+        """To a part of all rows, or what the largest batch needs; refused if that is too small."""
+        if not self.config.ssd:
+            with pytest.raises(ValueError, match="without an ssd tier"):
+                self.any_table().resize(1 << 30)
+            return
+        alignment = 4 if self.config.hbm is None else 16
+        least = self.case.batch_bytes(alignment)
+        dram = max(least, min(int(self.case.all_bytes(alignment) * part), 1 << 20))
+        before = self.any_table().stats()
+        try:
+            self.any_table().resize(dram)
+            self.dram = dram
+        except ValueError as error:
+            if "is too small" not in str(error):
+                raise
+            after = self.any_table().stats()
+            assert after.dram_target_bytes == before.dram_target_bytes
+            assert after.slots == before.slots
+        else:
+            assert self.any_table().tiers.dram == dram
 
     def waiting_gradients(self) -> list[Tensor | None]:
         """`.grad` of each table's parameter, with fused=False."""

@@ -20,6 +20,7 @@ from fleet import (
     Lookup,
     Op,
     Reopen,
+    Resize,
     SetLr,
     Step,
     Write,
@@ -122,6 +123,7 @@ def programs(
         st.builds(BackwardKept, SEEDS) | st.just(DropKept()),
         st.just(Flush()) | st.builds(Reopen, st.booleans()),
         st.sampled_from([0.3, 0.01]).map(SetLr),
+        st.builds(Resize, SEEDS),
     ]
     if not fused:
         choices += [st.sampled_from([Step(), Step(), ZeroGrad()])] * 2
@@ -206,7 +208,7 @@ def random_lookup(rng: random.Random, case: Case) -> Lookup:
 
 
 def random_op(rng: random.Random, case: Case) -> Op:
-    kind = rng.choices(range(8), [12, 2, 1, 1, 1, 1, 0 if case.fused else 3, 0.5])[0]
+    kind = rng.choices(range(9), [12, 2, 1, 1, 1, 1, 0 if case.fused else 3, 0.5, 1.5])[0]
     seed = rng.randrange(2**32)
     what = "both" if STATES[case.optimizer] and rng.random() < 0.5 else "weight"
     return (
@@ -218,6 +220,7 @@ def random_op(rng: random.Random, case: Case) -> Op:
         SetLr(rng.choice([0.1, 0.02])),
         rng.choice([Step(), Step(), ZeroGrad()]),
         DropKept(),
+        Resize(seed),
     )[kind]
 
 

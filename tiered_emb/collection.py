@@ -16,7 +16,7 @@ from tiered_emb.init import Initializer
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
 from tiered_emb.table_spec import TableSpec, check_device, default_dtype, default_init
-from tiered_emb.tiers import Tiers, format_bytes
+from tiered_emb.tiers import Size, Tiers, format_bytes
 
 
 @dataclass(frozen=True)
@@ -206,6 +206,15 @@ class TieredEmbeddingCollection(nn.Module):
     def to_dense(self, name: str) -> torch.Tensor:
         """All weights of a table; `ValueError` naming the bytes if memory is short."""
         return self._engine.to_dense(self._lookup_of(name).table)
+
+    @property
+    def tiers(self) -> Tiers:
+        """Budgets of all tables together, with the dram of the last `resize`."""
+        return self._engine.tiers
+
+    def resize(self, dram: Size) -> None:
+        """Gives all tables together another dram budget; see `TieredEmbedding.resize`."""
+        self._engine.resize(dram)
 
     def stats(self) -> Stats:
         """Counters over all tables."""

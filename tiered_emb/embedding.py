@@ -14,7 +14,7 @@ from tiered_emb.init import Initializer
 from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
 from tiered_emb.table_spec import TableSpec, check_device, default_dtype, default_init
-from tiered_emb.tiers import Tiers, format_bytes
+from tiered_emb.tiers import Size, Tiers, format_bytes
 
 
 def _padding(num_embeddings: int, padding_idx: int | None) -> int | None:
@@ -292,6 +292,41 @@ class TieredEmbedding(nn.Module):
         Raises `ValueError` naming the bytes if memory is short.
         """
         return self._engine.to_dense(self._table)
+
+    @property
+    def tiers(self) -> Tiers:
+        """Budgets of the engine, with the dram of the last `resize`."""
+        return self._engine.tiers
+
+    def resize(self, dram: Size) -> None:
+        """Gives the engine (all its tables) another dram budget, also in the middle of training.
+
+        Returns at once. A larger budget can be used at once. For a smaller one rows leave as the
+        batches come, some thousand rows or 4 MiB with each, those that have changed to the ssd;
+        their memory goes back to the system. Results are the same bits as without, and with any
+        other budget. May be called again before it is done: `stats()` says how far it is
+        (`dram_bytes`, `dram_target_bytes`, `dram_resizing`). `tiers` has the new size at once, and
+        so does what comes later with it, as `te.load`; a store that is opened again takes the size
+        of the `te.Tiers` it is opened with.
+
+        Args:
+            dram: bytes, or ``"8GiB"``, as in `te.Tiers`.
+
+        Raises:
+            ValueError: no number of bytes; the table has no ssd tier, or is closed; less than what
+                batches in flight and the engine itself need now, naming those bytes; more rows than
+                this machine's memory holds. Nothing has changed then.
+            TypeError: not a size.
+
+        >>> import tempfile
+        >>> tiers = Tiers(dram="1MiB", ssd=tempfile.mkdtemp())
+        >>> bag = TieredEmbedding(100_000, 16, tiers=tiers)
+        >>> bag.resize("2MiB")
+        >>> bag.stats().slots
+        32768
+        >>> bag.close()
+        """
+        self._engine.resize(dram)
 
     def stats(self) -> Stats:
         """Counters of the engine (all its tables)."""

@@ -14,6 +14,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,7 @@ from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
 from tiered_emb.store_swap import StoreSwap
 from tiered_emb.table_spec import TableSpec
-from tiered_emb.tiers import HBM, SSD, Tiers, format_bytes
+from tiered_emb.tiers import HBM, SSD, Size, Tiers, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from tiered_emb.device.tier import HbmTier
@@ -334,10 +335,7 @@ class TableEngine:
         weight: torch.Tensor | None,
         state: dict[str, torch.Tensor] | None,
     ) -> None:
-        """Replaces weights [n, dim] and state; None keeps what is there.
-
-        The last of duplicate ids wins.
-        """
+        """Replaces weights [n, dim] and state, None keeps them; the last of duplicate ids wins."""
         spec = self.tables[table]
         index = row_ids(spec, ids)
         if weight is not None:
@@ -367,10 +365,7 @@ class TableEngine:
             raise IdOutOfRangeError(*error.args) from None
 
     def to_dense(self, table: int) -> torch.Tensor:
-        """All weights of a table, [num_embeddings, dim].
-
-        Raises `ValueError` if they exceed free memory.
-        """
+        """All weights of a table, [num_embeddings, dim]; `ValueError` where memory is short."""
         spec = self.tables[table]
         needed = spec.num_embeddings * spec.embedding_dim * spec.dtype.itemsize
         available = available_bytes()
@@ -443,6 +438,13 @@ class TableEngine:
             continues,
             applied.data_ptr(),
         )
+
+    def resize(self, dram: Size) -> None:
+        """Another dram budget from now on; see `TieredEmbedding.resize`."""
+        size = parse_bytes(dram)
+        with nullcontext() if self._tier is None else self._tier.lock:
+            self._core.resize(size)
+            self.tiers = replace(self.tiers, dram=size)
 
     def stats(self) -> Stats:
         """Counters; those at the time of closing once closed."""

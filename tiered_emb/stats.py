@@ -60,6 +60,10 @@ class Stats:
     """All rows with their optimizer state, wherever they are."""
     dram_bytes: int
     """What the budget is charged at present, with every slot in use."""
+    dram_target_bytes: int
+    """The budget: of `te.Tiers`, or of the last `resize`; 0: as much as all rows take."""
+    dram_resizing: bool
+    """Whether the batches to come still bring the tables to that size."""
     index_bytes: int
     """Location words at present; part of `dram_bytes`."""
     lookahead_bytes: int
@@ -192,10 +196,14 @@ class Stats:
         return {**asdict(self), **ratios}
 
     def __str__(self) -> str:
+        target = (
+            f" on the way to {format_bytes(self.dram_target_bytes)}" if self.dram_resizing else ""
+        )
         hbm = f"hbm {self.hbm_rows:,} of {self.hbm_slots:,} slots; " if self.hbm_slots else ""
         return (
             f"{self.lookups:,} lookups in {self.steps:,} steps, {self.hit_ratio:.1%} hits; "
             f"{hbm}dram {self.resident_rows:,} of {self.slots:,} slots "
-            f"({format_bytes(self.dram_bytes)}); ssd read {format_bytes(self.ssd_read_bytes)}, "
+            f"({format_bytes(self.dram_bytes)}{target}); "
+            f"ssd read {format_bytes(self.ssd_read_bytes)}, "
             f"written {format_bytes(self.ssd_written_bytes)}"
         )

@@ -18,6 +18,11 @@ size_t page_bytes() {
   return bytes;
 }
 
+void* reserve(size_t bytes) {
+  return mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+              -1, 0);
+}
+
 }  // namespace
 
 AlignedBuffer::AlignedBuffer(size_t bytes) : bytes_(bytes) {
@@ -32,12 +37,17 @@ AlignedBuffer::~AlignedBuffer() { std::free(data_); }
 
 ReservedMemory::ReservedMemory(size_t bytes) : bytes_(bytes) {
   if (bytes == 0) return;
-  void* p = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
-                 MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  void* p = reserve(bytes);
   TE_CHECK(p != MAP_FAILED);
   data_ = static_cast<std::byte*>(p);
   // Random rows in small pages cost a TLB miss each. A refusal changes nothing but time.
   if (bytes >= kHugePageWorthBytes) (void)madvise(p, bytes, MADV_HUGEPAGE);
+}
+
+bool ReservedMemory::can_reserve(size_t bytes) {
+  if (bytes == 0) return true;
+  void* p = reserve(bytes);
+  return p != MAP_FAILED && munmap(p, bytes) == 0;
 }
 
 ReservedMemory::~ReservedMemory() {

@@ -47,6 +47,8 @@ class ReservedMemory {
     swap(other);
     return *this;
   }
+  // Whether so much address space can be had at present.
+  static bool can_reserve(size_t bytes);
   std::byte* data() const { return data_; }
   size_t bytes() const { return bytes_; }
   // Gives the whole pages inside [begin, end) back to the system; they read as zero afterwards.

@@ -51,6 +51,12 @@ nb::tuple newer_copies(const OwnedEngine& engine, uint16_t layout) {
   return to_tuple(copies);
 }
 
+nb::tuple stranded_copies(const OwnedEngine& engine, uint16_t layout, size_t rows) {
+  Engine::Copies copies;
+  run([&] { return engine->stranded_copies(LayoutId(layout), rows, copies); });
+  return to_tuple(copies);
+}
+
 nb::tuple copies_of(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
                     bool only_newer) {
   Engine::Copies copies;
@@ -189,6 +195,9 @@ void add_hbm_functions(nb::class_<OwnedEngine>& engine, nb::module_& m) {
       .def("scatter", &scatter)
       .def("settle", &settle)
       .def("drop_unused", [](const OwnedEngine& self) { run([&] { return self->drop_unused(); }); })
+      .def("stranded_copies", &stranded_copies)
+      .def("drop_stranded",
+           [](const OwnedEngine& self) { run([&] { return self->drop_stranded(); }); })
       .def("hbm_layout", &hbm_layout)
       .def("in_dram", [](const OwnedEngine&, PlanHandle& handle) { return in_dram(handle); })
       .def("image", &image)

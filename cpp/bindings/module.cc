@@ -209,6 +209,24 @@ void unique_rows(PlanHandle& handle, size_t feature_index, uintptr_t out) {
   }
 }
 
+void resize(const OwnedEngine& engine, uint64_t dram_bytes) {
+  run([&] { return engine->resize(dram_bytes); });
+}
+
+bool is_resizing(const OwnedEngine& engine) {
+  const WithoutGil without_gil;
+  return engine->is_resizing();
+}
+
+void add_dram_stats(nb::dict& d, const EngineStats& s) {
+  d["slots"] = s.slots;
+  d["resident_rows"] = s.resident_rows;
+  d["dirty_rows"] = s.dirty_rows;
+  d["dram_bytes"] = s.dram_bytes;
+  d["dram_target_bytes"] = s.dram_target_bytes;
+  d["dram_resizing"] = s.is_resizing;
+}
+
 nb::dict stats(const OwnedEngine& engine) {
   EngineStats s;
   {
@@ -235,12 +253,9 @@ nb::dict stats(const OwnedEngine& engine) {
   d["hbm_rows"] = s.hbm_rows;
   d["hbm_dirty_rows"] = s.hbm_dirty_rows;
   d["pinned_bytes"] = s.pinned_bytes;
-  d["slots"] = s.slots;
-  d["resident_rows"] = s.resident_rows;
-  d["dirty_rows"] = s.dirty_rows;
+  add_dram_stats(d, s);
   d["total_rows"] = s.rows_total;
   d["total_row_bytes"] = s.row_bytes_total;
-  d["dram_bytes"] = s.dram_bytes;
   d["index_bytes"] = s.index_bytes;
   d["lookahead_bytes"] = s.lookahead_bytes;
   d["ssd_rows_read"] = s.log.rows_read;
@@ -423,6 +438,8 @@ NB_MODULE(_core, m) {
       .def("read_rows", &read_rows)
       .def("write_rows", &write_rows)
       .def("apply_gradients", &apply_gradients)
+      .def("resize", &resize)
+      .def_prop_ro("is_resizing", &is_resizing)
       .def("flush", [](const OwnedEngine& engine) { run([&] { return engine->flush(); }); })
       .def("begin_save",
            [](const OwnedEngine& engine, const std::string& path) {

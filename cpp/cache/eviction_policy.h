@@ -53,8 +53,15 @@ class EvictionPolicy {
   virtual void evicted(std::span<const SlotIndex> slots) = 0;
   // Forgets all candidates; the caller parks them anew.
   virtual void clear() = 0;
-  // The arena may now use `limit` slots.
+  // The arena may now use `limit` slots. Where that is much less than before, `tidy` first: else
+  // the next park drops all that is stale at once.
   virtual void set_limit(uint32_t limit) = 0;
+  // Looks at some candidates, and drops those that are stale; it goes on at the next call. True
+  // when it has come to the end.
+  virtual bool tidy(size_t candidates) = 0;
+  // Gives memory back that a lower limit does not need: what there is about slots [begin, end),
+  // none of which holds a row, and a few MiB besides. True if nothing besides was left.
+  virtual bool give_back(uint32_t begin, uint32_t end) = 0;
 
   // Upper bound of the memory a policy takes, for the budget; besides, 1 KiB for each batch that is
   // expected to use a parked row.

@@ -64,6 +64,29 @@ class LookaheadPolicy final : public EvictionPolicy {
     profile_.set_limit(limit);
   }
 
+  bool tidy(size_t candidates) override {
+    for (; tidy_ < levels_.size() + batches_.size(); ++tidy_) {
+      const size_t place = tidy_ - levels_.size();  // of the ring
+      const auto next = static_cast<uint32_t>(finished_ + 1);
+      const bool is_level = tidy_ < levels_.size();
+      const uint32_t batch =
+          is_level ? 0 : next + static_cast<uint32_t>((place - next) & (batches_.size() - 1));
+      ParkQueue& queue = is_level ? levels_[tidy_] : batches_[place];
+      entries_ -= queue.size();
+      const bool is_done = queue.compact_some(
+          candidates, [&](ParkedSlot entry) { return is_current(entry, batch); });
+      entries_ += queue.size();
+      if (!is_done) return false;
+    }
+    tidy_ = 0;
+    return true;
+  }
+
+  bool give_back(uint32_t begin, uint32_t end) override {
+    expected_memory_.discard(begin * sizeof(uint32_t), end * sizeof(uint32_t));
+    return chunks_.give_memory_back();
+  }
+
   void clear() override {
     for (ParkQueue& queue : levels_) queue.clear();
     for (ParkQueue& queue : batches_) queue.clear();
@@ -339,6 +362,7 @@ class LookaheadPolicy final : public EvictionPolicy {
   uint32_t last_told_ = 0;       // the highest batch that a row was expected in
   uint32_t batch_ended_at_ = 0;  // mark
   double marks_a_batch_ = 0;     // average
+  size_t tidy_ = 0;              // the queue that is next: first those by level
   uint64_t entries_ = 0;         // of all queues
   uint64_t entries_max_ = 0;
   uint64_t aging_uses_ = 0;

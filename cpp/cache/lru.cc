@@ -22,6 +22,11 @@ class LruPolicy final : public EvictionPolicy {
     // Half of all entries may be stale; the chunk keeps tiny caches from compacting at every step.
     entries_max_ = uint64_t{limit} + limit / 2 + ParkChunk::kEntries;
   }
+  bool tidy(size_t candidates) override {
+    return queue_.compact_some(candidates,
+                               [&](ParkedSlot e) { return ParkQueue::is_current(directory_, e); });
+  }
+  bool give_back(uint32_t, uint32_t) override { return chunks_.give_memory_back(); }
 
   void park(std::span<const SlotIndex> slots) override {
     if (queue_.size() + slots.size() > entries_max_) {

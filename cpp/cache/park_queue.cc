@@ -1,22 +1,63 @@
 #include "cache/park_queue.h"
 
 namespace te {
+namespace {
+
+constexpr size_t kSlabsAtOnce = 16;
+
+}  // namespace
 
 ParkChunk* ParkChunkPool::take() {
-  if (free_ == nullptr) {
-    owned_.push_back(std::make_unique<ParkChunk>());
-    return owned_.back().get();
+  const uint32_t at = open_.empty() ? open_slab() : open_.back();
+  Slab& slab = slabs_[at];
+  ParkChunk* chunk = slab.free;
+  if (chunk != nullptr) {
+    slab.free = chunk->next;
+  } else {
+    chunk = reinterpret_cast<ParkChunk*>(slab.memory.data()) + slab.fresh++;
   }
-  ParkChunk* chunk = free_;
-  free_ = chunk->next;
+  if (++slab.used == kChunks) {
+    slab.is_listed = false;
+    open_.pop_back();
+  }
   chunk->first = chunk->last = 0;
+  chunk->slab = at;
   chunk->next = nullptr;
   return chunk;
 }
 
 void ParkChunkPool::give_back(ParkChunk* chunk) {
-  chunk->next = free_;
-  free_ = chunk;
+  Slab& slab = slabs_[chunk->slab];
+  chunk->next = slab.free;
+  slab.free = chunk;
+  --slab.used;
+  if (slab.is_listed) return;
+  slab.is_listed = true;
+  open_.push_back(chunk->slab);
+}
+
+// The place of one that was released, or a new one.
+uint32_t ParkChunkPool::open_slab() {
+  const auto gone = std::find_if(slabs_.begin(), slabs_.end(),
+                                 [](const Slab& slab) { return slab.memory.bytes() == 0; });
+  const auto at = static_cast<uint32_t>(gone - slabs_.begin());
+  if (gone == slabs_.end()) slabs_.emplace_back();
+  slabs_[at].memory = ReservedMemory(kChunks * sizeof(ParkChunk));
+  slabs_[at].is_listed = true;
+  open_.push_back(at);
+  return at;
+}
+
+bool ParkChunkPool::give_memory_back() {
+  size_t freed = 0;
+  for (size_t i = open_.size(); i-- > 0;) {
+    if (slabs_[open_[i]].used != 0) continue;
+    if (freed++ == kSlabsAtOnce) return false;
+    slabs_[open_[i]] = Slab();
+    open_[i] = open_.back();
+    open_.pop_back();
+  }
+  return true;
 }
 
 void ParkQueue::push(ParkedSlot entry) {
@@ -31,6 +72,7 @@ void ParkQueue::push(ParkedSlot entry) {
 
 void ParkQueue::drop_head() {
   ParkChunk* next = head_->next;
+  if (head_ == compacted_) compacted_ = nullptr;
   pool_->give_back(head_);
   head_ = next;
 }
@@ -64,7 +106,7 @@ void ParkQueue::append(ParkQueue& other) {
   (tail_ == nullptr ? head_ : tail_->next) = other.head_;
   tail_ = other.tail_;
   size_ += other.size_;
-  other.head_ = other.tail_ = nullptr;
+  other.head_ = other.tail_ = other.compacted_ = nullptr;
   other.size_ = 0;
 }
 

@@ -3,15 +3,18 @@
 // Parking is an append and a hit costs nothing: a slot that is used again carries a newer mark,
 // which makes its old entry stale, and stale entries are skipped when popped. Entries live in
 // chunks from a ParkChunkPool that queues of one policy share; whole queues can be joined in O(1).
-// When stale entries pile up the policy compacts its queues, at an amortised O(1) a park.
+// When stale entries pile up the policy compacts its queues, at an amortised O(1) a park; in small
+// portions ahead of that, where the cache is to shrink.
 // Thread-safety: none. Ownership: chunks belong to the pool; queues must be cleared before it goes.
 #pragma once
 
+#include <algorithm>
 #include <array>
+#include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <vector>
 
+#include "base/aligned_buffer.h"
 #include "base/types.h"
 #include "cache/slot_directory.h"
 
@@ -25,19 +28,34 @@ struct ParkedSlot {
 struct ParkChunk {
   static constexpr uint32_t kEntries = 126;
   std::array<ParkedSlot, kEntries> entries;
-  uint32_t first = 0;
-  uint32_t last = 0;  // entries in [first, last)
+  uint16_t first = 0;
+  uint16_t last = 0;  // entries in [first, last)
+  uint32_t slab = 0;  // of the pool
   ParkChunk* next = nullptr;
 };
+static_assert(sizeof(ParkChunk) == 1024);
 
+// Chunks by the MiB, which go back to the system one at a time when nothing is left in them.
 class ParkChunkPool {
  public:
   ParkChunk* take();
   void give_back(ParkChunk* chunk);
+  // Frees the memory of a few slabs without a chunk in use; true if there are no more.
+  bool give_memory_back();
 
  private:
-  std::vector<std::unique_ptr<ParkChunk>> owned_;
-  ParkChunk* free_ = nullptr;
+  static constexpr uint32_t kChunks = 1024;
+  struct Slab {
+    ReservedMemory memory;
+    uint32_t fresh = 0;  // chunks from here on were never taken
+    uint32_t used = 0;
+    bool is_listed = false;  // in open_
+    ParkChunk* free = nullptr;
+  };
+  uint32_t open_slab();
+
+  std::vector<Slab> slabs_;
+  std::vector<uint32_t> open_;  // slabs with chunks to give
 };
 
 class ParkQueue {
@@ -71,14 +89,31 @@ class ParkQueue {
   void compact(Keep keep) {
     compact(keep, [](SlotIndex) {});
   }
+  // The same to some `entries`, less those it has looked at, and goes on there at the next call;
+  // true at the end of the queue. Entries that are pushed meanwhile may be left out.
+  template <class Keep>
+  bool compact_some(size_t& entries, Keep keep) {
+    for (;;) {
+      ParkChunk* chunk = compacted_ == nullptr ? head_ : compacted_->next;
+      if (chunk == nullptr || chunk == tail_) {
+        compacted_ = nullptr;
+        return true;
+      }
+      if (entries == 0) return false;
+      entries -= std::min<size_t>(entries, chunk->last - chunk->first);
+      filter(*chunk, keep);
+    }
+  }
   // One that will be popped soon; null where none is known.
   const ParkedSlot* ahead() const {
     if (size_ == 0 || head_->first + kAhead >= head_->last) return nullptr;
     return &head_->entries[head_->first + kAhead];
   }
 
-  // Whether the entry still stands for its slot: same use, no pin.
+  // Whether the entry still stands for its slot: same use, no pin. What there was about slots
+  // beyond those in use may have gone back to the system.
   static bool is_current(const SlotDirectory& directory, ParkedSlot entry) {
+    if (entry.slot.value >= directory.ever_used()) return false;
     const Slot& slot = directory[entry.slot];
     return directory.mark(entry.slot) == entry.mark && slot.pins == 0 && !slot.row.is_none();
   }
@@ -87,10 +122,31 @@ class ParkQueue {
   static constexpr uint32_t kAhead = 12;
 
   void drop_head();
+  // The chunk behind compacted_: what is kept of it joins that one, if there is room.
+  template <class Keep>
+  void filter(ParkChunk& chunk, Keep keep) {
+    uint16_t end = chunk.first;
+    for (uint16_t i = chunk.first; i < chunk.last; ++i) {
+      if (keep(chunk.entries[i])) chunk.entries[end++] = chunk.entries[i];
+    }
+    size_ -= chunk.last - end;
+    chunk.last = end;
+    const uint32_t kept = end - chunk.first;
+    if (compacted_ == nullptr || compacted_->last + kept > ParkChunk::kEntries) {
+      compacted_ = &chunk;
+      return;
+    }
+    std::copy_n(chunk.entries.begin() + chunk.first, kept,
+                compacted_->entries.begin() + compacted_->last);
+    compacted_->last = static_cast<uint16_t>(compacted_->last + kept);
+    compacted_->next = chunk.next;
+    pool_->give_back(&chunk);
+  }
 
   ParkChunkPool* pool_;
   ParkChunk* head_ = nullptr;
   ParkChunk* tail_ = nullptr;
+  ParkChunk* compacted_ = nullptr;  // compact_some has come as far as this chunk
   uint64_t size_ = 0;
 };
 

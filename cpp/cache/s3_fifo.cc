@@ -101,6 +101,23 @@ class S3FifoPolicy final : public EvictionPolicy {
     departed_.set_rows(limit - limit / 10);
   }
 
+  bool tidy(size_t candidates) override {
+    const auto keep = [&](ParkedSlot entry) {
+      const bool keeps = is_current(entry);
+      if (!keeps) forget(entry);
+      return keeps;
+    };
+    if (!is_small_tidy_) is_small_tidy_ = small_.compact_some(candidates, keep);
+    if (!is_small_tidy_ || !main_.compact_some(candidates, keep)) return false;
+    is_small_tidy_ = false;
+    return true;
+  }
+
+  bool give_back(uint32_t begin, uint32_t end) override {
+    queued_memory_.discard(begin * sizeof(uint32_t), end * sizeof(uint32_t));
+    return chunks_.give_memory_back();
+  }
+
   void clear() override {
     for (ParkQueue* queue : {&small_, &main_}) {
       ParkedSlot entry;
@@ -170,6 +187,7 @@ class S3FifoPolicy final : public EvictionPolicy {
     return std::max(static_cast<uint32_t>(row.value + 1), uint32_t{1});
   }
   bool is_current(ParkedSlot entry) const {
+    if (entry.slot.value >= directory_.ever_used()) return false;
     const Slot& slot = directory_[entry.slot];
     return queued_[entry.slot.value] == entry.mark && !slot.row.is_none() &&
            tag_of(slot.row) == entry.mark;
@@ -199,6 +217,7 @@ class S3FifoPolicy final : public EvictionPolicy {
   DepartedRows departed_;
   uint64_t entries_max_ = 0;
   uint64_t small_rows_ = 1;
+  bool is_small_tidy_ = false;  // main_ is next
 };
 
 }  // namespace

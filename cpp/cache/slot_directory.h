@@ -18,7 +18,7 @@ namespace te {
 
 struct Slot {
   RowId row;              // none: the slot is free
-  BlockAddress home;      // block with the same bytes, or none; next free slot while free
+  BlockAddress home;      // block with the same bytes, or none; next in the list of free slots
   uint16_t pins = 0;      // unfinished plans that use it
   uint8_t dirty = 0;      // differs from every copy on ssd
   uint8_t frequency = 0;  // the eviction policy's
@@ -42,18 +42,25 @@ class SlotDirectory {
   void prefetch_mark(SlotIndex s) const { __builtin_prefetch(&marks_[s.value], 1); }
 
   uint32_t slots_max() const { return slots_max_; }
-  uint32_t limit() const { return limit_; }            // slots that may be in use
-  uint32_t used() const { return used_; }              // slots that hold a row
-  uint32_t pinned() const { return pinned_; }          // slots with pins
-  uint32_t ever_used() const { return next_unused_; }  // slots below this may hold a row
+  uint32_t limit() const { return limit_; }         // slots that may be in use
+  uint32_t used() const { return used_; }           // slots that hold a row
+  uint32_t pinned() const { return pinned_; }       // slots with pins
+  uint32_t ever_used() const { return used_end_; }  // slots below this may hold a row
   uint32_t free_slots() const { return limit_ - used_; }
 
-  // A free slot, which then holds `row`, unpinned and clean. There must be one.
+  // Slots at and above the limit that hold a row, as its pins did not let it go.
+  uint32_t stranded() const { return stranded_; }
+
+  // A free slot below the limit, which then holds `row`, unpinned and clean. There must be one.
   SlotIndex take(RowId row, BlockAddress home);
-  // The free slot `s`. Where rows have slots of their own, `take` is not used; slots below
-  // ever_used() that were never taken are zero: clean, unpinned.
-  void take_own(SlotIndex s, RowId row, BlockAddress home);
   void release(SlotIndex s);  // unpinned slot -> free
+  // The free slot `s`, and back. Where rows have slots of their own, only these two are used; slots
+  // below ever_used() that were never taken are zero: clean, unpinned.
+  void take_own(SlotIndex s, RowId row, BlockAddress home);
+  void release_own(SlotIndex s);
+  // Rows no longer have slots of their own, none of which is free until `add_free` says so.
+  void leave_own_slots();
+  void add_free(SlotIndex s);  // one that holds no row
   void pin(Slot& slot) {
     if (slot.pins++ == 0) ++pinned_;
   }
@@ -69,13 +76,18 @@ class SlotDirectory {
   static bool unpin_uncounted(Slot& slot) { return --slot.pins == 0; }
   void count_pinned(uint32_t slots) { pinned_ += slots; }
   void count_unpinned(uint32_t slots) { pinned_ -= slots; }
-  // From now on `take` gives slots below `below` only, as long as there are free ones.
-  void restrict_free_slots(uint32_t below);
-  // The caller has emptied all slots at and above the new limit.
+  // At least used(). Rows in slots at and above a lower limit are stranded: they count as in use,
+  // so that there is always a free slot below for each of them, and their slots are not given
+  // again. Cost: a look at each slot between the two limits that was ever used.
   void set_limit(uint32_t limit);
+  // Gives the memory of slots [begin, end) back, which were not used since `limit` was lowered;
+  // none is stranded.
+  void discard(uint32_t begin, uint32_t end);
 
  private:
   void hold(SlotIndex s, RowId row, BlockAddress home);
+  void link(SlotIndex s);
+  void unlink(SlotIndex s);
 
   const uint32_t slots_max_;
   ReservedMemory memory_;
@@ -85,8 +97,10 @@ class SlotDirectory {
   uint32_t limit_ = 0;
   uint32_t used_ = 0;
   uint32_t pinned_ = 0;
-  uint32_t next_unused_ = 0;
-  SlotIndex free_head_;  // linked through Slot::home
+  uint32_t stranded_ = 0;
+  uint32_t next_unused_ = 0;  // slots from here to the limit are free, and in no list
+  uint32_t used_end_ = 0;
+  SlotIndex free_head_;  // linked through Slot::home, and back through marks
 };
 
 }  // namespace te

@@ -32,8 +32,10 @@ struct EngineConfig {
   std::vector<TableConfig> tables;
   OptimizerKind optimizer = OptimizerKind::kNone;
   std::string policy = "lookahead";
-  uint64_t dram_bytes = 0;  // budget; 0: every row may be in dram
-  uint64_t hbm_bytes = 0;   // budget of the device's slots; 0: no hbm tier
+  uint64_t dram_bytes = 0;  // budget at first; 0: every row may be in dram
+  // Rows that leave for a smaller budget, or move, with one batch at most.
+  uint32_t rows_resized_at_once = 16384;
+  uint64_t hbm_bytes = 0;  // budget of the device's slots; 0: no hbm tier
   bool hbm_on_host =
       false;  // the device is this machine's processor: its slots lie beside those in dram
   uint64_t pinned_bytes = 0;  // transfer buffers, a part of the dram budget

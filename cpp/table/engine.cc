@@ -44,6 +44,7 @@ Engine::Engine(std::unique_ptr<Tiers> tiers)
       mover_(*tiers_),
       hbm_(*tiers_),
       planner_(*tiers_, mover_, hbm_),
+      resizer_(*tiers_, mover_, planner_, plans_),
       executor_(*tiers_, hbm_),
       prefetch_(mutex_, *tiers_, planner_, mover_, plans_,
                 [this](std::span<const FeatureInput> features, bool will_update, Plan& plan,
@@ -89,14 +90,40 @@ Status Engine::keep_house(size_t ids) {
   const uint64_t batches = mover_.has_lent_shares() ? kBatchesPerLoan : kBatchesPerSplit;
   if (!outgrown && ++batches_since_split_ < batches) return Status::ok();
   batches_since_split_ = 0;
-  const uint64_t budget = tiers_->config().dram_bytes;
+  const uint64_t budget = tiers_->dram_bytes();
   if (outgrown) index_bytes_charged_ = index_bytes + ahead_bytes + index_headroom_bytes(budget);
+  if (tiers_->is_resizing()) return Status::ok();  // which sets limits
   std::vector<uint32_t> limits = slots_within(tiers_->demands(), budget, index_bytes_charged_);
   for (size_t l = 0; l < limits.size(); ++l)
     limits[l] = std::min(limits[l],
                          tiers_->layout(LayoutId(static_cast<uint16_t>(l))).directory.slots_max());
   auto reached = mover_.set_limits(limits);
   return !reached && matters(reached.status()) ? reached.status() : Status::ok();
+}
+
+Status Engine::resize(uint64_t dram_bytes) {
+  Turn turn(*this);
+  TE_RETURN_IF_ERROR(check_open());
+  TE_RETURN_IF_ERROR(resizer_.begin(dram_bytes, [&] { turn.quiet(); }));
+  index_bytes_charged_ = tiers_->index_bytes_charged();
+  prefetch_.slots_released();
+  return Status::ok();
+}
+
+bool Engine::is_resizing() const {
+  std::lock_guard lock(mutex_);
+  return !closed_ && tiers_->is_resizing();
+}
+
+// Before a batch of a user: no plan is at work then.
+Status Engine::resize_some(Turn& turn) {
+  if (!tiers_->is_resizing()) return Status::ok();
+  Timer timer(upkeep_ns_);
+  TE_RETURN_IF_ERROR(resizer_.step([&] { turn.quiet(); }));
+  if (!tiers_->is_resizing()) batches_since_split_ = kBatchesPerSplit;  // the index has gone on
+  if (upkeep_ != nullptr) upkeep_->wake();  // rows may have been spilled
+  prefetch_.slots_released();
+  return Status::ok();
 }
 
 // The mutex is open while the drive works: the store is looked after meanwhile.
@@ -177,6 +204,7 @@ Status Engine::lookup(std::span<const FeatureInput> inputs,
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   TE_CHECK(!tiers_->has_hbm());
+  TE_RETURN_IF_ERROR(resize_some(turn));
   auto prefetched = prefetch_.take(inputs, false, false, turn.lock());
   TE_RETURN_IF_ERROR(prefetched.status());
   PrefetchQueue::Taken taken = prefetched.take();
@@ -237,6 +265,7 @@ Result<Plan*> Engine::plan(std::span<const FeatureInput> features, bool will_upd
                            Prefetched prefetched) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(will_update ? check_writable() : check_open());
+  TE_RETURN_IF_ERROR(resize_some(turn));
   std::unique_ptr<PrefetchQueue::Batch> batch;
   if (prefetched == Prefetched::kMaybe) {
     auto taken = prefetch_.take(features, will_update, will_update, turn.lock());
@@ -371,11 +400,9 @@ EngineStats Engine::stats() {
     stats.reads = io.read_stats();
     stats.writes = io.write_stats();
   }
-  std::vector<uint32_t> limits;
   for (size_t l = 0; l < tiers_->layouts(); ++l) {
     const LayoutTier& tier = tiers_->layout(LayoutId(static_cast<uint16_t>(l)));
     const SlotDirectory& directory = tier.directory;
-    limits.push_back(directory.limit());
     stats.slots += directory.limit();
     stats.resident_rows += directory.used();
     stats.rows_total += tier.rows;
@@ -386,12 +413,12 @@ EngineStats Engine::stats() {
     stats.hbm_rows += tier.hbm->directory.used();
     stats.hbm_dirty_rows += tier.hbm->dirty_rows;
   }
-  const bool evicting = tiers_->layouts() > 0 && tiers_->layout(LayoutId(0)).policy != nullptr;
   stats.index_bytes = tiers_->index().memory_bytes();
   stats.lookahead_bytes = tiers_->lookahead_bytes();
   stats.pinned_bytes = tiers_->config().pinned_bytes;
-  stats.dram_bytes =
-      dram_bytes_for_slots(tiers_->demands(), limits, tiers_->metadata_bytes(), evicting);
+  stats.dram_bytes = tiers_->dram_bytes_charged(tiers_->metadata_bytes());
+  stats.dram_target_bytes = tiers_->dram_target_bytes();
+  stats.is_resizing = tiers_->is_resizing();
   return stats;
 }
 

@@ -32,6 +32,7 @@
 #include "table/plan_pool.h"
 #include "table/planner.h"
 #include "table/prefetch_queue.h"
+#include "table/resizer.h"
 #include "table/tiers.h"
 
 namespace te {
@@ -54,8 +55,10 @@ struct EngineStats {
   uint64_t resident_rows = 0;
   uint64_t dirty_rows = 0;
   uint64_t rows_total = 0;
-  uint64_t row_bytes_total = 0;  // all rows with their state
-  uint64_t dram_bytes = 0;       // rows in slots, directory, policy and index at the slot limit
+  uint64_t row_bytes_total = 0;    // all rows with their state
+  uint64_t dram_bytes = 0;         // rows in slots, directory, policy and index at the slot limit
+  uint64_t dram_target_bytes = 0;  // the budget; 0: every row may be in dram
+  bool is_resizing = false;        // it is not reached yet
   uint64_t index_bytes = 0;
   uint64_t lookahead_bytes = 0;
   uint64_t plan_ns = 0;        // time spent in calls, in total
@@ -94,6 +97,12 @@ class Engine {
   bool is_prefetched(uint64_t ticket) const;
   // Drops the batches up to this ticket that wait for their plan or lookup, and says how many.
   size_t cancel_prefetch(uint64_t ticket_last);
+  // Sets another dram budget. Rows leave for a smaller one with the next batches, some at each. On
+  // error (kInvalidArgument, kBudgetExceeded) nothing has changed.
+  Status resize(uint64_t dram_bytes);
+  // Whether they still do.
+  bool is_resizing() const;
+
   Status forward(Plan& plan, std::span<const FeatureForward> features);
   // `update` false: only gradients of sample weights and row_grad are computed. Ends the plan.
   Status backward(Plan& plan, std::span<const FeatureBackward> features,
@@ -154,6 +163,10 @@ class Engine {
   Status settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
   // Frees the slots of the device that no plan uses; their rows stay in dram.
   Status drop_unused();
+  // While the budget becomes smaller, for rows whose slots in dram go away: as newer_copies, of up
+  // to so many, and as drop_unused.
+  Status stranded_copies(LayoutId layout, size_t rows, Copies& copies);
+  Status drop_stranded();
   // Slots of a layout on the device, bytes of one, and where they are if that is this processor:
   // those in dram lie behind.
   struct HbmLayout {
@@ -206,6 +219,7 @@ class Engine {
   // Gives a plan that was revoked its rows back.
   Status reacquire(Plan& plan, Turn& turn);
   Status keep_house(size_t ids);
+  Status resize_some(Turn& turn);
   Status check_writable() const;
   bool has_store() const;  // that checkpoints are for
   Status begin_checkpoint(bool seal);
@@ -233,8 +247,9 @@ class Engine {
   Mover mover_;
   HbmPlanner hbm_;
   Planner planner_;
-  Executor executor_;
   PlanPool plans_;
+  Resizer resizer_;
+  Executor executor_;
   uint64_t index_bytes_charged_ = 0;
   uint64_t batches_since_split_ = 0;
   Status house_failure_;  // met by the thread that prefetches, and not reported yet

@@ -168,6 +168,21 @@ Status Engine::drop_unused() {
   return Status::ok();
 }
 
+Status Engine::stranded_copies(LayoutId layout, size_t rows, Copies& copies) {
+  Turn turn(*this);
+  TE_RETURN_IF_ERROR(check_open());
+  hbm_.take_stranded(layout, rows, copies.device, copies.dram);
+  return Status::ok();
+}
+
+Status Engine::drop_stranded() {
+  Turn turn(*this);
+  TE_RETURN_IF_ERROR(check_open());
+  if (hbm_.unsettled_rows() != 0) return newer_on_device();
+  hbm_.drop_stranded();
+  return Status::ok();
+}
+
 Engine::HbmLayout Engine::hbm_layout(TableId table, LayoutId* layout) {
   std::lock_guard lock(mutex_);
   *layout = tiers_->table(table).layout;

@@ -23,7 +23,14 @@ Status Engine::check_row_ids(TableId table, std::span<const int64_t> ids) const 
 
 size_t Engine::rows_per_batch(TableId table) {
   const SlotDirectory& directory = tiers_->layout_of(table).directory;
-  const size_t room = directory.limit() - std::min(directory.limit(), directory.pinned());
+  const size_t pinned = tiers_->every_row_fits() ? 0 : directory.pinned();
+  size_t limit = directory.limit();
+  if (tiers_->is_resizing()) {
+    const std::vector<uint32_t> limits =
+        slots_within(tiers_->demands(), tiers_->dram_target_bytes(), tiers_->index_bytes_charged());
+    limit = std::min<size_t>(limit, limits[tiers_->table(table).layout.value]);
+  }
+  const size_t room = limit - std::min(limit, pinned);
   return std::clamp<size_t>(room / 2, 1, kBatchRowsMax);
 }
 

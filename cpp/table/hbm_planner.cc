@@ -17,21 +17,22 @@ constexpr size_t kRowsOfThreads = 1 << 15;
 }  // namespace
 
 // The device's policy begins with what dram's knows of a row; that goes on counting.
+// Pinned also where nothing leaves dram: the budget may become smaller.
 void HbmPlanner::enter(LayoutTier& tier, SlotIndex s, SlotIndex dram) {
   Slot& slot = tier.directory[dram];
   tier.directory.pin(slot);
-  tier.hbm->directory[s].frequency = slot.frequency;
+  if (tier.policy != nullptr) tier.hbm->directory[s].frequency = slot.frequency;
 }
 
 void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram) {
   LayoutTier& tier = tiers_.layout(layout);
-  if (tier.policy == nullptr) return;
   slots_.clear();
   for (size_t i = 0; i < dram.size(); ++i) {
     tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
-    if (tier.directory.unpin(tier.directory[dram[i]])) slots_.push_back(dram[i]);
+    if (!tier.directory.unpin(tier.directory[dram[i]])) continue;
+    if (!tier.awaits_disowning(dram[i])) slots_.push_back(dram[i]);
   }
-  tier.policy->park(slots_);
+  if (tier.policy != nullptr) tier.policy->park(slots_);
 }
 
 // Rows that are on the device, or used in dram by another plan, are pinned where they are. By
@@ -357,6 +358,42 @@ void HbmPlanner::drop_unused() {
     }
     unpin_in_dram(layout, dram_);
   }
+}
+
+void HbmPlanner::take_stranded(LayoutId layout, size_t rows, std::vector<SlotIndex>& from,
+                               std::vector<SlotIndex>& to) {
+  LayoutTier& tier = tiers_.layout(layout);
+  HbmTier& hbm = *tier.hbm;
+  for (SlotIndex dram : tier.stranded) {
+    if (from.size() == rows) return;
+    if (!hbm.holds(dram)) continue;
+    const SlotIndex s = hbm.place(dram).slot();
+    if (hbm.directory[s].pins != 0 || !take_dirty(hbm, s)) continue;
+    from.push_back(s);
+    to.push_back(dram);
+  }
+}
+
+void HbmPlanner::drop_stranded() {
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    const LayoutId layout(static_cast<uint16_t>(l));
+    const std::vector<SlotIndex>& stranded = tiers_.layout(layout).stranded;
+    if (!stranded.empty()) drop_unused(layout, stranded);
+  }
+}
+
+void HbmPlanner::drop_unused(LayoutId layout, std::span<const SlotIndex> dram) {
+  HbmTier& hbm = *tiers_.layout(layout).hbm;
+  dram_.clear();
+  for (SlotIndex d : dram) {
+    if (!hbm.holds(d)) continue;
+    const SlotIndex s = hbm.place(d).slot();
+    if (hbm.directory[s].pins != 0 || hbm.directory[s].dirty != 0) continue;
+    dram_.push_back(d);
+    if (hbm.policy != nullptr) hbm.policy->evicted({&s, 1});
+    hbm.release(s);
+  }
+  unpin_in_dram(layout, dram_);
 }
 
 uint64_t HbmPlanner::dirty_rows() const {

@@ -51,6 +51,11 @@ class HbmPlanner {
   void settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
   // Makes all slots free that no plan uses; their rows are clean.
   void drop_unused();
+  // Rows whose slots in dram are stranded and that no plan uses: as take_dirty, up to so many rows,
+  // and their slots on the device made free, of those that are not newer there.
+  void take_stranded(LayoutId layout, size_t rows, std::vector<SlotIndex>& from,
+                     std::vector<SlotIndex>& to);
+  void drop_stranded();
   uint64_t dirty_rows() const;
   // That are to be settled.
   uint64_t unsettled_rows() const { return unsettled_; }
@@ -90,6 +95,7 @@ class HbmPlanner {
   // The row of a slot in dram, which has a policy, has come to slot `s` of the device.
   static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);
   void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
+  void drop_unused(LayoutId layout, std::span<const SlotIndex> dram);
 
   Tiers& tiers_;
   HbmStats stats_;

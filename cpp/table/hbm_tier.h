@@ -60,6 +60,10 @@ struct HbmTier {
   // clean and pinned. The number of pinned slots follows. By threads that work on different slots.
   void enter(SlotIndex s, RowId row, SlotIndex dram);
   void release(SlotIndex s);
+  // Gives the memory about slots of dram [begin, end) back, which hold no row.
+  void discard_places(uint32_t begin, uint32_t end) {
+    place_memory_.discard(begin * sizeof(Place), end * sizeof(Place));
+  }
 
   SlotDirectory directory;
   std::unique_ptr<EvictionPolicy> policy;  // null: every row of the layout has room

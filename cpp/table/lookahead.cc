@@ -35,8 +35,8 @@ bool Lookahead::is_useful() const {
 }
 
 bool Lookahead::has_room(size_t lookups) const {
-  const EngineConfig& config = tiers_.config();
-  const uint64_t budget = config.dram_bytes != 0 ? config.dram_bytes : config.hbm_bytes;
+  const uint64_t dram_bytes = tiers_.dram_bytes();
+  const uint64_t budget = dram_bytes != 0 ? dram_bytes : tiers_.config().hbm_bytes;
   const uint64_t allowed = std::max<uint64_t>(budget / kBudgetPart, kSmallWindowBytes);
   const size_t all = window_.lookups() + lookups;
   return LookaheadWindow::memory_bytes_for(all) + WantedBlocks::memory_bytes_for(all) <= allowed;

@@ -187,28 +187,80 @@ void Mover::forget_homes() {
   });
 }
 
-// Moves rows from slots at and above `limit` to free slots below it. All of them are unpinned.
-void Mover::compact_below(LayoutTier& tier, uint32_t limit) {
+// Rows in slots above the limit that are not pinned get free slots below it.
+void Mover::move_down(LayoutTier& tier, std::span<const SlotIndex> from) {
   SlotDirectory& directory = tier.directory;
-  directory.restrict_free_slots(limit);
-  std::vector<SlotIndex> left;
-  std::vector<SlotIndex> moved;
-  for (uint32_t i = limit; i < directory.ever_used(); ++i) {
-    const Slot old = directory[SlotIndex(i)];
-    if (old.row.is_none()) continue;
+  moved_.clear();
+  for (SlotIndex s : from) {
+    const Slot old = directory[s];
     const SlotIndex to = directory.take(old.row, old.home);
-    TE_CHECK(to.value < limit && old.pins == 0);
+    TE_CHECK(to.value < directory.limit() && old.pins == 0);
     Slot& slot = directory[to];
-    directory.mark(to) = directory.mark(SlotIndex(i));
+    directory.mark(to) = directory.mark(s);
     slot.dirty = old.dirty;
     slot.frequency = old.frequency;
-    std::memcpy(tier.data(to), tier.data(SlotIndex(i)), tier.stride_bytes);
+    std::memcpy(tier.data(to), tier.data(s), tier.stride_bytes);
     tiers_.index().set(old.row, LocationWord::slot(to));
-    left.push_back(SlotIndex(i));
-    moved.push_back(to);
+    moved_.push_back(to);
   }
-  for (SlotIndex s : left) directory.release(s);
-  tier.policy->moved(left, moved);
+  for (SlotIndex s : from) directory.release(s);
+  tier.policy->moved(from, moved_);
+}
+
+Status Mover::lower_limit(LayoutId layout, uint32_t limit) {
+  LayoutTier& tier = tiers_.layout(layout);
+  SlotDirectory& directory = tier.directory;
+  limit = std::max({limit, directory.pinned(), 1u});
+  if (directory.used() > limit) {
+    victims_.clear();
+    tier.policy->pop_victims(directory.used() - limit, victims_);
+    if (Status spilled = spill(layout, victims_); !spilled) {
+      tier.policy->park(victims_);
+      return spilled;
+    }
+    limit = std::max(limit, directory.used());
+  }
+  const uint32_t old_limit = directory.limit();
+  if (limit >= old_limit) return Status::ok();
+  const uint32_t end = std::min(old_limit, directory.ever_used());
+  directory.set_limit(limit);
+  leaving_.clear();
+  const size_t stranded_before = tier.stranded.size();
+  for (uint32_t i = limit; i < end; ++i) {
+    const Slot& slot = directory[SlotIndex(i)];
+    if (!slot.row.is_none()) (slot.pins == 0 ? leaving_ : tier.stranded).push_back(SlotIndex(i));
+  }
+  move_down(tier, leaving_);
+  uint32_t empty_from = limit;
+  for (size_t i = stranded_before; i < tier.stranded.size(); ++i) {
+    tier.discard(empty_from, tier.stranded[i].value);
+    empty_from = tier.stranded[i].value + 1;
+  }
+  tier.discard(empty_from, old_limit);
+  return Status::ok();
+}
+
+bool Mover::rescue(LayoutId layout, size_t rows) {
+  LayoutTier& tier = tiers_.layout(layout);
+  std::vector<SlotIndex>& stranded = tier.stranded;
+  leaving_.clear();
+  for (size_t n = std::min(rows, stranded.size()); n > 0; --n) {
+    if (tier.rescue_next >= stranded.size()) tier.rescue_next = 0;
+    const SlotIndex s = stranded[tier.rescue_next];
+    const Slot& slot = tier.directory[s];
+    const bool has_left = s.value < tier.directory.limit() || slot.row.is_none();
+    if (!has_left && slot.pins != 0) {
+      ++tier.rescue_next;
+      continue;
+    }
+    if (!has_left) leaving_.push_back(s);
+    stranded[tier.rescue_next] = stranded.back();
+    stranded.pop_back();
+    if (stranded.empty()) break;
+  }
+  move_down(tier, leaving_);
+  if (tier.directory.stranded() == 0) stranded.clear();
+  return stranded.empty();
 }
 
 Status Mover::set_limit(LayoutId layout, uint32_t limit) {
@@ -216,24 +268,16 @@ Status Mover::set_limit(LayoutId layout, uint32_t limit) {
   SlotDirectory& directory = tier.directory;
   if (limit < directory.limit()) {
     uint32_t pinned_end = 0;
-    for (uint32_t i = directory.ever_used(); i-- > limit && pinned_end == 0;) {
+    for (uint32_t i = std::min(directory.ever_used(), directory.limit());
+         i-- > limit && pinned_end == 0;) {
       if (directory[SlotIndex(i)].pins != 0) pinned_end = i + 1;
     }
-    limit = std::max({limit, pinned_end, directory.pinned(), 1u});
-    if (directory.used() > limit) {
-      victims_.clear();
-      tier.policy->pop_victims(directory.used() - limit, victims_);
-      if (Status spilled = spill(layout, victims_); !spilled) {
-        tier.policy->park(victims_);
-        return spilled;
-      }
-      if (directory.used() > limit) limit = directory.used();
-    }
-    compact_below(tier, limit);
-    tier.discard(limit, directory.limit());
+    TE_RETURN_IF_ERROR(lower_limit(layout, std::max(limit, pinned_end)));
+  } else {
+    directory.set_limit(limit);
   }
-  directory.set_limit(limit);
-  tier.policy->set_limit(limit);
+  // While the budget changes its limit is that of the largest size so far.
+  if (!tiers_.is_resizing()) tier.policy->set_limit(directory.limit());
   return Status::ok();
 }
 
@@ -250,7 +294,7 @@ Result<bool> Mover::make_room(std::span<const uint32_t> needed, bool from_shares
   const uint64_t index_bytes = tiers_.metadata_bytes();
   const auto over_bytes = [&] {
     const uint64_t wanted = dram_bytes_for_slots(tiers_.demands(), limits, index_bytes, true);
-    const uint64_t budget = tiers_.config().dram_bytes;
+    const uint64_t budget = tiers_.dram_bytes();
     return wanted > budget ? wanted - budget : 0;
   };
   const auto take = [&](bool takes_shares) {

@@ -54,6 +54,14 @@ class Mover {
   // that are pinned, do not allow it.
   Result<bool> make_room(std::span<const uint32_t> needed, bool from_shares);
 
+  // Lowers the limit of a layout, as far as pinned slots leave room for their rows. The cost is
+  // that of the slots between the limits. Pinned rows are stranded there (`rescue` moves them
+  // later), and the policy is not told: its memory is for the old limit still.
+  Status lower_limit(LayoutId layout, uint32_t limit);
+  // Moves up to so many stranded rows that are no longer pinned below the limit. Whether none is
+  // left.
+  bool rescue(LayoutId layout, size_t rows);
+
   // Sets all limits, first those that shrink. Pinned slots may keep one up: then the limits of
   // those that should have grown stay, and the result is false.
   Result<bool> set_limits(std::span<const uint32_t> limits);
@@ -65,7 +73,7 @@ class Mover {
  private:
   void initialise(std::span<const Fill* const> fills, ThreadPool& threads) const;
   Status append_dirty(LayoutId layout, std::span<const SlotIndex> dirty);
-  void compact_below(LayoutTier& tier, uint32_t limit);
+  void move_down(LayoutTier& tier, std::span<const SlotIndex> from);
 
   Tiers& tiers_;
   MoverStats stats_;
@@ -77,6 +85,8 @@ class Mover {
   // Scratch of one call to the others, each.
   std::vector<SlotIndex> dirty_;
   std::vector<SlotIndex> victims_;
+  std::vector<SlotIndex> leaving_;
+  std::vector<SlotIndex> moved_;
   std::vector<RowId> rows_;
   std::vector<const std::byte*> data_;
   std::vector<BlockAddress> blocks_;

@@ -27,6 +27,11 @@ class PlanPool {
     return *plan;
   }
   void give_back(Plan& plan) { free_.push_back(&plan); }
+  // All plans, those that have ended too.
+  template <class F>
+  void visit(F f) const {
+    for (const auto& plan : plans_) f(*plan);
+  }
 
  private:
   std::vector<std::unique_ptr<Plan>> plans_;

@@ -30,21 +30,30 @@ void Planner::restart_marks() {
   mark_next_ = 1;
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
-    forget_marks(tier.directory, tier.policy.get());
-    if (tier.hbm != nullptr) forget_marks(tier.hbm->directory, tier.hbm->policy.get());
+    forget_marks(tier.directory, tier.policy.get(), tier.own_from);
+    tier.own_mark_end = mark_next_;
+    if (tier.hbm == nullptr) continue;
+    forget_marks(tier.hbm->directory, tier.hbm->policy.get(), SlotIndex::none().value);
   }
 }
 
-void Planner::forget_marks(SlotDirectory& directory, EvictionPolicy* policy) {
+// Those of slots below `end` become candidates anew.
+void Planner::forget_marks(SlotDirectory& directory, EvictionPolicy* policy, uint32_t end) {
   slots_.clear();
   for (uint32_t i = 0; i < directory.ever_used(); ++i) {
     const SlotIndex s(i);
+    if (directory[s].row.is_none()) continue;  // its mark is the directory's
     directory.mark(s) = 0;
-    if (!directory[s].row.is_none() && directory[s].pins == 0) slots_.push_back(s);
+    if (directory[s].pins == 0 && i < end) slots_.push_back(s);
   }
   if (policy == nullptr) return;
   policy->clear();
   policy->park(slots_);
+}
+
+void Planner::revoke_all() {
+  while (revoke_one()) {
+  }
 }
 
 bool Planner::revoke_one() {
@@ -65,20 +74,24 @@ bool Planner::revoke_one() {
   return true;
 }
 
+uint64_t Planner::bytes_for(const Acquisition& acquired) const {
+  std::vector<uint32_t> slots(tiers_.layouts(), 0);
+  for (const UniqueRange& range : acquired.ranges)
+    slots[range.layout.value] += static_cast<uint32_t>(range.count);
+  return dram_bytes_for_slots(tiers_.demands(), slots, tiers_.metadata_bytes(), true);
+}
+
 Status Planner::too_large(const Acquisition& acquired) const {
   TableId largest;
   size_t largest_rows = 0;
-  std::vector<uint32_t> slots(tiers_.layouts(), 0);
   for (const UniqueRange& range : acquired.ranges) {
-    slots[range.layout.value] += static_cast<uint32_t>(range.count);
     if (largest_rows >= range.before + range.count) continue;
     largest_rows = range.before + range.count;
     largest = range.table;
   }
-  const uint64_t bytes =
-      dram_bytes_for_slots(tiers_.demands(), slots, tiers_.metadata_bytes(), true);
   const uint64_t index_bytes = tiers_.metadata_bytes() - LookupSample::kBytes;
-  const uint64_t budget = tiers_.config().dram_bytes;
+  const uint64_t bytes = bytes_for(acquired);
+  const uint64_t budget = tiers_.dram_target_bytes();
   const std::string index = index_bytes < budget / 4
                                 ? ""
                                 : "; location words and changes of all rows written so far take " +
@@ -264,6 +277,11 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
   TE_RETURN_IF_ERROR(lay_out_batch(features, tiers_, plan));
   const uint32_t mark_base = plan.acquired.mark_base = take_marks(plan.occurrences);
   TE_RETURN_IF_ERROR(finder_.find(features, will_update, plan, threads));
+  // A batch that is let in while the budget becomes smaller may need its slots when it is.
+  if (tiers_.is_resizing() && bytes_for(plan.acquired) > tiers_.dram_target_bytes()) {
+    unpin(plan.acquired);
+    return too_large(plan.acquired);
+  }
   TE_RETURN_IF_ERROR(commit(plan.acquired, pressure, pressure == Pressure::kRevokePlans));
   if (plan.acquired.mark_base != mark_base) follow_slots(plan);  // repacked
   plan.state = Plan::State::kPlanned;
@@ -364,7 +382,7 @@ Status Planner::make_way(TableId table) {
                   "table '" + tiers_.table(table).config.name + "': all " +
                       std::to_string(directory.limit()) +
                       " rows that fit in dram belong to batches in flight; the budget is " +
-                      std::to_string(tiers_.config().dram_bytes) + " bytes");
+                      std::to_string(tiers_.dram_target_bytes()) + " bytes");
   }
   return Status::ok();
 }

@@ -68,6 +68,13 @@ class Planner {
   // The plan is pooled and may wait for its backward; under pressure it loses its slots.
   void wait(Plan& plan);
 
+  // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
+  // ready. False if there is none.
+  bool revoke_one();
+  void revoke_all();
+  // Marks of plans to come are at least this.
+  uint32_t mark_next() const { return mark_next_; }
+
   // Adds a user's batch to the lookup sample when it is first planned; plans that only serve writes
   // are not noted.
   void note(Plan& plan);
@@ -89,10 +96,11 @@ class Planner {
   // The acquisition's own pins, or shares, stand in the way of room for it: without them, makes
   // room and starts again.
   Status repack(Acquisition& acquired);
-  void forget_marks(SlotDirectory& directory, EvictionPolicy* policy);
+  void forget_marks(SlotDirectory& directory, EvictionPolicy* policy, uint32_t end);
   static void follow_slots(Plan& plan);
   void drop_repeats(Plan& plan);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
+  uint64_t bytes_for(const Acquisition& acquired) const;
   Status too_large(const Acquisition& acquired) const;
   Status take_victims(LayoutId layout, size_t missing);
   // Empties the slots in slots_. On error they keep their rows, and are candidates again.
@@ -104,10 +112,6 @@ class Planner {
   void unpin(Acquisition& acquired);
   // Its batch is over for the lookahead: at its forward, since its backward may never come.
   void leave_window(Plan& plan);
-  // Takes the slots of a plan that is not at work: the oldest that waits, else the newest that is
-  // ready.
-  bool revoke_one();
-
   Tiers& tiers_;
   Mover& mover_;
   HbmPlanner& hbm_;  // is told of plans that lose their slots

@@ -1,5 +1,7 @@
 #include "table/tiers.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
 #include <cstdio>
@@ -61,6 +63,12 @@ LayoutTier::LayoutTier(const RowLayout& row_layout, uint64_t row_count, uint32_t
 void LayoutTier::discard(uint32_t begin, uint32_t end) {
   arena.discard((uint64_t{hbm_slots_here} + begin) * stride_bytes,
                 (uint64_t{hbm_slots_here} + end) * stride_bytes);
+}
+
+void LayoutTier::give_back(uint32_t begin, uint32_t end) {
+  discard(begin, end);
+  directory.discard(begin, end);
+  if (hbm != nullptr) hbm->discard_places(begin, end);
 }
 
 Result<std::unique_ptr<Tiers>> Tiers::create(const EngineConfig& config) {
@@ -140,6 +148,7 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
       return invalid(std::to_string(hbm_slots[i]) + " rows in hbm and " +
                      std::to_string(slots_max) + " in dram; at most " +
                      std::to_string(kPlacesMax - 1) + " of one layout are possible");
+    slots_max = slots_to_reserve(demands_[i], slots_max, hbm_slots[i]);
     layouts_.push_back(std::make_unique<LayoutTier>(
         row_layouts[stored_layouts_[i].value], demands_[i].rows, static_cast<uint32_t>(slots_max),
         static_cast<uint32_t>(demands_[i].stride_bytes), config_.hbm_on_host ? hbm_slots[i] : 0));
@@ -151,10 +160,24 @@ Status Tiers::build_layouts(std::span<const RowLayout> row_layouts) {
   return Status::ok();
 }
 
+// Address space for as many slots as the budget may ever grow to: what this machine's memory holds.
+uint32_t Tiers::slots_to_reserve(const LayoutDemand& demand, uint64_t slots,
+                                 uint64_t hbm_slots) const {
+  const auto fewest = static_cast<uint32_t>(slots);
+  if (config_.ssd_path.empty()) return fewest;
+  const uint64_t memory =
+      static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+  const uint64_t most = std::min<uint64_t>(kSlotsMax - 1, kPlacesMax - 1 - hbm_slots);
+  const uint64_t wanted = std::min({demand.rows, memory / demand.stride_bytes, most});
+  const uint64_t slot_bytes = demand.stride_bytes + demand.slot_overhead_bytes +
+                              SlotDirectory::kBytesPerSlot + EvictionPolicy::kBytesPerSlotMax;
+  const bool is_possible = ReservedMemory::can_reserve((wanted + hbm_slots) * slot_bytes);
+  return is_possible ? std::max(fewest, static_cast<uint32_t>(wanted)) : fewest;
+}
+
 // The index, and a policy for each layout where rows may have to leave.
 Status Tiers::build_index() {
-  const uint64_t all_rows_bytes = dram_bytes_for_all_rows(
-      demands_, LookupSample::kBytes + config_.pinned_bytes + hbm_directory_bytes_);
+  const uint64_t all_rows_bytes = dram_bytes_for_all();
   every_row_fits_ = config_.dram_bytes == 0 || all_rows_bytes <= config_.dram_bytes;
   if (!every_row_fits_ && config_.ssd_path.empty())
     return Status(StatusCode::kBudgetExceeded,
@@ -211,7 +234,7 @@ void Tiers::set_limits() {
       tier.directory.set_limit(tier.directory.slots_max());
       continue;
     }
-    if (limits.empty()) limits = slots_within(demands_, config_.dram_bytes, index_bytes_charged());
+    if (limits.empty()) limits = slots_within(demands_, dram_bytes_, index_bytes_charged());
     const uint32_t limit = std::min(limits[i], tier.directory.slots_max());
     tier.directory.set_limit(limit);
     tier.policy->set_limit(limit);
@@ -328,32 +351,80 @@ void Tiers::close() {
   for (auto& tier : layouts_) tier->arena = ReservedMemory();
 }
 
+uint64_t Tiers::dram_bytes_charged(uint64_t index_bytes) const {
+  std::vector<uint32_t> limits;
+  for (const auto& tier : layouts_) limits.push_back(tier->directory.limit());
+  return dram_bytes_for_slots(demands_, limits, index_bytes, !every_row_fits_);
+}
+
+void Tiers::begin_evicting(uint32_t mark) {
+  every_row_fits_ = false;
+  for (auto& tier : layouts_) {
+    tier->directory.leave_own_slots();
+    tier->own_from = 0;
+    tier->own_mark_end = mark;
+    tier->policy = make_eviction_policy(config_.policy, tier->directory, tier->rows);
+    TE_CHECK(tier->policy != nullptr);
+    tier->policy->set_limit(tier->directory.limit());
+  }
+}
+
+bool Tiers::disown(LayoutId layout, uint32_t slots) {
+  LayoutTier& tier = *layouts_[layout.value];
+  SlotDirectory& directory = tier.directory;
+  if (tier.own_from >= directory.limit()) {
+    tier.own_from = SlotIndex::none().value;
+    return false;
+  }
+  const uint32_t end = tier.own_from + std::min(slots, directory.limit() - tier.own_from);
+  std::vector<SlotIndex> candidates;
+  for (const Table& table : tables_) {
+    if (table.layout != layout) continue;
+    const uint64_t table_end = table.first_slot.value + table.config.rows;
+    const uint64_t first = std::max(table.first_slot.value, tier.own_from);
+    for (uint64_t i = first; i < std::min<uint64_t>(table_end, end); ++i) {
+      const SlotIndex s(static_cast<uint32_t>(i));
+      if (!resident_.contains(RowId(table.first_row.value + i - table.first_slot.value))) {
+        directory.add_free(s);
+      } else if (directory[s].pins == 0 && tier.awaits_disowning(s)) {
+        candidates.push_back(s);
+      }
+    }
+  }
+  tier.policy->park(candidates);
+  tier.own_from = end;
+  return true;
+}
+
 SlotIndex Tiers::take_slot(TableId table_id, RowId row, BlockAddress home) {
   Table& table = tables_[table_id.value];
-  SlotDirectory& directory = layouts_[table.layout.value]->directory;
+  LayoutTier& tier = *layouts_[table.layout.value];
+  const SlotIndex own = own_slot(table, row);
   SlotIndex s;
-  if (every_row_fits_) {
-    s = own_slot(table, row);
-    directory.take_own(s, row, home);
+  if (every_row_fits_ || tier.is_own(own)) {
+    s = own;
+    tier.directory.take_own(s, row, home);
     resident_.add(row);
     ++table.resident_rows;
   } else {
-    s = directory.take(row, home);
+    s = tier.directory.take(row, home);
   }
   index_->set(row, LocationWord::slot(s));
   return s;
 }
 
 void Tiers::release_slot(LayoutId layout, SlotIndex s) {
-  SlotDirectory& directory = layouts_[layout.value]->directory;
-  const Slot& slot = directory[s];
-  if (every_row_fits_) {
-    resident_.remove(slot.row);
-    --table_of(slot.row).resident_rows;
-  }
+  LayoutTier& tier = *layouts_[layout.value];
+  const Slot& slot = tier.directory[s];
   index_->set(slot.row,
               slot.home.is_none() ? LocationWord::never_written() : LocationWord::block(slot.home));
-  directory.release(s);
+  if (every_row_fits_ || tier.is_own(s)) {
+    resident_.remove(slot.row);
+    --table_of(slot.row).resident_rows;
+    tier.directory.release_own(s);
+  } else {
+    tier.directory.release(s);
+  }
 }
 
 const Table& Tiers::table_of(RowId row) const {

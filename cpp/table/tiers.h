@@ -54,14 +54,26 @@ struct LayoutTier {
   ArenaView view() const { return {data(SlotIndex(0)), stride_bytes, layout}; }
   // By the places of hbm_tier.h.
   ArenaView device_view() const { return {arena.data(), stride_bytes, layout}; }
-  // Gives the memory of slots [begin, end) back.
+  // Gives the memory of rows in slots [begin, end) back; and all there is about these slots.
   void discard(uint32_t begin, uint32_t end);
+  void give_back(uint32_t begin, uint32_t end);
+
+  // Whether a slot is still its row's own, in tables that had room for all rows before.
+  bool is_own(SlotIndex s) const {
+    return own_from != SlotIndex::none().value && s.value >= own_from;
+  }
+  // Likewise, and its row has not been used since: Tiers::disown will make it a candidate.
+  bool awaits_disowning(SlotIndex s) const { return is_own(s) && directory.mark(s) < own_mark_end; }
 
   const RowLayout layout;
   const uint64_t rows;  // of all tables with this layout
   const uint32_t stride_bytes;
   const uint32_t hbm_slots_here;
   SlotDirectory directory;
+  uint32_t own_from = SlotIndex::none().value;  // none: no slot is anybody's own
+  uint32_t own_mark_end = 0;
+  std::vector<SlotIndex> stranded;  // all that are (SlotDirectory::stranded), and some that were
+  size_t rescue_next = 0;           // of them: where Mover::rescue goes on
   ReservedMemory arena;
   uint64_t dirty_rows = 0;
   std::unique_ptr<EvictionPolicy> policy;  // null: every row has room, nothing is ever evicted
@@ -99,9 +111,24 @@ class Tiers final : public RowOwner {
   uint64_t lookahead_bytes() const { return lookahead_bytes_; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
   uint64_t index_bytes_charged() const {
-    const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(config_.dram_bytes);
+    const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(dram_bytes_);
     return metadata_bytes() + headroom;
   }
+  // The budget; 0: every row may be in dram. A smaller one, the target, is reached bit by bit
+  // (resizer.h, which sets these), and this is what it has come to.
+  uint64_t dram_bytes() const { return dram_bytes_; }
+  void set_dram_bytes(uint64_t bytes) { dram_bytes_ = bytes; }
+  uint64_t dram_target_bytes() const { return dram_target_bytes_; }
+  void set_dram_target_bytes(uint64_t bytes) { dram_target_bytes_ = bytes; }
+  bool is_resizing() const { return is_resizing_; }
+  void set_resizing(bool is_resizing) { is_resizing_ = is_resizing; }
+  // The budget from which on no row ever leaves.
+  uint64_t dram_bytes_for_all() const {
+    return dram_bytes_for_all_rows(
+        demands_, LookupSample::kBytes + config_.pinned_bytes + hbm_directory_bytes_);
+  }
+  // What is charged to it at the present limits.
+  uint64_t dram_bytes_charged(uint64_t index_bytes) const;
   LogStore* log() { return log_.get(); }
   const EngineConfig& config() const { return config_; }
   std::span<const LayoutDemand> demands() const { return demands_; }
@@ -119,6 +146,11 @@ class Tiers final : public RowOwner {
   }
   // With every_row_fits: which rows stand in their slots.
   const ResidentRows& resident() const { return resident_; }
+  // From now on rows may have to leave; no plan uses any. What slots hold is not touched here:
+  // `disown` makes their rows candidates for eviction, so many slots at a call, and the others
+  // free; false if there are no more to look at. `mark`: plans that come have higher ones.
+  void begin_evicting(uint32_t mark);
+  bool disown(LayoutId layout, uint32_t slots);
   // Gives a row without a slot one, clean and not pinned; there must be a free one.
   SlotIndex take_slot(TableId table, RowId row, BlockAddress home);
   // Frees a slot: its row is then in its home block, or was never written.
@@ -152,12 +184,14 @@ class Tiers final : public RowOwner {
   void visit_rows(RowVisitor f) const override;
 
  private:
-  explicit Tiers(const EngineConfig& config) : config_(config) {}
+  explicit Tiers(const EngineConfig& config)
+      : config_(config), dram_bytes_(config.dram_bytes), dram_target_bytes_(config.dram_bytes) {}
   Status build_tables();
   LayoutId layout_for(const TableConfig& config, std::vector<RowLayout>& row_layouts);
   Status build_layouts(std::span<const RowLayout> row_layouts);
   Status build_index();
   Status check_shares() const;
+  uint32_t slots_to_reserve(const LayoutDemand& demand, uint64_t slots, uint64_t hbm_slots) const;
   void set_limits();
   Status open_log();
   Status restore_metadata(const std::string& blob);
@@ -168,6 +202,9 @@ class Tiers final : public RowOwner {
   std::vector<LayoutDemand> demands_;
   std::vector<LayoutId> stored_layouts_;
   uint64_t total_rows_ = 0;
+  uint64_t dram_bytes_;
+  uint64_t dram_target_bytes_;
+  bool is_resizing_ = false;
   bool every_row_fits_ = false;
   ResidentRows resident_;
   std::unique_ptr<RowIndex> index_;

@@ -90,11 +90,14 @@ BOOST_AUTO_TEST_CASE(random_takes_releases_and_limits) {
           directory.release(SlotIndex(at->first));
           model.erase(at);
         }
-        if (random.one_in(5)) {
-          const uint32_t lowest = model.empty() ? 0 : model.rbegin()->first + 1;
+        if (random.one_in(5)) {  // rows may be stranded
+          const auto lowest = static_cast<uint32_t>(model.size());
           directory.set_limit(lowest + static_cast<uint32_t>(random.below(65 - lowest)));
         }
         BOOST_TEST_REQUIRE(directory.used() == model.size());
+        const auto above = std::distance(model.lower_bound(directory.limit()), model.end());
+        BOOST_TEST_REQUIRE(directory.stranded() == static_cast<uint32_t>(above));
+        BOOST_TEST_REQUIRE((model.empty() || model.rbegin()->first < directory.ever_used()));
         for (const auto& [slot, row] : model)
           BOOST_TEST_REQUIRE((directory[SlotIndex(slot)].row == RowId(row)));
       }
@@ -102,19 +105,105 @@ BOOST_AUTO_TEST_CASE(random_takes_releases_and_limits) {
   }
 }
 
-BOOST_AUTO_TEST_CASE(restricted_slots_come_first_from_below) {
+BOOST_AUTO_TEST_CASE(a_stranded_row_keeps_a_slot_free_below) {
   SlotDirectory directory(10);
   directory.set_limit(10);
   for (uint64_t row = 0; row < 10; ++row) directory.take(RowId(row), BlockAddress::none());
   for (uint32_t slot : {1u, 8u, 3u, 9u}) directory.release(SlotIndex(slot));
-  directory.restrict_free_slots(5);
-  BOOST_TEST(directory.take(RowId(20), BlockAddress::none()).value < 5u);
-  BOOST_TEST(directory.take(RowId(21), BlockAddress::none()).value < 5u);
+  directory.set_limit(7);
+  BOOST_TEST(directory.stranded() == 1u);  // that in slot 7
+  BOOST_TEST(directory.ever_used() == 10u);
+  BOOST_TEST(directory.free_slots() == 1u);
+  BOOST_TEST(directory.take(RowId(20), BlockAddress::none()).value < 7u);
+  BOOST_TEST(directory.free_slots() == 0u);
+  const SlotIndex place = directory.take(RowId(7), BlockAddress::none());
+  BOOST_TEST(place.value < 7u);
+  directory.release(SlotIndex(7));
+  BOOST_TEST(directory.stranded() == 0u);
+  BOOST_TEST(directory.ever_used() == 7u);
+  BOOST_TEST(directory.used() == 7u);
+}
+
+BOOST_AUTO_TEST_CASE(slots_that_were_rows_own_are_given_once_they_are_free) {
+  SlotDirectory directory(6);
+  directory.set_limit(6);
+  directory.take_own(SlotIndex(4), RowId(4), BlockAddress::none());
+  directory.take_own(SlotIndex(1), RowId(1), BlockAddress::none());
+  directory.release_own(SlotIndex(4));
+  directory.leave_own_slots();
+  BOOST_TEST(directory.ever_used() == 6u);
+  for (uint32_t slot : {0u, 2u, 3u, 4u, 5u}) directory.add_free(SlotIndex(slot));
+  std::map<uint32_t, uint64_t> given{{1, 1}};
+  for (uint64_t row = 10; row < 15; ++row)
+    BOOST_TEST(given.emplace(directory.take(RowId(row), BlockAddress::none()).value, row).second);
+  BOOST_TEST(directory.free_slots() == 0u);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
 
 BOOST_AUTO_TEST_SUITE(cache_park_queue)
+
+// What is compacted in portions, between pushes and pops, has the entries that are kept in order.
+BOOST_AUTO_TEST_CASE(portions_of_a_queue_are_compacted) {
+  for (uint64_t seed = 1; seed <= 30; ++seed) {
+    BOOST_TEST_CONTEXT("seed " << seed) {
+      Random random(seed);
+      ParkChunkPool pool;
+      ParkQueue queue(pool);
+      std::deque<uint32_t> model;  // marks
+      uint32_t next = 0;
+      const auto keep = [](ParkedSlot entry) { return entry.mark % 7 == 0; };
+      size_t passes = 0;
+      for (int i = 0; i < 300; ++i) {
+        for (size_t n = random.below(400); n > 0; --n, ++next) {
+          queue.push({SlotIndex(next), next});
+          model.push_back(next);
+        }
+        ParkedSlot entry;
+        for (size_t n = random.below(60); n > 0 && queue.pop(&entry); --n) {
+          while (model.front() != entry.mark) {  // dropped
+            BOOST_TEST_REQUIRE(model.front() % 7 != 0u);
+            model.pop_front();
+          }
+          model.pop_front();
+        }
+        size_t entries = random.below(500);
+        passes += queue.compact_some(entries, keep);
+      }
+      BOOST_TEST(passes > 0u);
+      size_t entries = SIZE_MAX;
+      while (!queue.compact_some(entries, keep)) {
+      }
+      BOOST_TEST_REQUIRE(queue.size() <= model.size() / 7 + 2 * ParkChunk::kEntries);
+      queue.compact(keep);
+      std::erase_if(model, [](uint32_t mark) { return mark % 7 != 0; });
+      ParkedSlot entry;
+      for (uint32_t mark : model) BOOST_TEST_REQUIRE((queue.pop(&entry) && entry.mark == mark));
+      BOOST_TEST(queue.size() == 0u);
+      BOOST_TEST(!queue.pop(&entry));
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(memory_of_chunks_goes_back_and_comes_again) {
+  ParkChunkPool pool;
+  std::vector<ParkChunk*> chunks;
+  for (int round = 0; round < 3; ++round) {
+    for (int i = 0; i < 5000; ++i) {
+      chunks.push_back(pool.take());
+      chunks.back()->entries[0].mark = static_cast<uint32_t>(i);
+    }
+    for (size_t i = 0; i < chunks.size(); ++i) BOOST_TEST_REQUIRE(chunks[i]->entries[0].mark == i);
+    ParkChunk* kept = chunks[2500];
+    for (ParkChunk* chunk : chunks) {
+      if (chunk != kept) pool.give_back(chunk);
+    }
+    BOOST_TEST(pool.give_memory_back());
+    BOOST_TEST(kept->entries[0].mark == 2500u);
+    pool.give_back(kept);
+    chunks.clear();
+  }
+}
 
 BOOST_AUTO_TEST_CASE(is_a_queue_whatever_is_pushed_popped_and_appended) {
   for (uint64_t seed = 1; seed <= 20; ++seed) {

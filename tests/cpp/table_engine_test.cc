@@ -60,7 +60,7 @@ class Lab {
   }
 
   void step() {
-    switch (random_.below(prefetches_ ? 14 : 10)) {
+    switch (random_.below(prefetches_ ? 15 : 11)) {
       case 0:
       case 1:
       case 2: plan(); break;
@@ -71,6 +71,7 @@ class Lab {
       case 7: apply_gradients(); break;
       case 8: lookup(); break;
       case 9: rarely(); break;
+      case 10: resize(); break;
       default: prefetch();
     }
     // Reading rows waits for what is being fetched.
@@ -78,6 +79,7 @@ class Lab {
   }
 
   PrefetchStats finish() {
+    if (random_.one_in(2)) finish_resizing();  // of batches in flight, too
     for (InFlight& flight : flights_) engine_->release(*flight.plan);
     flights_.clear();
     check_all_rows();
@@ -94,6 +96,8 @@ class Lab {
 
   void open() {
     config_.dram_bytes = 1 + random_.below(all_rows_bytes(config_) * 5 / 4);
+    if (random_.one_in(4)) config_.dram_bytes = 0;
+    config_.rows_resized_at_once = 1 + static_cast<uint32_t>(random_.below(20));
     engine_ = make_with_shares<Engine>(random_, config_);
     config_.ssd_resume = true;
   }
@@ -314,6 +318,31 @@ class Lab {
     flights_.clear();
     ahead_.clear();
     open();
+  }
+
+  // One that is refused changes nothing; one that is not comes to its end, sometime.
+  void resize() {
+    const EngineStats before = engine_->stats();
+    const uint64_t bytes = 1 + random_.below(all_rows_bytes(config_) * 5 / 4);
+    const Status done = engine_->resize(bytes);
+    const EngineStats after = engine_->stats();
+    if (!done) {
+      BOOST_TEST_REQUIRE((done.code() == StatusCode::kBudgetExceeded), done.message());
+      BOOST_TEST_REQUIRE(contains(done.message(), "too small"));
+      BOOST_TEST_REQUIRE(after.dram_target_bytes == before.dram_target_bytes);
+      BOOST_TEST_REQUIRE(after.is_resizing == before.is_resizing);
+      return;
+    }
+    BOOST_TEST_REQUIRE(after.dram_target_bytes == bytes);
+  }
+
+  // Lookups of nothing, until the budget is reached.
+  void finish_resizing() {
+    const EngineStats before = engine_->stats();
+    for (int i = 0; i < 5000 && engine_->is_resizing(); ++i) check_ok(engine_->lookup({}, {}));
+    const EngineStats stats = engine_->stats();
+    BOOST_TEST_REQUIRE(!stats.is_resizing);
+    if (before.is_resizing) BOOST_TEST_REQUIRE(stats.dram_bytes <= stats.dram_target_bytes);
   }
 
   void check_some_rows() {

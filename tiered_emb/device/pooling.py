@@ -53,6 +53,7 @@ class DevicePooling(Pooling):
         self, features: list[Feature], will_update: bool, prefetched: bool
     ) -> tuple[list[torch.Tensor], StagedBatch]:
         calls = [f.core for f in features]
+        self._tier.leave_stranded()
         with batch_errors():
             plan = self._tier.with_room(lambda: self._core.plan(calls, will_update, prefetched))
         batch = self._tier.batch(plan, features, will_update)

@@ -126,6 +126,11 @@ class HbmTier:
         """Rows that no batch uses leave the device."""
         self._transfers.empty()
 
+    def leave_stranded(self) -> None:
+        """While dram becomes smaller, before each batch: some rows leave the device for it."""
+        if self._core.is_resizing:  # and not closed
+            self._transfers.leave_stranded()
+
     def bring_down(self, table: int | None = None, ids: torch.Tensor | None = None) -> None:
         """Dram has the newest bytes of all rows, or of rows `ids` (int64) of a table."""
         if table is None or ids is None:

@@ -25,6 +25,7 @@ from tiered_emb.device.runtime import Event, Runtime
 _LIST_BYTES = 4  # of a slot's number
 _ALIGNMENT = 16
 _RELEASES_KEPT = 64  # later ones stand for those before
+_STRANDED_ROWS = 4096  # that come down at a time
 
 
 @dataclass(slots=True, eq=False)
@@ -272,6 +273,15 @@ class Transfers:
         self.launch()
         for chunk in self._down:
             self._scatter(chunk)
+
+    def leave_stranded(self) -> None:
+        """While dram becomes smaller: rows whose slots there go away leave the device."""
+        self.settle()
+        for layout in self._layouts:
+            answer = map(self._core.stranded_copies, (layout.number,), (_STRANDED_ROWS,))
+            self._planned.extend(zip((layout,), answer, strict=True))
+        self.settle()
+        self._core.drop_stranded()
 
     def empty(self) -> None:
         """Rows that no plan uses leave the device."""
