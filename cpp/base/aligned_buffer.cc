@@ -3,6 +3,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <cstring>
 
@@ -58,7 +59,19 @@ void ReservedMemory::discard(size_t begin, size_t end) {
   const size_t page = page_bytes();
   begin = (begin + page - 1) / page * page;
   end = end / page * page;
-  if (begin < end) TE_CHECK(madvise(data_ + begin, end - begin, MADV_DONTNEED) == 0);
+  if (begin >= end) return;
+  TE_CHECK(madvise(data_ + begin, end - begin, MADV_DONTNEED) == 0);
+  touched_ = std::min(touched_, begin);
+}
+
+bool ReservedMemory::touch_some(size_t bytes, size_t end) {
+  end = std::min(end, bytes_);
+  const size_t last = touched_ + std::min(bytes, end - std::min(end, touched_));
+  for (; touched_ < last; touched_ += page_bytes()) {
+    volatile std::byte& byte = data_[touched_];
+    byte = byte;
+  }
+  return touched_ >= end;
 }
 
 }  // namespace te

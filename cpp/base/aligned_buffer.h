@@ -53,14 +53,19 @@ class ReservedMemory {
   size_t bytes() const { return bytes_; }
   // Gives the whole pages inside [begin, end) back to the system; they read as zero afterwards.
   void discard(size_t begin, size_t end);
+  // Takes physical memory for the first `end` bytes, which keep their values, ahead of writes all
+  // over: up to `bytes` more at each call. True when there is no more to take.
+  bool touch_some(size_t bytes, size_t end);
 
  private:
   void swap(ReservedMemory& other) {
     std::swap(data_, other.data_);
     std::swap(bytes_, other.bytes_);
+    std::swap(touched_, other.touched_);
   }
   std::byte* data_ = nullptr;
   size_t bytes_ = 0;
+  size_t touched_ = 0;  // touch_some has come so far
 };
 
 }  // namespace te

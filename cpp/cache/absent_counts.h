@@ -33,6 +33,8 @@ class AbsentCounts {
     memory_ = ReservedMemory(buckets_ * sizeof(Bucket));
   }
 
+  bool touch_some(size_t bytes) { return memory_.touch_some(bytes, memory_.bytes()); }
+
   void put(RowId row, uint8_t count) {
     if (count == 0) return;
     Bucket& bucket = bucket_of(row);

@@ -59,6 +59,9 @@ class EvictionPolicy {
   // Looks at some candidates, and drops those that are stale; it goes on at the next call. True
   // when it has come to the end.
   virtual bool tidy(size_t candidates) = 0;
+  // Takes a few MiB of the memory that evictions write all over, so that the first of many does not
+  // pay for all of it. True if no more is to be taken.
+  virtual bool touch_memory() = 0;
   // Gives memory back that a lower limit does not need: what there is about slots [begin, end),
   // none of which holds a row, and a few MiB besides. True if nothing besides was left.
   virtual bool give_back(uint32_t begin, uint32_t end) = 0;
@@ -66,6 +69,9 @@ class EvictionPolicy {
   // Upper bound of the memory a policy takes, for the budget; besides, 1 KiB for each batch that is
   // expected to use a parked row.
   static constexpr uint32_t kBytesPerSlotMax = 28;
+
+ protected:
+  static constexpr size_t kBytesTouchedAtOnce = 4 << 20;
 };
 
 // kForLog: victims that lie best together in the log come next to one another. kAny: in the order

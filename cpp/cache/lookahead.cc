@@ -82,6 +82,12 @@ class LookaheadPolicy final : public EvictionPolicy {
     return true;
   }
 
+  bool touch_memory() override {
+    const size_t end = directory_.ever_used() * sizeof(uint32_t);
+    return expected_memory_.touch_some(kBytesTouchedAtOnce, end) &&
+           absent_.touch_some(kBytesTouchedAtOnce);
+  }
+
   bool give_back(uint32_t begin, uint32_t end) override {
     expected_memory_.discard(begin * sizeof(uint32_t), end * sizeof(uint32_t));
     return chunks_.give_memory_back();

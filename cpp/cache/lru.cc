@@ -26,6 +26,7 @@ class LruPolicy final : public EvictionPolicy {
     return queue_.compact_some(candidates,
                                [&](ParkedSlot e) { return ParkQueue::is_current(directory_, e); });
   }
+  bool touch_memory() override { return true; }  // its queue is written from end to end
   bool give_back(uint32_t, uint32_t) override { return chunks_.give_memory_back(); }
 
   void park(std::span<const SlotIndex> slots) override {

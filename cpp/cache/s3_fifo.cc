@@ -34,6 +34,8 @@ class DepartedRows {
     now_ = 0;
   }
 
+  bool touch_some(size_t bytes) { return memory_.touch_some(bytes, memory_.bytes()); }
+
   void insert(RowId row) {
     Bucket& bucket = bucket_of(row);
     size_t oldest = 0;
@@ -111,6 +113,12 @@ class S3FifoPolicy final : public EvictionPolicy {
     if (!is_small_tidy_ || !main_.compact_some(candidates, keep)) return false;
     is_small_tidy_ = false;
     return true;
+  }
+
+  bool touch_memory() override {
+    const size_t end = directory_.ever_used() * sizeof(uint32_t);
+    return queued_memory_.touch_some(kBytesTouchedAtOnce, end) &&
+           departed_.touch_some(kBytesTouchedAtOnce);
   }
 
   bool give_back(uint32_t begin, uint32_t end) override {

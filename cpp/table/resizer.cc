@@ -162,7 +162,8 @@ bool Resizer::disown() {
 
 bool Resizer::tidy() {
   while (layout_ < tiers_.layouts()) {
-    if (!layout(layout_).policy->tidy(kCandidatesAtOnce)) return false;
+    EvictionPolicy& policy = *layout(layout_).policy;
+    if (!policy.touch_memory() || !policy.tidy(kCandidatesAtOnce)) return false;
     ++layout_;
   }
   return true;
@@ -244,6 +245,9 @@ bool Resizer::give_back() {
     is_done &= tier.policy->give_back(begin, end) && end >= highest_[l];
     given_[l] = end;
   }
+  // Another limit may have brought the policy other memory.
+  for (size_t l = 0; l < tiers_.layouts() && is_done; ++l)
+    is_done = layout(l).policy->touch_memory();
   return is_done;
 }
 

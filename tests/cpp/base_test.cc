@@ -1,4 +1,8 @@
 // The base layer: checksums, random words, strong types, status, buffers, thread pool.
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <cstring>
@@ -180,6 +184,29 @@ BOOST_AUTO_TEST_CASE(reserved_memory_gives_whole_pages_back) {
   BOOST_TEST((memory.data()[300 * 1024] == std::byte{1}));
   memory.discard(10, 20);
   BOOST_TEST((memory.data()[15] == std::byte{1}));
+}
+
+BOOST_AUTO_TEST_CASE(reserved_memory_is_touched_bit_by_bit) {
+  constexpr size_t kPage = 4096;
+  ReservedMemory memory(16 * kPage);
+  const auto in_memory = [&] {
+    std::array<unsigned char, 16> pages{};
+    BOOST_REQUIRE(mincore(memory.data(), memory.bytes(), pages.data()) == 0);
+    return std::count_if(pages.begin(), pages.end(), [](unsigned char p) { return (p & 1) != 0; });
+  };
+  memory.data()[kPage + 7] = std::byte{5};
+  BOOST_TEST(!memory.touch_some(4 * kPage, 10 * kPage));
+  BOOST_TEST(in_memory() == 4);
+  BOOST_TEST((memory.data()[kPage + 7] == std::byte{5}));
+  BOOST_TEST(!memory.touch_some(4 * kPage, 10 * kPage));
+  BOOST_TEST(memory.touch_some(4 * kPage, 10 * kPage));
+  BOOST_TEST(in_memory() == 10);
+  memory.discard(8 * kPage, 16 * kPage);
+  BOOST_TEST(in_memory() == 8);
+  BOOST_TEST(memory.touch_some(4 * kPage, 8 * kPage));
+  BOOST_TEST(in_memory() == 8);
+  BOOST_TEST(memory.touch_some(16 * kPage, 100 * kPage));
+  BOOST_TEST(in_memory() == 16);
 }
 
 BOOST_AUTO_TEST_SUITE_END()
