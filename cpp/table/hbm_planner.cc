@@ -146,7 +146,7 @@ void HbmPlanner::replace(Plan& plan, LayoutId layout, size_t begin, size_t end, 
       if (hbm.directory[s].dirty != 0) {  // pinned in dram until it has come there
         replaced.spill_from.push_back(s);
         replaced.spill_to.push_back(before);
-      } else if (tier.policy != nullptr) {
+      } else {
         replaced.clean.push_back(before);
       }
     }
@@ -201,7 +201,7 @@ void HbmPlanner::place_missing(Plan& plan, LayoutId layout, ThreadPool& threads)
   const size_t placed = std::min(missing.size(), unused);
   replace_all(plan, layout, placed, threads);
   if (hbm.policy != nullptr) hbm.policy->admit(moves.fill_to);
-  for (size_t i = 0; i < placed && tier.policy != nullptr; ++i) {
+  for (size_t i = 0; i < placed; ++i) {
     tier.directory.prefetch(moves.fill_from[std::min(i + kAhead, placed - 1)]);
     enter(tier, moves.fill_to[i], moves.fill_from[i]);
   }

@@ -92,7 +92,7 @@ class HbmPlanner {
   void replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPool& threads);
   void unpin(Plan& plan, size_t r);
   uint32_t mark_dirty(const Plan& plan, const UniqueRange& range);
-  // The row of a slot in dram, which has a policy, has come to slot `s` of the device.
+  // The row of a slot in dram has come to slot `s` of the device.
   static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);
   void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
   void drop_unused(LayoutId layout, std::span<const SlotIndex> dram);
