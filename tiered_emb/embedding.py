@@ -303,7 +303,8 @@ class TieredEmbedding(nn.Module):
 
         Returns at once. A larger budget can be used at once. For a smaller one rows leave as the
         batches come, some thousand rows or 4 MiB with each, those that have changed to the ssd;
-        their memory goes back to the system. Results are the same bits as without, and with any
+        their memory goes back to the system. No thread does that in the background: without
+        batches the size stays as it is. Results are the same bits as without, and with any
         other budget. May be called again before it is done: `stats()` says how far it is
         (`dram_bytes`, `dram_target_bytes`, `dram_resizing`). `tiers` has the new size at once, and
         so does what comes later with it, as `te.load`; a store that is opened again takes the size
