@@ -214,3 +214,28 @@ def test_a_budget_that_cannot_hold_the_shares(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"dram_share 0\.5"):
         collection(path, 1.0, 0.5, dram=needed - 1, resume=True)
     collection(path, 0.5, 0.5, dram=needed - 1, resume=True).close()
+
+
+def test_a_share_outlives_a_resize(tmp_path: Path) -> None:
+    """A smaller budget takes from the others; below the share it is refused."""
+    rng = np.random.default_rng(5)
+    with (
+        collection(tmp_path, 1.0, dram=1 << 20) as coll,
+        collection(None, None, dram=1 << 30) as all_in_dram,
+    ):
+        for c in (coll, all_in_dram):
+            warm_up(c)
+        with pytest.raises(
+            ValueError, match="too small: table 'hot': dram_share 1 of its rows takes 16000"
+        ):
+            coll.resize(dram=HOT * ROW // 2)
+        coll.resize(dram=(HOT + 400) * ROW)
+        for _ in range(200):
+            state = rng.bit_generator.state
+            step(coll, rng, 20, 100)
+            rng.bit_generator.state = state
+            step(all_in_dram, rng, 20, 100)
+        assert coll.stats().slots < HOT + 500
+        assert bool((coll.tier_of("hot", torch.arange(HOT)) == DRAM).all())
+        for found, wanted in zip(all_bits(coll), all_bits(all_in_dram), strict=True):
+            assert_same_bits(found, wanted, "rows")

@@ -45,6 +45,9 @@ std::vector<uint32_t> Resizer::rows_in_flight() const {
 }
 
 Status Resizer::check(uint64_t dram_bytes) const {
+  if (const Status shares = tiers_.check_shares(dram_bytes); !shares)
+    return Status(shares.code(), "dram of " + std::to_string(dram_bytes) +
+                                     " bytes is too small: " + shares.message());
   const std::vector<uint32_t> limits = limits_for(dram_bytes);
   std::vector<uint32_t> least = rows_in_flight();
   const std::vector<uint32_t> in_flight = least;

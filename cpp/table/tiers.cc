@@ -200,8 +200,7 @@ Status Tiers::build_index() {
 }
 
 // That the budget holds the shares, and one slot of each other layout.
-Status Tiers::check_shares() const {
-  if (every_row_fits_) return Status::ok();
+Status Tiers::check_shares(uint64_t dram_bytes) const {
   std::vector<uint32_t> slots;
   const Table* largest = nullptr;
   uint64_t largest_bytes = 0;
@@ -214,7 +213,7 @@ Status Tiers::check_shares() const {
     largest_bytes = bytes;
   }
   const uint64_t needed = dram_bytes_for_slots(demands_, slots, index_bytes_charged(), true);
-  if (largest == nullptr || needed <= config_.dram_bytes) return Status::ok();
+  if (largest == nullptr || needed <= dram_bytes) return Status::ok();
   char share[32];
   std::snprintf(share, sizeof(share), "%g", largest->config.dram_share);
   return Status(StatusCode::kBudgetExceeded,
@@ -222,7 +221,7 @@ Status Tiers::check_shares() const {
                     " of its rows takes " + std::to_string(largest_bytes) +
                     " bytes; all shares and a row of each other layout take " +
                     std::to_string(needed) + " bytes of dram, the budget is " +
-                    std::to_string(config_.dram_bytes) + ": raise dram or lower the share");
+                    std::to_string(dram_bytes) + ": raise dram or lower the share");
 }
 
 // After the store is open: its rows' location words are part of the budget.
@@ -277,7 +276,7 @@ Status Tiers::open_log() {
   const uint64_t changes = ChangeList::changes_in(budget / kBudgetPartOfChanges);
   options.changes_max = static_cast<uint32_t>(std::clamp<uint64_t>(changes, 4096, 1u << 30));
   changes_bytes_ = ChangeList::bytes_of(options.changes_max);
-  TE_RETURN_IF_ERROR(check_shares());
+  if (!every_row_fits_) TE_RETURN_IF_ERROR(check_shares(config_.dram_bytes));
   auto io = config_.make_io();
   if (!io) return io.status();
   if (!config_.ssd_resume) {
@@ -307,7 +306,7 @@ Status Tiers::open_log() {
                                                " is stored with the layout of another table");
   log_ = log.take();
   TE_RETURN_IF_ERROR(restore_metadata(blob));
-  TE_RETURN_IF_ERROR(check_shares());
+  if (!every_row_fits_) TE_RETURN_IF_ERROR(check_shares(config_.dram_bytes));
   return config_.ssd_newest ? log_->checkpoint(*this, checkpoint_metadata()) : Status::ok();
 }
 

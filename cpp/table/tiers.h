@@ -127,6 +127,8 @@ class Tiers final : public RowOwner {
     return dram_bytes_for_all_rows(
         demands_, LookupSample::kBytes + config_.pinned_bytes + hbm_directory_bytes_);
   }
+  // An error if a budget does not hold all shares, with a row of each other layout.
+  Status check_shares(uint64_t dram_bytes) const;
   // What is charged to it at the present limits.
   uint64_t dram_bytes_charged(uint64_t index_bytes) const;
   LogStore* log() { return log_.get(); }
@@ -190,7 +192,6 @@ class Tiers final : public RowOwner {
   LayoutId layout_for(const TableConfig& config, std::vector<RowLayout>& row_layouts);
   Status build_layouts(std::span<const RowLayout> row_layouts);
   Status build_index();
-  Status check_shares() const;
   uint32_t slots_to_reserve(const LayoutDemand& demand, uint64_t slots, uint64_t hbm_slots) const;
   void set_limits();
   Status open_log();
