@@ -1,7 +1,8 @@
 """Whether the tuner is right in its curves, predictions and advice, and what it costs.
 
     python benchmarks/bench_tuner.py --only curves --out benchmarks/results/tuner_curves.json
-    python benchmarks/bench_tuner.py --only speed predict --out benchmarks/results/tuner.json
+    python benchmarks/bench_tuner.py --only speed --out benchmarks/results/tuner_speed.json
+    python benchmarks/bench_tuner.py --only predict --out benchmarks/results/tuner.json
 
 curves      curves from samples beside those of the whole stream: the mean absolute error over 23
             sizes, evenly spaced by their logarithm from two batches to all rows. LRU beside

@@ -257,14 +257,14 @@ def fill_blocks(text: str, blocks: dict[str, str], name: str) -> str:
 
 def render_tuning(text: str) -> str:
     """docs/TUNING.md, likewise."""
-    curves, tuner = load("tuner_curves"), load("tuner")
+    curves, speed, tuner = load("tuner_curves"), load("tuner_speed"), load("tuner")
     blocks = {
         "tuner-curves": tuner_tables.curves_table(curves),
-        "tuner-speed": tuner_tables.speed_text(tuner),
+        "tuner-speed": tuner_tables.speed_text(speed),
         "tuner-predict": tuner_tables.predict_table(tuner),
         "tuner-within": tuner_tables.within_text(tuner),
         "tuner-recommended": tuner_tables.recommended_table(tuner),
-        "tuner-source": "; ".join(map(provenance_line, (curves, tuner))),
+        "tuner-source": "; ".join(map(provenance_line, (curves, speed, tuner))),
     }
     return fill_blocks(text, blocks, "docs/TUNING.md")
 
