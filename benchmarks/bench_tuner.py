@@ -219,7 +219,10 @@ def bench_tune(scale: Scale, folder: Path) -> Report:
     argv = [sys.executable, "-m", "tiered_emb.cli.main", "tune", str(path), "--dram-max", "2GiB",
             "--ssd", "1TiB", "--layers-ms", "40", "--batch-size", "2048", "--json"]  # fmt: skip
     start = time.perf_counter()
-    done = subprocess.run([*argv, *["--smoke"] * (scale is SMOKE)], capture_output=True, text=True)
+    if scale is SMOKE:
+        argv.append("--smoke")
+    # Not in a checkout, whose package has no core.
+    done = subprocess.run(argv, capture_output=True, text=True, cwd=folder)
     took_s = time.perf_counter() - start
     if done.returncode:
         raise RuntimeError(done.stderr)
