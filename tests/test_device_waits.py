@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import same_bits
+from same_bits import same_bits
 
 import tiered_emb as te
 from tiered_emb.device import tier

@@ -41,7 +41,10 @@ def test_figures_come_from_results() -> None:
 def test_a_wrong_figure_is_noticed(tmp_path: Path, file: str, right: str, wrong: str) -> None:
     if file.endswith(".svg") and f"v{matplotlib.__version__}," not in (ROOT / file).read_text():
         pytest.skip("charts are compared by the matplotlib that drew them; pyproject.toml has it")
-    for folder in ("benchmarks", "benchmarks/results", "benchmarks/results/bench", "docs"):
+    for folder in (
+        *("benchmarks", "benchmarks/results", "benchmarks/results/bench"),
+        *("benchmarks/results/gpu", "docs"),
+    ):
         (tmp_path / folder).mkdir()
         for source in (ROOT / folder).glob("*.*"):
             (tmp_path / folder / source.name).write_bytes(source.read_bytes())

@@ -76,7 +76,7 @@ def test_what_people_read(
     for text in (
         "2 tables, 60,600 rows, 59.4 MiB (float32, rowwise-adagrad); a step: 500 lookups of ",
         'ssd="/path/on/the/drive")', "te.Prefetcher(loader, model, rows_ahead=", "samples/s",
-        "; ssd binds (", "TB written a day, of which the drive lasts", "Sizes that no other beats:",
+        " binds (", "TB written a day, of which the drive lasts", "Sizes that no other beats:",
         "What more would buy: ", "more dram: +", "rowwise-adagrad, float32 *",
         "Shares of single tables: none.",
     ):  # fmt: skip
