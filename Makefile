@@ -137,7 +137,7 @@ SANITIZER_BUILD = -DCMAKE_BUILD_TYPE=Debug -DCMAKE_CXX_FLAGS_DEBUG='-O1 -g1'
 # Of the very libraries that the package is made of.
 test-cpp: $(STAMP)/dev $(STAMP)/package ## C++ tests, and that no AVX code can leak into other processors' paths
 	$(call build_cpp_tests,build/wheel,-DTE_MODULE=ON)
-	$(call run_cpp_tests_at_once,build/wheel,TE_TEST_SCHEDULES=1000)
+	$(call run_cpp_tests_at_once,build/wheel,TE_TEST_SCHEDULES=500)
 	@shared=$$(nm -C build/wheel/CMakeFiles/te_rows.dir/rows/*_avx*.cc.o 2>/dev/null | \
 	    grep -E ' [VWu] ' || true); \
 	  [ -z "$$shared" ] || { printf '%s\n' "inline functions compiled for AVX that the linker may" \
@@ -156,8 +156,7 @@ test-cpp-asan: $(STAMP)/dev ## C++ tests under the address and undefined-behavio
 # Where threads meet: the rest would take ten times longer than it does without, and so would a long
 # test of one thread.
 THREADED_TESTS := base_test;io_contract_test;limits_test;log_store_test;log_indexes_test;$\
-  log_read_test;table_store_test;table_stress_test;table_prefetch_test;table_failing_test;table_hbm_test;$\
-  table_resize_test
+  log_read_test;table_store_test;table_stress_test;table_prefetch_test;table_failing_test;table_hbm_test
 test-cpp-tsan: $(STAMP)/dev ## C++ tests that run threads under the thread sanitizer
 	$(call build_cpp_tests,build/tsan,\
 	  $(SANITIZER_BUILD) -DTE_SANITIZE=thread '-DTE_TEST_FILES=$(THREADED_TESTS)')
