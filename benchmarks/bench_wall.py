@@ -2,7 +2,7 @@
 
     python benchmarks/bench_wall.py --out benchmarks/results/wall.json
 
-A few configurations of DLRM steps are measured and fitted (`predict.fit`, six coefficients); then
+A few configurations of DLRM steps are measured and fitted (`predict.fit`, seven coefficients); then
 others are predicted from their ids and layers alone, measured, and compared. They differ in model,
 dimension, batch size, dram, ids a bag, optimizer, and training or inference. No peers run. Takes
 about eight minutes; the machine should do nothing else. `tiered-emb bench wall` reads the report.
