@@ -53,8 +53,9 @@ class TritonExecutor:
         kind_before = None
         for f, (feature, of_plan) in enumerate(zip(batch.features, planned, strict=True)):
             lookup = feature.lookup
-            kind: tuple[int, str, bool] | None
-            kind = (lookup.dim, lookup.mode, lookup.scale_grad_by_freq)
+            # A table with a share of dram has a layout, and so slots on the device, of its own.
+            kind: tuple[int, int, str, bool] | None
+            kind = (batch.layouts[f], lookup.dim, lookup.mode, lookup.scale_grad_by_freq)
             if (
                 feature.weights is not None
                 or lookup.mode == "max"
