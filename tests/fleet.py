@@ -19,9 +19,8 @@ from oracle import (
     ModelTable,
     Replica,
     TableCase,
-    assert_same_bits,
-    same_bits,
 )
+from same_bits import assert_same_bits, same_bits
 
 Tensor = torch.Tensor
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
-from same_bits import assert_same_bits as assert_same_bits
 from torch import nn
 
 import tiered_emb as te

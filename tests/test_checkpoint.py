@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import assert_same_bits
+from same_bits import assert_same_bits
 from saved_model import Model, assert_same_state, on_ssd, state_of
 from torch import nn
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import assert_same_bits
+from same_bits import assert_same_bits
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from oracle import assert_same_bits
+from same_bits import assert_same_bits
 from torch import nn
 
 import tiered_emb as te

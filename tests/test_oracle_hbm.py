@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import hypothesis
 import pytest
@@ -16,10 +17,10 @@ from oracle import (
     STATES,
     Case,
     Config,
-    assert_same_bits,
     torch_configs,
     triton_configs,
 )
+from same_bits import assert_same_bits
 from test_oracle import SOAKS, programs, random_op, run
 from triton_sanitizer import Sanitizer
 
@@ -99,6 +100,33 @@ def test_sequences_of_triton_kernels(name: str, operations: int, watched: Saniti
     ops = [random_op(rng, SOAKS[name]) for _ in range(operations)]
     run(SOAKS[name], ops, CONFIGS["triton"])
     assert watched.launched.keys() >= {"copy_rows", "pool", "update"}
+
+
+def test_a_table_with_a_share_is_served_by_itself(tmp_path: Path) -> None:
+    """Its slots on the device are its own."""
+    found = []
+    for shares in ((None, None, None), (None, 0.5, None), (0.2, 0.5, 1.0)):
+        tables = [te.Table(f"t{i}", 60, 8, dram_share=share) for i, share in enumerate(shares)]
+        tiers = te.Tiers(
+            te.HBM("3KiB", "cpu", executor="triton"), "6KiB", str(tmp_path / str(len(found)))
+        )
+        generator = torch.Generator().manual_seed(3)
+        with te.TieredEmbeddingCollection(
+            tables, tiers=tiers, optimizer=te.optim.RowwiseAdagrad(lr=0.1)
+        ) as coll:
+            seen = []
+            for _ in range(4):
+                batch = {t.name: torch.randint(0, 60, (9,), generator=generator) for t in tables}
+                outs = coll(batch)
+                seen += [out.detach().clone() for out in outs.values()]
+                torch.autograd.backward(
+                    list(outs.values()),
+                    [torch.randn(out.shape, generator=generator) for out in outs.values()],
+                )
+            found.append(seen + [coll.to_dense(t.name) for t in tables])
+    for others in found[1:]:
+        for a, b in zip(found[0], others, strict=True):
+            assert_same_bits(a, b, "outputs and rows")
 
 
 def test_one_launch_serves_neighbouring_tables(watched: Sanitizer) -> None:

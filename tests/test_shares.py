@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from oracle import assert_same_bits
+from same_bits import assert_same_bits
 
 import tiered_emb as te
 

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from oracle import assert_same_bits
+from same_bits import assert_same_bits
 from torch import nn
 
 import tiered_emb as te

@@ -225,6 +225,9 @@ Status Mover::lower_limit(LayoutId layout, uint32_t limit) {
   const uint32_t end = std::min(old_limit, directory.ever_used());
   directory.set_limit(limit);
   leaving_.clear();
+  // Those that a higher limit has made ordinary slots since may be stranded once more.
+  std::erase_if(tier.stranded, [&](SlotIndex s) { return s.value < old_limit; });
+  tier.rescue_next = 0;
   const size_t stranded_before = tier.stranded.size();
   for (uint32_t i = limit; i < end; ++i) {
     const Slot& slot = directory[SlotIndex(i)];

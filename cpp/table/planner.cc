@@ -262,7 +262,7 @@ void Planner::unpin(Acquisition& acquired) {
       const SlotIndex s = acquired.slots[u];
       if (s.is_none()) continue;
       if (tier.directory.unpin(tier.directory[s])) {
-        slots_.push_back(s);
+        if (!tier.awaits_disowning(s)) slots_.push_back(s);
       } else if (tier.hbm != nullptr && tier.hbm->holds(s)) {
         on_device_.push_back(s);
       }

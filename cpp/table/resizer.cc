@@ -17,7 +17,7 @@ constexpr uint32_t kBatchesOfFullDisk = 256;
 
 std::vector<uint32_t> Resizer::limits_for(uint64_t dram_bytes) const {
   std::vector<uint32_t> limits =
-      slots_within(tiers_.demands(), dram_bytes, tiers_.index_bytes_charged());
+      slots_within(tiers_.demands(), dram_bytes, tiers_.index_bytes_charged(dram_bytes));
   for (size_t l = 0; l < limits.size(); ++l)
     limits[l] = static_cast<uint32_t>(std::min<uint64_t>(limits[l], tiers_.demands()[l].rows));
   return limits;
@@ -55,6 +55,12 @@ Status Resizer::check(uint64_t dram_bytes) const {
     const LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
     if (tier.hbm != nullptr) least[l] = std::max(least[l], tier.hbm->slots());
     least[l] = std::max(least[l], 1u);
+    if (tier.hbm != nullptr && limits[l] < std::min(tier.hbm->slots(), tier.directory.limit()))
+      return Status(StatusCode::kBudgetExceeded,
+                    "dram of " + std::to_string(dram_bytes) + " bytes is too small: it gives " +
+                        std::to_string(limits[l]) + " slots to rows of " +
+                        std::to_string(tier.stride_bytes) + " bytes, of which hbm has " +
+                        std::to_string(tier.hbm->slots()) + ", which keep their slots in dram");
     if (limits[l] <= tier.directory.slots_max()) continue;
     return Status(StatusCode::kBudgetExceeded,
                   "dram of " + std::to_string(dram_bytes) + " bytes: " + std::to_string(limits[l]) +
@@ -101,12 +107,10 @@ Status Resizer::begin(uint64_t dram_bytes, Quiet quiet) {
     phase_ = Phase::kDisown;
     layout_ = 0;
   } else if (phase_ == Phase::kIdle || phase_ > Phase::kShrink) {
-    const std::vector<uint32_t> limits = limits_for(dram_bytes);
-    bool shrinks = false;
-    for (size_t l = 0; l < limits.size(); ++l) shrinks |= limits[l] < layout(l).directory.limit();
+    const bool shrinks = is_over_target();
     if (!shrinks && phase_ == Phase::kIdle) {
       grow();
-      for (size_t l = 0; l < limits.size(); ++l)
+      for (size_t l = 0; l < tiers_.layouts(); ++l)
         layout(l).policy->set_limit(layout(l).directory.limit());
       return Status::ok();
     }
@@ -172,8 +176,17 @@ bool Resizer::tidy() {
   return true;
 }
 
+// Whether the limits in all take more than the target. One by one they may be as batches want them:
+// a layout above its part has taken slots from another (Mover::make_room).
+bool Resizer::is_over_target() const {
+  return tiers_.dram_bytes_charged(tiers_.index_bytes_charged()) > tiers_.dram_target_bytes();
+}
+
 // Each layout gives a part of the portion, in proportion to what it has to give.
 Status Resizer::shrink(bool& is_done) {
+  is_done = !is_over_target();
+  batches_waited_ = 0;
+  if (is_done) return Status::ok();
   const std::vector<uint32_t> limits = limits_for(tiers_.dram_target_bytes());
   std::vector<uint32_t> over;
   uint64_t over_in_all = 0;
@@ -207,7 +220,6 @@ Status Resizer::shrink(bool& is_done) {
                                  tiers_.dram_bytes_charged(tiers_.index_bytes_charged())));
   if (is_stuck) planner_.revoke_one();  // batches in flight have pinned all that is left
   is_done = over_in_all == 0;
-  batches_waited_ = 0;
   return Status::ok();
 }
 
@@ -227,12 +239,15 @@ bool Resizer::rescue(Quiet quiet) {
   return rescue_some();
 }
 
-// To the limits of the target: at once, since nothing is stranded.
+// To the limits of the target: at once, since nothing is stranded. Where a layout is above its part
+// the others are raised when limits are divided anew (Engine::keep_house).
 void Resizer::grow() {
   const std::vector<uint32_t> limits = limits_for(tiers_.dram_target_bytes());
-  for (size_t l = 0; l < limits.size(); ++l) {
+  bool is_lent = false;
+  for (size_t l = 0; l < limits.size(); ++l) is_lent |= limits[l] < layout(l).directory.limit();
+  for (size_t l = 0; l < limits.size() && !is_lent; ++l) {
     SlotDirectory& directory = layout(l).directory;
-    directory.set_limit(std::clamp(limits[l], directory.limit(), directory.slots_max()));
+    directory.set_limit(std::min(limits[l], directory.slots_max()));
   }
   note_highest();
   tiers_.set_dram_bytes(tiers_.dram_target_bytes());

@@ -44,6 +44,7 @@ class Resizer {
   LayoutTier& layout(size_t l) { return tiers_.layout(LayoutId(static_cast<uint16_t>(l))); }
   bool disown();
   bool tidy();
+  bool is_over_target() const;
   Status shrink(bool& is_done);
   bool rescue(Quiet quiet);
   void grow();

@@ -212,7 +212,8 @@ Status Tiers::check_shares(uint64_t dram_bytes) const {
     largest = &table;
     largest_bytes = bytes;
   }
-  const uint64_t needed = dram_bytes_for_slots(demands_, slots, index_bytes_charged(), true);
+  const uint64_t needed =
+      dram_bytes_for_slots(demands_, slots, index_bytes_charged(dram_bytes), true);
   if (largest == nullptr || needed <= dram_bytes) return Status::ok();
   char share[32];
   std::snprintf(share, sizeof(share), "%g", largest->config.dram_share);

@@ -110,10 +110,10 @@ class Tiers final : public RowOwner {
   void set_lookahead_bytes(uint64_t bytes) { lookahead_bytes_ = bytes; }
   uint64_t lookahead_bytes() const { return lookahead_bytes_; }
   // What the slot limits were derived from: a growing index is charged a little ahead.
-  uint64_t index_bytes_charged() const {
-    const uint64_t headroom = index_->is_direct() ? 0 : index_headroom_bytes(dram_bytes_);
-    return metadata_bytes() + headroom;
+  uint64_t index_bytes_charged(uint64_t dram_bytes) const {
+    return metadata_bytes() + (index_->is_direct() ? 0 : index_headroom_bytes(dram_bytes));
   }
+  uint64_t index_bytes_charged() const { return index_bytes_charged(dram_target_bytes_); }
   // The budget; 0: every row may be in dram. A smaller one, the target, is reached bit by bit
   // (resizer.h, which sets these), and this is what it has come to.
   uint64_t dram_bytes() const { return dram_bytes_; }

@@ -10,7 +10,8 @@ import pytest
 import torch
 from fleet import Op
 from hypothesis import given
-from oracle import STATES, Case, assert_same_bits, torch_configs, triton_configs
+from oracle import STATES, Case, torch_configs, triton_configs
+from same_bits import assert_same_bits
 from test_oracle import SOAKS, programs, random_op, run
 
 import tiered_emb as te

@@ -168,7 +168,7 @@ class Executor(Copier, Protocol):
     """Kernels over the slots of one engine; their results are the same on every run."""
 
     def groups(self, batch: StagedBatch, planned: Sequence[PlannedFeature]) -> list[range]:
-        """All features in order, neighbours together that one launch can serve.
+        """All features in order, neighbours of one layout together that one launch can serve.
 
         In a group of several all ids are in bags, and there are neither sample weights nor mode
         "max".
