@@ -239,3 +239,18 @@ def test_a_share_outlives_a_resize(tmp_path: Path) -> None:
         assert bool((coll.tier_of("hot", torch.arange(HOT)) == DRAM).all())
         for found, wanted in zip(all_bits(coll), all_bits(all_in_dram), strict=True):
             assert_same_bits(found, wanted, "rows")
+
+
+def test_a_resize_ends_though_every_batch_borrows(tmp_path: Path) -> None:
+    """The share leaves the other table few slots, and each of its batches takes more."""
+    rng = np.random.default_rng(6)
+    with collection(tmp_path, None, 0.05, dram=(BIG // 20 + 400) * ROW) as coll:
+        for dram in ((BIG // 20 + 200) * ROW, (BIG // 20 + 400) * ROW, (BIG // 20 + 40) * ROW):
+            coll.resize(dram=dram)
+            for _ in range(300):
+                coll({"hot": torch.from_numpy(rng.integers(0, HOT, 450))})
+                if not coll.stats().dram_resizing:
+                    break
+            assert not coll.stats().dram_resizing
+            assert coll.stats().dram_bytes <= dram
+            coll({"big": torch.from_numpy(rng.integers(0, BIG, 300))})
