@@ -251,8 +251,8 @@ def test_strange_traces(tmp_path: Path) -> None:
                 for slots in (0, 1, 30, 10**6):
                     assert 0 <= pool.misses(slots, 16) <= pool.unique_rows
     lengths_found = take_sample(Trace(tmp_path / "lengths.parquet"), 1)
-    assert lengths_found.batches == 120  # one of five has no lookups, and is no batch
-    assert lengths_found.rows_of_a_batch() == ((1 + 50 + 3 + 50) / 4, 50)
+    assert lengths_found.batches == 150  # one of five has no lookups, and is a batch all the same
+    assert lengths_found.rows_of_a_batch() == ((1 + 50 + 3 + 0 + 50) / 5, 50)
 
 
 def test_warm_up_is_counted_in_lookups(tmp_path: Path) -> None:
@@ -396,3 +396,25 @@ def test_between_sizes() -> None:
         [0.5, 0.5, 0.5, 0.3, 0.1, 0.1]
     )
     assert curve.error_at(4) == pytest.approx(0.01)
+
+
+def test_batches_of_which_nothing_was_recorded_count(tmp_path: Path) -> None:
+    """A trace of a thousandth of the rows tells as many lookups a step as one of all."""
+    rng = np.random.default_rng(0)
+    for sample, near in ((1.0, 1e-3), (0.01, 0.1), (0.003, 0.2)):
+        path = tmp_path / f"{sample}.parquet"
+        with TraceWriter(path, {"t": TraceTable(100_000, 8)}, sample) as writer:
+            for number in range(3000):
+                writer.write(number, "t", rng.integers(0, 100_000, 64))
+        found = take_sample(Trace(path), 1.0)
+        assert found.lookups_a_batch == pytest.approx(64, rel=near)
+        assert found.rows_of_a_batch()[0] == pytest.approx(64, rel=near)
+
+
+def test_a_trace_of_one_row_needs_no_luck(tmp_path: Path) -> None:
+    path = tmp_path / "one.parquet"
+    ids = np.zeros(600_000, dtype=np.int64)
+    with TraceWriter(path, {"t": TraceTable(5, 8)}) as writer:
+        for row in range(5):  # whichever is not in the default sample
+            writer.write(row, "t", ids[:120_000] + row)
+    assert take_sample(Trace(path)).rows_seen >= 1

@@ -335,11 +335,15 @@ def test_extras(points: list[Outlook]) -> None:
     bounds = Bounds(40 * MIB, 300 * MIB, 1e12)
     for point in points[::15]:
         found = extras(point, of, machine(True), bounds)
-        tiers = ["hbm"] if point.sizes.dram_bytes is None else ["hbm", "dram"]
+        sizes = point.sizes
+        more = min(2**30, max(sizes.hbm_bytes, of.bytes / 100) / 10)
+        tiers = [] if sizes.dram_bytes is None else ["dram"]
+        if sizes.hbm_bytes + more <= (sizes.dram_bytes or bounds.dram_max):
+            tiers.insert(0, "hbm")  # a row on the device keeps its place in dram
         assert [extra.tier for extra in found] == tiers
         assert all(extra.bytes > 0 for extra in found)
-        assert found[-1].gain > -1e-9 or found[-1].tier == "hbm"
-        assert found[0].gain > -0.02  # slots on a device take some of dram
+        assert all(extra.gain > -0.02 for extra in found)  # slots on a device take some of dram
+        assert all(extra.gain > -1e-9 for extra in found if extra.tier == "dram")
     small = outlook(of, Sizes(0, 6 * MIB), HERE)
     (dram,) = extras(small, of, HERE, Bounds(0, 6 * MIB, 1e12))
     assert (dram.tier, dram.bytes, dram.gain > 0.01) == ("dram", 0.6 * MIB, True)
@@ -371,12 +375,12 @@ def test_an_ssd_that_is_too_small_is_not_needed_where_all_rows_are_in_dram() -> 
 
 def test_sizes_as_they_are_typed() -> None:
     texts = [size_text(x) for x in (1, 1023.2, 1024, 1 << 20, 123.4 * MIB, 5.001 * 2**30, 2**41)]
-    assert texts == ["1", "1024", "1.00KiB", "1.00MiB", "124MiB", "5.01GiB", "2048GiB"]
+    assert texts == ["1", "1023", "1KiB", "1MiB", "123.4MiB", "5.001GiB", "2048GiB"]
     for nbytes in np.geomspace(100, 1e13, 200):
-        assert nbytes <= te.tiers.parse_bytes(parsed(size_text(nbytes))) <= max(1.02 * nbytes, 102)
+        assert 0.998 * nbytes - 1 <= te.tiers.parse_bytes(parsed(size_text(nbytes))) <= nbytes
     point = outlook(model(), Sizes(5 * MIB, 30 * MIB, 2, 64), HERE)
     assert tiers_text(point, "/d") == (
-        'te.Tiers(hbm="5.00MiB", dram="30.0MiB", ssd="/d")\n'
+        'te.Tiers(hbm="5MiB", dram="30MiB", ssd="/d")\n'
         "te.Prefetcher(loader, model, rows_ahead=2, ids_ahead=64)"
     )
     assert tiers_text(outlook(model(), Sizes(), HERE)) == "te.Tiers()  # all rows in dram"

@@ -147,6 +147,10 @@ def _wish(args: argparse.Namespace) -> Wish:
         if tier not in TIERS or not 0 <= value < float("inf"):
             raise DataError(f"--prices {text}: expected a tier and its price, as dram=4")
         prices = {**(prices or {}), tier: value}
+    used = {"dram": True, "hbm": args.hbm_max is not None, "ssd": args.ssd is not None}
+    lacking = [tier for tier, is_used in used.items() if is_used and tier not in (prices or {})]
+    if prices is not None and lacking:
+        raise DataError(f"--prices: what a GiB of {' and '.join(lacking)} costs is missing")
     if args.cheapest and prices is None:
         raise DataError("--cheapest: what a GiB of each tier costs: --prices hbm=X dram=Y ssd=Z")
     if args.cheapest and args.target is not None:
@@ -210,10 +214,10 @@ def _given(args: argparse.Namespace) -> list[str]:
     """The options, as they would be typed; of the trace its name alone."""
     names = (
         "dram_max", "hbm_max", "ssd", "gpu", "dim", "dtype", "optimizer", "layers_ms",
-        "batch_size", "target", "ssd_endurance", "sample",
+        "batch_size", "batch_lookups", "target", "ssd_endurance", "sample",
     )  # fmt: skip
     given = {name: getattr(args, name) for name in names}
-    argv = [f"--{k.replace('_', '-')} {v:g}" if isinstance(v, float) else
+    argv = [f"--{k.replace('_', '-')} {v:.15g}" if isinstance(v, float) else
             f"--{k.replace('_', '-')} {v}" for k, v in given.items() if v is not None]  # fmt: skip
     flags = [f"--{f}" for f in ("inference", "cheapest", "smoke") if getattr(args, f)]
     prices = ["--prices", *args.prices] if args.prices else []
@@ -337,7 +341,7 @@ def _placement_text(report: Mapping[str, Any]) -> str:
             f"Shares of single tables: none. The best division would give {found['gain']:+.1%}, "
             f"{found['misses']:,.0f} rows read a step instead of {found['misses_shared']:,.0f}."
         )
-    shares = ", ".join(f"{name} {share:.0%}" for name, share in found["shares"].items())
+    shares = ", ".join(f"{name} {share:.2g}" for name, share in found["shares"].items())
     return (
         f"Shares of single tables would give {found['gain']:+.1%}: te.Table(..., dram_share=X) "
         f"with X of\n    {shares}"

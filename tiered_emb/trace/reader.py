@@ -53,6 +53,8 @@ class Trace:
             schema = pq.read_schema(self.path) if self._is_parquet else self._open_csv().schema
         about = _about(self.path, schema)
         self._columns = _wanted_columns(self.path, schema)
+        # A recorded trace numbers its batches; those of which no row was sampled are missing.
+        self.has_batch_numbers = about is not None
         if about is not None:
             self.lookups: int = pq.read_metadata(self.path).num_rows
             self.sample: float = about["sample"]

@@ -72,10 +72,9 @@ class Advice:
     placement: Placement | None
 
     @property
-    def dram_bytes(self) -> int | None:
-        """Of the recommended point; None: all rows."""
-        dram = self.chosen.sizes.dram_bytes
-        return None if dram is None else math.ceil(dram)
+    def dram_bytes(self) -> int:
+        """Of the recommended point; where all rows are to be in dram, what they take there."""
+        return math.ceil(self.chosen.dram_bytes)
 
     @property
     def hbm_bytes(self) -> int:
@@ -135,13 +134,13 @@ def _fits(model: Model, chosen: Outlook, bounds: Bounds) -> bool:
 
 
 def size_text(nbytes: float) -> str:
-    """A size for `te.Tiers`, rounded up to three digits."""
+    """A size for `te.Tiers`, of four digits, and no more than it was."""
     power = next((3 - i for i in range(3) if nbytes >= 1024.0 ** (3 - i)), 0)
     if power == 0:
-        return str(math.ceil(nbytes))
+        return str(math.floor(nbytes))
     value = nbytes / 1024.0**power
-    digits = max(0, 2 - int(math.log10(value)))
-    return f"{math.ceil(value * 10**digits - 1e-9) / 10**digits:.{digits}f}{_UNITS[3 - power]}"
+    digits = max(0, 3 - int(math.log10(value)))
+    return f"{math.floor(value * 10**digits + 1e-9) / 10**digits:.15g}{_UNITS[3 - power]}"
 
 
 def tiers_text(point: Outlook, ssd: str = "/path/on/the/drive") -> str:

@@ -45,12 +45,16 @@ def recommend(
     machine: Host | None = None,
 ) -> Advice:
     """See `Stats.recommend`."""
+    if layers_ms is not None and not 0 <= layers_ms < float("inf"):
+        raise DataError(f"recommend(layers_ms={layers_ms}): expected 0 or more")
     pyramid = pyramid_of(engine, lookup_sample(engine))
     ssd = engine.tiers.ssd
     if hbm_max is None and isinstance(engine.tiers.hbm, HBM):
         hbm_max = engine.tiers.hbm.size
     if machine is None:
         machine = _saved_machine(engine, with_device=hbm_max is not None)
+    if hbm_max is not None and machine.rates.device is None:
+        raise DataError("recommend(): hbm_max, and a machine without a device")
     dram = engine.tiers.dram if dram_max is None else parse_bytes(dram_max)
     bounds = Bounds(
         hbm_max=0.0 if hbm_max is None else float(parse_bytes(hbm_max)),
@@ -104,6 +108,8 @@ def _dtype_of(engine: TableEngine) -> str:
 def _saved_machine(engine: TableEngine, with_device: bool) -> Host:
     where = tempfile.gettempdir() if engine.store_path is None else engine.store_path
     limits = limits_file.saved(where, say=lambda _: None)
+    if limits is not None and with_device and limits.link is None:
+        raise DataError("recommend(): the saved limits of this machine have no device")
     host = None if limits is None else saved_host(limits, rates_of(limits, None, with_device))
     if host is None:
         raise DataError(

@@ -68,7 +68,7 @@ def placement(
     shares = _divide(tables, kept, window)
     if shares is None:
         return None
-    pools = [replace(pool, share=shares[pool.tables[0]]) for pool in tables]
+    pools = [replace(pool, share=shares.get(pool.tables[0])) for pool in tables]
     try:
         after = outlook(replace(model, pools=pools), point.sizes, machine)
     except DataError:
@@ -99,7 +99,11 @@ def _divide(tables: list[Pool], nbytes: float, window: int) -> dict[str, float] 
         nbytes -= taken * (pool.row_bytes + SLOT_BYTES)
         if at + 2 < len(hull):
             heapq.heappush(steps, (-_worth(pool, hull, at + 1), number, at + 1))
-    found = {pool.tables[0]: slots[pool.tables[0]] / max(pool.rows, 1) for pool in tables}
+    found = {
+        pool.tables[0]: slots[pool.tables[0]] / pool.rows
+        for pool in tables
+        if pool.rows > 0 and pool.lookups > 0
+    }
     return {name: share if share < 1 - 1e-9 else 1.0 for name, share in found.items()}
 
 

@@ -36,6 +36,8 @@ _FILLED = 8  # times the slots: rows that come within the warm-up; the policy le
 _KNOWN = 0.95  # or this share of all that there are
 _BATCHES_MIN = 4
 _LEVELS_MAX = 48
+_NO_NAME = int(np.iinfo(np.int64).min)
+_GAPS_MAX = 64  # batches without a sampled row, for each lookup that all rows had
 _SALT, _GROUP_SALT = 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
 
 Progress = Callable[[int], object]
@@ -184,8 +186,9 @@ class Pyramid:
 class _Taking:
     """Samples on their way: of the kept lookups their rows, levels, segments and batches."""
 
-    def __init__(self, tables: Sequence[TraceTable], lookups: int, share: float) -> None:
-        sizes = [table.rows for table in tables]
+    def __init__(self, trace: Trace, share: float) -> None:
+        sizes, lookups = [table.rows for table in trace.tables.values()], trace.lookups
+        self._has_numbers = trace.has_batch_numbers
         self.first_row = np.cumsum([0, *sizes[:-1]], dtype=np.int64)
         self.levels = 1 + min(max(0, int(np.ceil(-np.log2(share)))), _LEVELS_MAX)
         ends = [lookups * (s + 1) // SEGMENTS for s in range(SEGMENTS)]
@@ -193,15 +196,15 @@ class _Taking:
         self._stretch = max(1, round(share * lookups / SEGMENTS))  # of level 0, in a segment
         self.counts = np.zeros((SEGMENTS, self.levels, len(sizes)), dtype=np.int64)
         self._kept: list[tuple[np.ndarray, ...]] = []
-        self._state = np.array([0, -1, np.iinfo(np.int64).min], dtype=np.int64)
+        self._state = np.array([0, -1, _NO_NAME, _NO_NAME], dtype=np.int64)
 
     def take(self, batch: Ids, row: Ids) -> None:
         """The next lookups."""
         rows, batches = np.empty(len(row), dtype=np.int64), np.empty(len(row), dtype=np.int64)
         places = np.empty((3, len(row)), dtype=np.uint8)
         kept = _take(
-            batch, row, self.first_row, self._segment_ends, self._stretch, self._state,
-            self.counts, rows, batches, places,
+            batch, row, self._has_numbers, self.first_row, self._segment_ends, self._stretch,
+            self._state, self.counts, rows, batches, places,
         )  # fmt: skip
         self._kept.append((rows[:kept].copy(), batches[:kept].copy(), places[:, :kept].copy()))
 
@@ -280,6 +283,7 @@ def take_sample(
         DataError: the trace is damaged or empty.
         ValueError: `share` is not in (0, 1], or `warm_up` not in [0, 1).
     """
+    is_given = share is not None
     if share is None:
         wanted = min(max(SHARE * trace.lookups, LOOKUPS_MIN), LOOKUPS_MAX)
         share = min(1.0, wanted / trace.lookups)
@@ -287,11 +291,16 @@ def take_sample(
         raise ValueError(f"share must be in (0, 1], got {share!r}")
     if not 0 <= warm_up < 1:
         raise ValueError(f"warm_up must be in [0, 1), got {warm_up!r}")
-    taking = _Taking(list(trace.tables.values()), trace.lookups, share)
+    taking = _Taking(trace, share)
     for piece in trace.pieces():
         taking.take(piece.batch, piece.row)
         if progress is not None:
             progress(len(piece.row))
+    if taking.batches > _GAPS_MAX * (trace.lookups / trace.sample + 1):
+        raise DataError(
+            f"{trace.path}: {taking.batches:,} batches by their numbers, and {trace.lookups:,} "
+            "lookups; a recorded trace numbers batches one after another"
+        )
     levels = []
     for level in range(taking.levels - 1):
         rate = trace.sample * 0.5**level
@@ -299,8 +308,10 @@ def take_sample(
         if all(part is not None and part.batches >= _BATCHES_MIN for part in parts):
             levels.append([_scaled(part, trace.sample) for part in parts if part is not None])
     whole = taking.sample(taking.levels - 1, None, trace.sample * 0.5 ** (taking.levels - 1))
+    if whole is None and not is_given:  # a few rows, and none of them by chance
+        return take_sample(trace, 1.0, progress, warm_up)
     if whole is None:
-        raise DataError(f"{trace.path}: none of its rows was sampled; take a larger share")
+        raise DataError(f"{trace.path}: none of its rows was sampled; take a larger share, up to 1")
     whole = replace(whole, warm_up=int(warm_up * whole.batches))
     levels.append([_scaled(whole, trace.sample)])
     return Pyramid(trace.tables, levels[-1][0].lookups, taking.batches, levels)
@@ -315,6 +326,7 @@ def _scaled(sample: Sample, trace_rate: float) -> Sample:
 def _take(
     batch: Ids,
     row: Ids,
+    has_numbers: bool,
     first_row: Ids,
     segment_ends: Ids,
     stretch: int,
@@ -326,15 +338,18 @@ def _take(
 ) -> int:
     """Counts lookups by segment, level and table; keeps those of rows of the level that has begun.
 
-    `state`: lookups before these, number of the last batch, and its name in the trace.
+    `state`: lookups before these, number of the last batch, its name in the trace, and that of the
+    first.
     """
-    done, number, name = state
+    done, number, name, first_name = state
     levels, tables = counts.shape[1], len(first_row)
     kept, table, segment, level = 0, 0, 0, levels - 1
     for i in range(len(row)):
         if batch[i] != name:
             name = batch[i]
-            number += 1
+            if first_name == _NO_NAME:
+                first_name = name
+            number = name - first_name if has_numbers else number + 1
         while done + i >= segment_ends[segment]:
             segment += 1
             level = levels - 1
@@ -355,7 +370,7 @@ def _take(
         batches[kept] = number
         places[0, kept], places[1, kept], places[2, kept] = row_level, level, segment
         kept += 1
-    state[0], state[1], state[2] = done + len(row), number, name
+    state[0], state[1], state[2], state[3] = done + len(row), number, name, first_name
     return kept
 
 

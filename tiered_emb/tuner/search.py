@@ -203,16 +203,15 @@ def recommended(points: Sequence[Outlook], model: Model, wish: Wish) -> Outlook:
 def extras(point: Outlook, model: Model, machine: Machine, bounds: Bounds) -> list[Extra]:
     """What a GiB more of each tier would buy, or a tenth more where a GiB is more than that."""
     found = []
-    dram = point.sizes.dram_bytes
+    hbm, dram = point.sizes.hbm_bytes, point.sizes.dram_bytes
     for tier, size in (("hbm", point.sizes.hbm_bytes), ("dram", dram)):
         if size is None or (tier == "hbm" and bounds.hbm_max == 0):
             continue
         more = min(GIB, max(size, model.bytes / 100) / 10)
-        bigger = (
-            replace(point.sizes, hbm_bytes=size + more)
-            if tier == "hbm"
-            else replace(point.sizes, dram_bytes=size + more)
-        )
-        gain = point.step_s / outlook(model, bigger, machine).step_s - 1
-        found.append(Extra(tier, more, gain))
+        sizes = Sizes(size + more, dram) if tier == "hbm" else Sizes(hbm, size + more)
+        if tier == "hbm" and sizes.hbm_bytes > (bounds.dram_max if dram is None else dram):
+            continue  # a row on the device keeps its place in dram
+        bigger = _best(model, machine, sizes)
+        if bigger is not None and (dram is not None or bigger.dram_bytes <= bounds.dram_max):
+            found.append(Extra(tier, more, point.step_s / bigger.step_s - 1))
     return found
