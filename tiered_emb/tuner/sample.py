@@ -53,7 +53,8 @@ class Sample:
 
     Args:
         rate: the share of rows that was taken, of all that the model has.
-        rows: int64 [n], numbers of sampled rows: each below `len(table_of)`.
+        rows: int64 [n], numbers of sampled rows, in the order in which they come for the first
+            time: each below `len(table_of)`.
         begins: int64 [batches + 1]; batch b is rows[begins[b]:begins[b + 1]]. Batches of which
             nothing was sampled count.
         warm_up: batches before the first that counts.
@@ -93,7 +94,8 @@ class Sample:
     @cached_property
     def warm_rows(self) -> int:
         """Distinct sampled rows of the warm-up."""
-        return len(np.unique(self.rows[: self.begins[self.warm_up]]))
+        before = self.rows[: self.begins[self.warm_up]]
+        return int(before.max()) + 1 if len(before) else 0  # numbered as they come
 
     def is_warm(self, slots: float) -> bool:
         """Whether the warm-up shows a policy with so many slots what rows there are."""
@@ -254,10 +256,10 @@ def sample_of(
         warm_up: share of the batches before those that count.
     """
     first, last = span
-    distinct, numbers = np.unique(rows, return_inverse=True)
+    distinct, numbers = _numbered(rows)
     return Sample(
         rate=rate,
-        rows=numbers.astype(np.int64),
+        rows=numbers,
         begins=np.searchsorted(batches, np.arange(first, last + 2)).astype(np.int64),
         warm_up=int((last - first + 1) * warm_up),
         table_of=(np.searchsorted(first_row, distinct, "right") - 1).astype(np.int32),
@@ -372,6 +374,37 @@ def _take(
         kept += 1
     state[0], state[1], state[2], state[3] = done + len(row), number, name, first_name
     return kept
+
+
+@compiled
+def _numbered(rows: Ids) -> tuple[Ids, Ids]:
+    """The distinct rows in the order of their first use, and of each lookup its row's number."""
+    numbers = np.empty(len(rows), dtype=np.int64)
+    distinct = np.empty(512, dtype=np.int64)
+    known = np.full((1024, 2), -1, dtype=np.int64)  # row and number, open addressing
+    count = 0
+    for i in range(len(rows)):
+        row = rows[i]
+        place = np.int64(_mix(np.uint64(row)) & np.uint64(len(known) - 1))
+        while known[place, 0] != row and known[place, 0] >= 0:
+            place = (place + 1) & (len(known) - 1)
+        if known[place, 0] == row:
+            numbers[i] = known[place, 1]
+            continue
+        known[place, 0], known[place, 1] = row, count
+        numbers[i] = count
+        distinct[count] = row
+        count += 1
+        if count < len(distinct):
+            continue
+        distinct = np.concatenate((distinct, np.empty(count, dtype=np.int64)))
+        known = np.full((4 * count, 2), -1, dtype=np.int64)
+        for number in range(count):
+            place = np.int64(_mix(np.uint64(distinct[number])) & np.uint64(len(known) - 1))
+            while known[place, 0] >= 0:
+                place = (place + 1) & (len(known) - 1)
+            known[place, 0], known[place, 1] = distinct[number], number
+    return distinct[:count].copy(), numbers
 
 
 @compiled
