@@ -316,7 +316,7 @@ def bench_predict(args: argparse.Namespace, scale: Scale, folder: Path) -> Repor
     host = calibrated(
         folder, limits, options.rates_of(limits), smoke=args.smoke, watch=options.watch,
         say=lambda text: print(text, file=sys.stderr),
-    )  # fmt: skip
+    ).host  # fmt: skip
     models = []
     for setup, shares in SMOKE_MODELS if args.smoke else MODELS:
         trace = record(setup.workload, scale.trace_batches, folder / "trace.parquet")

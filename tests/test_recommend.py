@@ -135,14 +135,17 @@ def test_it_finds_what_was_saved_of_the_machine(
     found = limits_file.measure(tmp_path, smoke=True)
     limits_file.save(found, say=lambda _: None)
     monkeypatch.setattr(calibration, "FITTING", calibration.SMOKE)
+    monkeypatch.setattr(calibration, "CHECKING", calibration.SMOKE_CHECKING)
     monkeypatch.setattr(calibration, "STEPS", calibration.SMOKE_STEPS)
     said: list[str] = []
     rates = HERE.rates
     for _ in range(2):
-        host = calibration.calibrated(
+        engine = calibration.calibrated(
             tmp_path, found, rates, say=said.append, watch=lambda items, *_: items
         )
     assert "short runs" in said[0]
+    assert "not fitted to" in said[1]
+    assert len(engine.validation["predicted"]) == len(calibration.SMOKE_CHECKING)
     assert "saved coefficients" in said[-1]
     train(bag, 40)
-    assert bag.stats().recommend(dram_max="20MiB").machine.coefficients == host.coefficients
+    assert bag.stats().recommend(dram_max="20MiB").machine.coefficients == engine.host.coefficients

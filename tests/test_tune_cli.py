@@ -45,7 +45,7 @@ def test_the_command_from_end_to_end(
     assert run(*given, "--layers-ms", "1", "--json", "--out", tmp_path / "out") == 0
     report = strict(capsys.readouterr().out)
     assert report == strict((tmp_path / "out" / "tune.json").read_text())
-    names = ("tune-curves", "tune-tables", "tune-front", "tune-busy")
+    names = ("tune-curves", "tune-tables", "tune-front", "tune-busy", "tune-validation")
     assert {path.stem for path in (tmp_path / "out").glob("*.png")} > set(names)
     assert {
         "benchmark", "machine", "date", "command", "smoke", "limits", "trace", "model",
@@ -79,6 +79,7 @@ def test_what_people_read(
         " binds (", "TB written a day, of which the drive lasts", "Sizes that no other beats:",
         "What more would buy: ", "more dram: +", "rowwise-adagrad, float32 *",
         "Shares of single tables: none.",
+        "Predicted against measured here, of steps that it was not fitted to: +10% (1 of 1 within",
     ):  # fmt: skip
         assert text in out, text
     assert " days; " in out or " years; " in out
@@ -112,6 +113,10 @@ def test_what_people_read(
         ("--dram-max 1GiB --ssd x", "--ssd: size 'x'"),
         ("--dram-max 1GiB --ssd-endurance x", "--ssd-endurance: size 'x'"),
         ("--dram-max 1GiB --cheapest", "--cheapest: what a GiB of each tier costs: --prices"),
+        (
+            "--dram-max 1GiB --ssd 1GiB --prices dram=4",
+            "--prices: what a GiB of ssd costs is missing",
+        ),
         ("--dram-max 1GiB --prices disk=3", "--prices disk=3: expected a tier and its price"),
         ("--dram-max 1GiB --prices dram=-1", "--prices dram=-1: expected"),
         ("--dram-max 1GiB --prices dram=nan", "--prices dram=nan: expected"),

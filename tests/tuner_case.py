@@ -9,6 +9,7 @@ import pytest
 
 from tiered_emb.bench import options
 from tiered_emb.bench.bound import DeviceRates, MachineRates
+from tiered_emb.bench.calibration import Engine
 from tiered_emb.bench.predict import Coefficients, Host
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.trace.writer import TraceWriter
@@ -28,6 +29,10 @@ def machine(device: bool = False) -> Host:
 
 
 HERE = machine()
+VALIDATION = {
+    "predicted": [{"name": "one", "measured_ms": 10.0, "predicted_ms": 11.0, "error": 0.1}],
+    "within_15_percent": 1,
+}
 
 
 def know_machine(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,7 +43,7 @@ def know_machine(monkeypatch: pytest.MonkeyPatch) -> None:
             return None
 
     monkeypatch.setattr(options, "limits_of", lambda *_, **__: Known())
-    monkeypatch.setattr(options, "host_of", lambda *_, **__: HERE)
+    monkeypatch.setattr(options, "engine_of", lambda *_, **__: Engine(HERE, VALIDATION))
 
 
 def write_trace(path: Path, batches: int = 150, dim: int | None = 256) -> Path:

@@ -1,10 +1,11 @@
 """The engine on this machine, as the cost model needs it: fitted to a few short runs, and saved.
 
-    host = calibrated("/nvme", limits)   # measures once, a minute or two, then reads a file
+    engine = calibrated("/nvme", limits)   # measures once, two minutes, then reads a file
 
 What limits cannot say (how long planning a row takes, how much fetching costs the layers) is found
-from DLRM steps of a few small configurations: see `predict.fit`. Saved coefficients belong to the
-limits that they were fitted with, so to a machine, a drive and a time.
+from DLRM steps of a few small configurations: see `predict.fit`. Some others are predicted with it
+and then measured, so that users see how far predictions can be trusted here. What is saved belongs
+to the limits that it was fitted with, so to a machine, a drive and a time.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,11 @@ from tiered_emb.bench.contenders import Training
 from tiered_emb.bench.demand import IdTrace, demand_of, row_bytes
 from tiered_emb.bench.dlrm import Sizes, measure
 from tiered_emb.bench.limits import Limits, default_path
-from tiered_emb.bench.predict import Coefficients, Host, fit
+from tiered_emb.bench.predict import Coefficients, Host, validation
 from tiered_emb.bench.provenance import now_text
 from tiered_emb.bench.workloads import Workload, named, resized
 
-SCHEMA = 1
+SCHEMA = 2
 SPACE_BYTES = 1 << 30  # of the drive, while it runs
 Watch = Callable[[Any, int, str], Any]
 Say = Callable[[str], None]
@@ -90,9 +91,28 @@ FITTING = (
     Setup("dlrm-small", 0.7, 32, 1024, 0.30, pooling=8),
     Setup("meta-2022", 0.1, 64, 256, 0.40),
 )
+CHECKING = (
+    Setup("dlrm-small", 0.8, 64, 2048, 0.15),
+    Setup("dlrm-small", 0.6, 32, 1024, 0.40, pooling=4, optimizer=None),
+    Setup("meta-2022", 0.12, 32, 256, 1.0),
+)
 STEPS = Sizes(dram_bytes=None, warm_up=40, rounds=4, steps=15, peers=False)
 SMOKE = (Setup("dlrm-small", 0.05, 16, 128, 0.5), Setup("dlrm-small", 0.05, 16, 256, 0.4))
+SMOKE_CHECKING = (Setup("dlrm-small", 0.05, 16, 192, 0.6),)
 SMOKE_STEPS = replace(STEPS, warm_up=4, rounds=2, steps=4)
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The engine on this machine.
+
+    Args:
+        host: predicts its steps.
+        validation: of `predict.validation`: how it did on runs that it was not fitted to.
+    """
+
+    host: Host
+    validation: dict[str, Any]
 
 
 def run(
@@ -120,14 +140,14 @@ def calibrated(
     say: Say,
     watch: Watch,
     progress: Callable[[], object] = lambda: None,
-) -> Host:
-    """The saved coefficients for these limits, or new ones, which are saved.
+) -> Engine:
+    """The engine as saved for these limits, or measured now, and saved.
 
     Args:
         directory: on the drive, with room for `SPACE_BYTES`.
         rates: of the limits.
         again: measure, whatever has been saved.
-        smoke: two runs of a second; nothing is saved, and the figures say nothing.
+        smoke: three runs of a second; nothing is saved, and the figures say nothing.
         path: where they are saved; None: beside the limits.
         say: told in one line what is used or saved.
         watch: as of `dlrm.measure`.
@@ -137,23 +157,39 @@ def calibrated(
     found = None if again or smoke else _saved(path, limits)
     if found is not None:
         say(f"engine: saved coefficients, fitted on {found['date']}")
-        return Host(rates, Coefficients(**found["coefficients"]))
-    setups: Sequence[Setup] = SMOKE if smoke else FITTING
-    say(f"engine: {len(setups)} short runs, to fit its coefficients to this machine")
+        return Engine(Host(rates, Coefficients(**found["coefficients"])), found["validation"])
+    fitting: Sequence[Setup] = SMOKE if smoke else FITTING
+    checking: Sequence[Setup] = SMOKE_CHECKING if smoke else CHECKING
+    say(
+        f"engine: {len(fitting)} short runs, to fit its coefficients to this machine, and "
+        f"{len(checking)} to check them"
+    )
     steps = SMOKE_STEPS if smoke else STEPS
     runs = []
-    for setup in setups:
+    for setup in [*fitting, *checking]:
         runs.append(run(setup, steps, rates, Path(directory), watch))
         progress()
-    host = fit(runs, rates)
+    host, checked = validation(runs[: len(fitting)], runs[len(fitting) :], rates)
+    say(f"engine: {validation_line(checked)}")
     if not smoke:
         entry = {
             "limits": _key(limits),
             "date": now_text(),
             "coefficients": asdict(host.coefficients),
+            "validation": checked,
         }
         _save(path, entry, say)
-    return host
+    return Engine(host, checked)
+
+
+def validation_line(checked: Mapping[str, Any]) -> str:
+    """How far predictions were from what was measured, of an `Engine`, in one line."""
+    errors = [row["error"] for row in checked["predicted"]]
+    return (
+        f"predicted against measured here, of steps that it was not fitted to: "
+        f"{', '.join(f'{error:+.0%}' for error in errors)} "
+        f"({checked['within_15_percent']} of {len(errors)} within 15%)"
+    )
 
 
 def saved_host(limits: Limits, rates: MachineRates, path: Path | None = None) -> Host | None:
@@ -177,6 +213,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             return []
         for entry in data["engines"]:
             Coefficients(**entry["coefficients"])
+            entry["validation"]["predicted"]
         return list(data["engines"])
     except (OSError, ValueError, KeyError, TypeError):
         return []  # as none: it is measured again

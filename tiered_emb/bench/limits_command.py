@@ -34,7 +34,7 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("--engine: it is fitted to the drive, too; without --no-ssd")
     limits = options.limits_of(args, with_drive=not args.no_ssd)
     if args.engine:
-        options.host_of(args, limits, again=args.remeasure)
+        options.engine_of(args, limits, again=args.remeasure)
     argv = [*["--no-ssd"] * args.no_ssd, *["--engine"] * args.engine]
     return options.finish(args, "limits", argv, {}, limits, lambda _: limits_text(limits))
 

@@ -17,9 +17,8 @@ from typing import Any
 from tqdm import tqdm
 
 from tiered_emb.bench.bound import DeviceRates, MachineRates
-from tiered_emb.bench.calibration import calibrated
+from tiered_emb.bench.calibration import Engine, calibrated
 from tiered_emb.bench.limits import Limits, measure
-from tiered_emb.bench.predict import Host
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.report import drawing, files_in, write_report_of
 from tiered_emb.cli.report import progress_bar
@@ -102,7 +101,7 @@ def rates_of(limits: Limits, threads: int | None = None, with_device: bool = Fal
     )
 
 
-def host_of(args: argparse.Namespace, limits: Limits, again: bool) -> Host:
+def engine_of(args: argparse.Namespace, limits: Limits, again: bool) -> Engine:
     """The engine on this machine: saved, or fitted now, about two minutes."""
     directory = args.dir or tempfile.gettempdir()
     with tqdm(unit=" runs", file=sys.stderr, leave=False, disable=None) as bar:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from tiered_emb.bench import options
 from tiered_emb.bench.bound import DeviceRates, MachineRates
+from tiered_emb.bench.calibration import validation_line
 from tiered_emb.bench.contenders import OPTIMIZERS
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.predict import Host
@@ -27,7 +28,7 @@ from tiered_emb.cli.report import bytes_text, table_text
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import parse_bytes
 from tiered_emb.trace.reader import Trace
-from tiered_emb.tuner.advice import advice_dict, advise, curves_dict
+from tiered_emb.tuner.advice import advice_dict, advise, curves_dict, curves_of
 from tiered_emb.tuner.cost import DTYPES, Outlook, RowFormat, dims_of, format_of
 from tiered_emb.tuner.model import Load
 from tiered_emb.tuner.sample import take_sample
@@ -89,8 +90,10 @@ def run(args: argparse.Namespace) -> int:
     with _progress(trace.lookups, "lookups") as bar:
         pyramid = take_sample(trace, args.sample, bar.update, 0.0 if args.smoke else WARM_UP)
     limits = options.limits_of(args)
-    machine = _machine(args, limits)
-    advice = advise(pyramid, load, machine, bounds, wish)
+    engine = options.engine_of(args, limits, again=args.recalibrate or args.remeasure)
+    machine = _machine(args, limits, engine.host)
+    with _progress(curves_of(trace.tables, load), "curves") as bar:
+        advice = advise(pyramid, load, machine, bounds, wish, bar.update)
     results = {
         "trace": {"lookups": float(pyramid.lookups.sum()), "batches": pyramid.batches,
                   "rows_seen": pyramid.rows_seen,
@@ -99,6 +102,7 @@ def run(args: argparse.Namespace) -> int:
         "life_years": _life(advice.chosen, endurance),
         "curves": curves_dict(pyramid, advice.chosen.sizes.ids_ahead) if args.out else [],
         "is_projection": args.gpu is not None,
+        "validation": engine.validation,
     }  # fmt: skip
     head = provenance(__file__, _given(args), "tiered-emb tune")
     report = {"benchmark": "tune", **head, "smoke": args.smoke, **results}
@@ -176,9 +180,8 @@ def _rows(args: argparse.Namespace, trace: Trace) -> RowFormat:
     return RowFormat(args.optimizer or known.optimizer, args.dtype or known.dtype)
 
 
-def _machine(args: argparse.Namespace, limits: Limits) -> Host:
+def _machine(args: argparse.Namespace, limits: Limits, host: Host) -> Host:
     """This one; with a device, if one is asked for."""
-    host = options.host_of(args, limits, again=args.recalibrate or args.remeasure)
     if args.hbm_max is None:
         return host
     return Host(_with_device(args, limits, host.rates), host.coefficients)
@@ -252,8 +255,13 @@ def text_of(report: Mapping[str, Any]) -> str:
     if report["is_projection"]:
         told.append("A projection: the device's figures are those of its data sheet.")
     told += ["", _front_text(report), "", _extra_text(report), "", _what_if_text(report)]
-    told += ["", _placement_text(report)]
+    told += ["", _placement_text(report), "", _validation_text(report)]
     return "\n".join(told)
+
+
+def _validation_text(report: Mapping[str, Any]) -> str:
+    line = validation_line(report["validation"])
+    return line[0].upper() + line[1:] + "."
 
 
 def _rate(report: Mapping[str, Any], step_ms: float) -> str:

@@ -11,17 +11,19 @@ from typing import Any
 from tiered_emb.bench.demand import SPACE
 from tiered_emb.bench.predict import Machine
 from tiered_emb.data.errors import DataError
+from tiered_emb.trace.format import TraceTable
 from tiered_emb.tuner.cost import (
     DTYPES,
     Model,
     Outlook,
     RowFormat,
     as_dict,
+    dims_of,
     dram_for_all,
     outlook,
 )
 from tiered_emb.tuner.curves import MissCurve, lru_curve, optimum_curve, policy_curve, sizes_of
-from tiered_emb.tuner.model import Load, model_of, with_format
+from tiered_emb.tuner.model import WINDOWS, Load, Progress, model_of, no_progress, with_format
 from tiered_emb.tuner.placement import Placement, placement
 from tiered_emb.tuner.sample import Pyramid
 from tiered_emb.tuner.search import (
@@ -90,13 +92,22 @@ class Advice:
         )
 
 
-def advise(pyramid: Pyramid, load: Load, machine: Machine, bounds: Bounds, wish: Wish) -> Advice:
+def advise(
+    pyramid: Pyramid,
+    load: Load,
+    machine: Machine,
+    bounds: Bounds,
+    wish: Wish,
+    progress: Progress = no_progress,
+) -> Advice:
     """Simulates, explores and chooses.
+
+    `progress` is called after each curve, up to `curves_of` times.
 
     Raises:
         DataError: nothing fits the bounds or reaches the target; a table's dim is not known.
     """
-    model = model_of(pyramid, load)
+    model = model_of(pyramid, load, progress=progress)
     points = explore(model, machine, bounds)
     chosen = recommended(points, model, wish)
     return Advice(
@@ -107,8 +118,13 @@ def advise(pyramid: Pyramid, load: Load, machine: Machine, bounds: Bounds, wish:
         front=front(points),
         extras=extras(chosen, model, machine, bounds),
         what_if=_what_if(model, chosen, machine, bounds),
-        placement=placement(pyramid, model, load.rows, chosen, machine),
+        placement=placement(pyramid, model, load.rows, chosen, machine, progress),
     )
+
+
+def curves_of(tables: Mapping[str, TraceTable], load: Load) -> int:
+    """How many curves advice on these tables takes, at most."""
+    return len(WINDOWS) * (len(dims_of(tables, load.dim)) + len(load.shares)) + 2 * len(tables)
 
 
 def _what_if(model: Model, chosen: Outlook, machine: Machine, bounds: Bounds) -> list[WhatIf]:

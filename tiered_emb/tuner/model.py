@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -13,6 +13,11 @@ from tiered_emb.tuner.sample import Pyramid
 
 WINDOWS = (16, 64, 256)
 """Batches known ahead that are looked at."""
+Progress = Callable[[], object]
+
+
+def no_progress() -> None:
+    """For those that nobody watches."""
 
 
 @dataclass(frozen=True)
@@ -36,11 +41,17 @@ class Load:
     shares: Mapping[str, float] = field(default_factory=dict)
 
 
-def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> Model:
+def model_of(
+    pyramid: Pyramid,
+    load: Load,
+    windows: Sequence[int] = WINDOWS,
+    progress: Progress = no_progress,
+) -> Model:
     """Simulates the pools of a trace.
 
     Args:
         windows: batches known ahead for which there will be curves.
+        progress: called after each curve.
 
     Raises:
         DataError: a table's dim is not known.
@@ -50,7 +61,7 @@ def model_of(pyramid: Pyramid, load: Load, windows: Sequence[int] = WINDOWS) -> 
         together = [name for name in tables if name not in load.shares]
         alone = [[name] for name in tables if name in load.shares]
         for names in [together, *alone] if together else alone:
-            pool = pool_of(pyramid, names, dim, load.rows, windows)
+            pool = pool_of(pyramid, names, dim, load.rows, windows, progress=progress)
             pools.append(replace(pool, share=load.shares.get(names[0])))
     return Model(
         pools=pools,
@@ -69,6 +80,7 @@ def pool_of(
     row_format: RowFormat,
     windows: Sequence[int],
     with_error: bool = True,
+    progress: Progress = no_progress,
 ) -> Pool:
     """Tables that share slots, by themselves."""
     names = list(pyramid.tables)
@@ -80,10 +92,10 @@ def pool_of(
     else:
         sizes = sizes_of(part)
         first_misses, rows_seen = _first_lookups(part)
-        curves = {
-            window: policy_curve(part, sizes, window=window, with_error=with_error)
-            for window in windows
-        }
+        curves = {}
+        for window in windows:
+            curves[window] = policy_curve(part, sizes, window=window, with_error=with_error)
+            progress()
     return Pool(
         tables=tuple(tables),
         rows=sum(pyramid.tables[name].rows for name in tables),

@@ -17,7 +17,7 @@ from tiered_emb.bench.demand import SLOT_BYTES
 from tiered_emb.bench.predict import Machine
 from tiered_emb.data.errors import DataError
 from tiered_emb.tuner.cost import Model, Outlook, Pool, RowFormat, outlook
-from tiered_emb.tuner.model import pool_of
+from tiered_emb.tuner.model import Progress, no_progress, pool_of
 from tiered_emb.tuner.sample import Pyramid
 
 GAIN_MIN = 0.01
@@ -50,15 +50,23 @@ class Placement:
 
 
 def placement(
-    pyramid: Pyramid, model: Model, rows: RowFormat, point: Outlook, machine: Machine
+    pyramid: Pyramid,
+    model: Model,
+    rows: RowFormat,
+    point: Outlook,
+    machine: Machine,
+    progress: Progress = no_progress,
 ) -> Placement | None:
-    """The best division of a point's dram; None where there is nothing to divide."""
+    """The best division of a point's dram; None where there is nothing to divide.
+
+    `progress` is called after each curve.
+    """
     if point.sizes.dram_bytes is None or sum(len(pool.tables) for pool in model.pools) < 2:
         return None
     window = point.sizes.ids_ahead
     windows = sorted({model.windows[0], window})
     tables = [
-        pool_of(pyramid, [name], pool.dim, rows, windows, with_error=False)
+        pool_of(pyramid, [name], pool.dim, rows, windows, with_error=False, progress=progress)
         for pool in model.pools
         for name in pool.tables
     ]

@@ -49,8 +49,8 @@ def section(report: Report) -> Section:
         chart = validation_chart(validation)
         charts.append(replace(chart, name="tune-validation"))
         summary.append(
-            f"Predictions were within 15% of the measured step in "
-            f"{validation['within_15_percent']:g} of {len(validation['predicted'])} cases."
+            f"Steps that the engine was not fitted to were predicted and then measured here: "
+            f"{validation['within_15_percent']:g} of {len(validation['predicted'])} within 15%."
         )
     warnings = []
     if report["is_projection"]:
