@@ -61,16 +61,41 @@ def predict_table(report: Report) -> str:
 def recommended_table(report: Report) -> str:
     """Recommended sizes beside the best of a measured grid."""
     lines = [
-        "| model | recommended | its step | best of the grid | slower by | order of sizes |",
-        "|---|---|---|---|---|---|",
+        "| model | recommended | its step | best of the grid | its step | slower | in order |",
+        "|---|---|---|---|---|---|---|",
     ]
     for model in report["predict"]["models"]:
-        best = min(row["measured_ms"] for row in model["grid"])
-        own = model["recommended"]
+        own, best = model["recommended"], model["best_of_grid"]
+        steps = [
+            ", ".join(f"{ms:.1f}" for ms in model[which])
+            for which in ("recommended_ms", "best_of_grid_ms")
+        ]
         lines.append(
-            f"| {model['model'].replace(', 100% in dram', '')} | {own['dram_share']:.1%} in dram "
-            f"| {own['measured_ms']:.1f} ms | {best:.1f} ms | {model['slower_than_best']:+.1%} "
-            f"| {'as predicted' if model['order_is_right'] else 'not as predicted'} |"
+            f"| {model['model'].replace(', 100% in dram', '')} | {own['dram_share']:.1%} in dram, "
+            f"{own['rows_ahead']} batches fetched ahead | {steps[0]} ms "
+            f"| {best['dram_share']:.1%} in dram, {best['rows_ahead']} ahead | {steps[1]} ms "
+            f"| {model['slower_than_best']:+.1%} "
+            f"| {model['pairs_in_order']} of {model['pairs_apart']} |"
+        )
+    return "\n".join(lines)
+
+
+def placement_table(report: Report) -> str:
+    """What shares of single tables were predicted to give, and gave."""
+    lines = [
+        "| model | shares of their rows | rows read a step | predicted | step | gain | predicted |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in report["placement"]:
+        shares = ", ".join(f"{name} {share:.2g}" for name, share in row["shares"].items())
+        misses, told = (
+            " -> ".join(f"{x:,.0f}" for x in row[key]) for key in ("misses", "predicted_misses")
+        )
+        took = " -> ".join(f"{ms:.1f}" for ms in row["measured_ms"])
+        low, high = row["gain_quartiles"]
+        lines.append(
+            f"| {row['model']} | {shares} | {misses} | {told} | {took} ms "
+            f"| {row['gain']:+.1%} ({low:+.1%} to {high:+.1%}) | {row['predicted_gain']:+.1%} |"
         )
     return "\n".join(lines)
 
