@@ -50,7 +50,7 @@ def test_the_command_from_end_to_end(
     assert {
         "benchmark", "machine", "date", "command", "smoke", "limits", "trace", "model",
         "recommended", "front", "extra", "what_if", "placement", "life_years", "curves",
-        "is_projection",
+        "is_projection", "validation", "format_is_assumed",
     } <= set(report)  # fmt: skip
     assert (report["benchmark"], report["smoke"], report["is_projection"]) == ("tune", True, False)
     assert report["trace"]["lookups"] == 150 * 500
@@ -78,7 +78,7 @@ def test_what_people_read(
         'ssd="/path/on/the/drive")', "te.Prefetcher(loader, model, rows_ahead=", "samples/s",
         " binds (", "TB written a day, of which the drive lasts", "Sizes that no other beats:",
         "What more would buy: ", "more dram: +", "rowwise-adagrad, float32 *",
-        "Shares of single tables: none.",
+        "Shares of single tables: none.", "How rows are kept is assumed: --dtype, and --optimizer",
         "Predicted against measured here, of steps that it was not fitted to: +10% (1 of 1 within",
     ):  # fmt: skip
         assert text in out, text
@@ -88,6 +88,8 @@ def test_what_people_read(
     out = capsys.readouterr().out
     assert "A projection: the device's figures are those of its data sheet." in out
     assert "inference, float32 *" in out
+    assert run(*given, "--dtype", "float16", "--inference") == 0
+    assert "assumed" not in capsys.readouterr().out
     assert "0.00 TB written a day; " in out
     assert run(two_tables, "--dram-max", "1GiB") == 0
     out = capsys.readouterr().out

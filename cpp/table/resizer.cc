@@ -30,8 +30,10 @@ std::vector<uint32_t> Resizer::rows_in_flight() const {
   for (size_t l = 0; l < tiers_.layouts(); ++l)
     rows.push_back(tiers_.layout(LayoutId(static_cast<uint16_t>(l))).directory.pinned());
   plans_.visit([&](const Plan& plan) {
-    for (const Fill& fill : plan.piggybacked)
-      rows[fill.layout.value] -= std::min(rows[fill.layout.value], 1u);
+    for (const Fill& fill : plan.piggybacked) {
+      const SlotDirectory& directory = tiers_.layout(fill.layout).directory;
+      rows[fill.layout.value] -= directory[fill.slot].pins == 1;  // else a batch has it, too
+    }
   });
   std::vector<uint32_t> of_plan;
   plans_.visit([&](const Plan& plan) {
@@ -120,11 +122,14 @@ Status Resizer::begin(uint64_t dram_bytes, Quiet quiet) {
   tiers_.set_resizing(true);
   tiers_.set_dram_bytes(
       std::max(dram_bytes, tiers_.dram_bytes_charged(tiers_.index_bytes_charged())));
-  return Status::ok();
+  // More than rows were leaving for: the next batch has the slots already, where none is stranded.
+  while (phase_ == Phase::kShrink && !is_over_target()) TE_RETURN_IF_ERROR(step(quiet));
+  return phase_ == Phase::kRescue ? step(quiet) : Status::ok();
 }
 
 Status Resizer::step(Quiet quiet) {
   if (phase_ == Phase::kIdle) return Status::ok();
+  note_highest();  // a batch may have raised a limit for its rows
   if (batches_to_rest_ > 0) {
     --batches_to_rest_;
     return Status::ok();

@@ -26,16 +26,19 @@ uint64_t resident_bytes() {
 
 // A table whose rows all stand in dram, changed, with their numbers in them.
 struct FullTable : Store {
-  explicit FullTable(const std::string& policy, uint64_t dram_bytes = kAllBytes)
+  explicit FullTable(const std::string& policy, uint64_t dram_bytes = kAllBytes,
+                     uint64_t ssd_capacity_bytes = 0)
       : Store(kRows, kDim, dram_bytes, OptimizerKind::kNone) {
     config.policy = policy;
+    config.ssd_capacity_bytes = ssd_capacity_bytes;
     open();
     std::vector<float> values(kRows * kDim);
     for (size_t i = 0; i < values.size(); ++i) values[i] = static_cast<float>(i / kDim);
     check_ok(engine->write_rows(TableId(0), all_ids(kRows), values.data(), nullptr));
   }
-  // Looks rows up, and says whether they are right.
-  bool lookup(const std::vector<int64_t>& ids) {
+  // Looks rows up, and says whether they are right. kNoSpace comes back in `full`, if that is
+  // given.
+  bool lookup(const std::vector<int64_t>& ids, bool* full = nullptr) {
     std::vector<int64_t> offsets(ids.size());
     std::iota(offsets.begin(), offsets.end(), 0);
     Feature feature;
@@ -45,7 +48,12 @@ struct FullTable : Store {
     const FeatureInput input = feature.input();
     FeatureForward forward;
     forward.out = out.data();
-    check_ok(engine->lookup({&input, 1}, {&forward, 1}));
+    const Status done = engine->lookup({&input, 1}, {&forward, 1});
+    if (full != nullptr) {
+      *full = done.code() == StatusCode::kNoSpace;
+      if (*full) return true;
+    }
+    check_ok(done);
     for (size_t i = 0; i < out.size(); ++i) {
       if (out[i] != static_cast<float>(ids[i / kDim])) return false;
     }
@@ -149,6 +157,38 @@ BOOST_AUTO_TEST_CASE(rows_of_prefetched_batches_move_in_the_end) {
   while (!ahead.empty()) {
     BOOST_TEST_REQUIRE(table.lookup(ahead.front()));
     ahead.erase(ahead.begin());
+  }
+}
+
+// Rows that have no room on the drive stay where they are. A batch that needs their slots says why
+// it cannot be served; after a resize back it can.
+BOOST_AUTO_TEST_CASE(on_a_full_disk_rows_stay_in_dram) {
+  for (const char* policy : {"lookahead", "s3fifo"}) {
+    BOOST_TEST_CONTEXT(policy) {
+      FullTable table(policy, kAllBytes, 8 << 20);  // a third of the rows
+      check_ok(table.engine->resize(kFewBytes));
+      size_t refused = 0;
+      for (int i = 0; i < 1500; ++i) {
+        bool is_full = false;
+        BOOST_TEST_REQUIRE(table.lookup(table.random_ids(64), &is_full));
+        refused += is_full;
+      }
+      BOOST_TEST(refused > 0u);
+      const EngineStats full = table.engine->stats();
+      BOOST_TEST(full.is_resizing);
+      BOOST_TEST(full.dram_target_bytes == kFewBytes);
+      BOOST_TEST(full.resident_rows < kRows);
+      BOOST_TEST(full.resident_rows > kRows / 2);
+      BOOST_TEST(full.dram_bytes > kFewBytes);
+      check_ok(table.engine->resize(kAllBytes));
+      table.batches_until_done();
+      std::vector<int64_t> ids = all_ids(kRows / 20);
+      for (int part = 0; part < 20; ++part) {
+        BOOST_TEST_REQUIRE(table.lookup(ids));
+        for (int64_t& id : ids) id += kRows / 20;
+      }
+      BOOST_TEST(table.engine->stats().resident_rows == kRows);
+    }
   }
 }
 

@@ -103,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
         "curves": curves_dict(pyramid, advice.chosen.sizes.ids_ahead) if args.out else [],
         "is_projection": args.gpu is not None,
         "validation": engine.validation,
+        "format_is_assumed": _is_assumed(args, trace),
     }  # fmt: skip
     head = provenance(__file__, _given(args), "tiered-emb tune")
     report = {"benchmark": "tune", **head, "smoke": args.smoke, **results}
@@ -180,6 +181,12 @@ def _rows(args: argparse.Namespace, trace: Trace) -> RowFormat:
     return RowFormat(args.optimizer or known.optimizer, args.dtype or known.dtype)
 
 
+def _is_assumed(args: argparse.Namespace, trace: Trace) -> bool:
+    """Whether neither the trace nor the options tell how rows are kept."""
+    told = args.dtype is not None and (args.inference or args.optimizer is not None)
+    return not told and format_of(trace.tables) is None
+
+
 def _machine(args: argparse.Namespace, limits: Limits, host: Host) -> Host:
     """This one; with a device, if one is asked for."""
     if args.hbm_max is None:
@@ -244,7 +251,10 @@ def text_of(report: Mapping[str, Any]) -> str:
         f"({model['dtype']}, {does}); a step: {model['lookups_a_step']:,.0f} lookups of "
         f"{model['unique_rows_a_step']:,.0f} rows, layers {model['layers_ms']:.1f} ms"
     )
-    told = [head, "", *(f"    {line}" for line in best["python"].splitlines()), ""]
+    told = [head]
+    if report["format_is_assumed"]:
+        told.append("How rows are kept is assumed: --dtype, and --optimizer or --inference.")
+    told += ["", *(f"    {line}" for line in best["python"].splitlines()), ""]
     told.append(_outlook_text(report))
     if best["dram_bytes"] is not None and best["slots"] > report["trace"]["rows_seen"]:
         told.append(

@@ -333,10 +333,13 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
         unique = sum(pool.unique_rows for pool in others)
         slots = slots_of(left, rows, mean_bytes, unique, model.trains)
     if slots + own < model.largest_batch:
+        locations = LOCATION_BYTES * model.rows
         raise DataError(
             f"dram of {sizes.dram_bytes:,.0f} bytes holds {slots + own:,} rows, a batch has up to "
             f"{model.largest_batch:,.0f}"
-        )
+            + (f" (where rows are takes {locations:,.0f} bytes of it)" if 4 * locations >
+               sizes.dram_bytes else "")
+        )  # fmt: skip
     common = slots / max(rows, 1)
     return [common if p.share is None else p.share for p in model.pools], slots + own
 

@@ -59,7 +59,7 @@ def recommend(
     bounds = Bounds(
         hbm_max=0.0 if hbm_max is None else float(parse_bytes(hbm_max)),
         dram_max=float("inf") if dram is None else float(dram),
-        ssd_max=float("inf") if isinstance(ssd, SSD) else None,
+        ssd_max=_capacity(ssd) if isinstance(ssd, SSD) else None,
     )
     stats = engine.stats()
     kind = 0 if engine.optimizer is None else engine.optimizer.kind
@@ -70,6 +70,10 @@ def recommend(
         shares={t.name: t.dram_share for t in engine.tables if t.dram_share is not None},
     )
     return advise(pyramid, load, machine, bounds, Wish())
+
+
+def _capacity(ssd: SSD) -> float:
+    return float("inf") if ssd.capacity is None else float(parse_bytes(ssd.capacity))
 
 
 def pyramid_of(engine: TableEngine, found: LookupSample) -> Pyramid:
