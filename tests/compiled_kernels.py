@@ -123,9 +123,10 @@ def _facts(compiled: Any, architecture: int) -> dict[str, int]:
             capture_output=True,
             text=True,
             check=True,
+            timeout=120,
         ).stderr
         code = subprocess.run(
-            [BINARIES / "nvdisasm", cubin], capture_output=True, text=True, check=True
+            [BINARIES / "nvdisasm", cubin], capture_output=True, text=True, check=True, timeout=120
         ).stdout
     registers = re.search(r"Used (\d+) registers", told)
     spilled = SPILLED.search(told)

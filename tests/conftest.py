@@ -16,7 +16,8 @@ from tiered_emb.device.runtime import EmulatedRuntime, Runtime
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # before the kernels are imported
 
-# `ci` draws the same examples in every run and keeps no files; HYPOTHESIS_PROFILE=long explores.
+# `ci` draws the same examples in every run and keeps no files; HYPOTHESIS_PROFILE=long explores
+# (with pytest --timeout 0).
 _COMMON = {
     "deadline": None,
     "print_blob": True,

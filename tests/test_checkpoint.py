@@ -414,13 +414,16 @@ def test_a_reader_that_renormalises_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_kills_leave_a_completed_checkpoint(tmp_path: Path) -> None:
-    """SIGKILL while a child trains, flushes and saves; TIERED_EMB_KILLS of them."""
+    """SIGKILL while a child trains, flushes and saves.
+
+    TIERED_EMB_KILLS=1000 pytest --timeout 0 tests/test_checkpoint.py -k kills
+    """
     kills = os.environ.get("TIERED_EMB_KILLS", "15")
     done = subprocess.run(
         [sys.executable, "-I", str(SHARED / "kill_loop.py"), str(tmp_path), kills],
         capture_output=True,
         text=True,
-        timeout=3000,
+        timeout=120 + 5 * int(kills),
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert f"{kills} kills" in done.stdout

@@ -113,7 +113,7 @@ def test_worker_processes_share_the_samples(days: list[Path], tmp_path: Path, fo
     if form == "parquet":
         convert(days, paths[0])
     stream = CriteoStream(paths, 32, 50)
-    loader = DataLoader(stream, batch_size=None, num_workers=2)
+    loader = DataLoader(stream, batch_size=None, num_workers=2, timeout=60)
     assert Counter(samples(loader)) == Counter(samples(stream))
 
 

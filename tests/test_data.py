@@ -361,7 +361,7 @@ def test_movielens_is_read_without_importing_recbole(tmp_path: Path) -> None:
         "assert 'recbole' not in sys.modules; print(len(s.frame['label']))"
     )
     result = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=120
     )
     if "pip install --no-deps recbole==1.2.1" in result.stderr:
         pytest.skip("recbole is not installed: pip install --no-deps recbole==1.2.1")

@@ -19,7 +19,12 @@ RECORD = json.loads(SCRIPT.with_suffix(".json").read_text())
 def test_code_is_what_was_recorded() -> None:
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"}
     told = subprocess.run(
-        [sys.executable, SCRIPT], capture_output=True, text=True, env=environment, check=False
+        [sys.executable, SCRIPT],
+        capture_output=True,
+        text=True,
+        env=environment,
+        check=False,
+        timeout=240,
     )
     assert told.returncode == 0, told.stdout + told.stderr
 

@@ -312,7 +312,9 @@ def test_data_loader_workers(tmp_path: Path) -> None:
     both = (bag, free)
     for table in both:
         table(torch.arange(20)[None]).sum().backward()
-    loader = DataLoader(Ids(), batch_size=4, num_workers=2, multiprocessing_context="fork")
+    loader = DataLoader(
+        Ids(), batch_size=4, num_workers=2, multiprocessing_context="fork", timeout=60
+    )
     for _ in range(2):
         for ids in loader:
             for table in both:

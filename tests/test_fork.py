@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import gc
 import os
+import signal
 import subprocess
 import sys
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -30,19 +33,25 @@ def train(bag: te.TieredEmbedding, steps: int = 20) -> None:
         bag(torch.randint(ROWS, (64, 2))).sum().backward()
 
 
-def in_a_child(work: Callable[[], None], timeout_s: int = 30) -> int:
-    """The exit status of a forked child that does the work; one that hangs is killed by SIGALRM."""
+def in_a_child(work: Callable[[], None], timeout_s: float = 60) -> int:
+    """The exit status of a forked child that does the work; one that hangs says where, and ends."""
     pid = os.fork()
     if pid == 0:
-        import signal
-
-        signal.alarm(timeout_s)
+        faulthandler.dump_traceback_later(timeout_s / 2, file=sys.__stderr__)
         try:
             work()
         except BaseException:
             os._exit(1)
         os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+    until = time.monotonic() + timeout_s
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    os.kill(pid, signal.SIGKILL)  # it may hang in what runs at a fork, before any line of ours
+    os.waitpid(pid, 0)
+    raise TimeoutError(f"the child has not ended within {timeout_s} s")
 
 
 @pytest.fixture
@@ -161,6 +170,7 @@ def test_a_store_may_be_opened_again_while_workers_live(tmp_path: Path) -> None:
         Batches(),
         batch_size=4,
         num_workers=2,
+        timeout=60,
         persistent_workers=True,
         multiprocessing_context="fork",
     )

@@ -31,9 +31,11 @@ TRAIN = """
         opened.append(time.perf_counter() - start)
     test_huge.train(bag, range(test_huge.BATCHES))
     stats = bag.stats().as_dict()
-    bag.close()
     status = open("/proc/self/status").read()
-    peak = int(status.split("VmHWM:")[1].split()[0]) * 1024
+    kib = {{name: int(status.split(name + ":")[1].split()[0]) for name in ("VmHWM", "RssFile")}}
+    # Without the libraries' pages, of which more or fewer are mapped as the page cache has them.
+    peak = (kib["VmHWM"] - kib["RssFile"]) * 1024
+    bag.close()
     print(json.dumps({{"opened_s": min(opened), "peak_bytes": peak, "stats": stats}}))
 """
 
@@ -69,12 +71,13 @@ def train(bag: te.TieredEmbedding, steps: range) -> None:
 def test_ten_terabytes(tmp_path: Path) -> None:
     path = str(tmp_path / "store")
     code = textwrap.dedent(TRAIN.format(tests=str(Path(__file__).parent), path=path))
-    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True)
+    command = [sys.executable, "-P", "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=200)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
     assert ROWS * DIM * 4 > 10e12
     assert result["opened_s"] < 1
-    assert result["peak_bytes"] < 1e9
+    assert result["peak_bytes"] < 0.8e9
     stats = result["stats"]
     assert stats["steps"] == BATCHES
     assert stats["dram_bytes"] <= 256 * 2**20

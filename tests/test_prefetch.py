@@ -177,7 +177,7 @@ def test_errors_come_with_the_forward(tmp_path: Path) -> None:
 def test_soak(tmp_path: Path) -> None:
     """Random depths and exceptions on a budget of two batches: no leak, no hang, the same bits.
 
-    TIERED_EMB_SOAK=10000 pytest tests/test_prefetch.py -k soak
+    TIERED_EMB_SOAK=10000 pytest --timeout 0 tests/test_prefetch.py -k soak
     """
     steps = int(os.environ.get("TIERED_EMB_SOAK", "400"))
     rng = random.Random(1)

@@ -71,7 +71,7 @@ def test_a_collection_with_workers(tmp_path: Path) -> None:
             optimizer=te.optim.RowwiseAdagrad(0.1),
         )
         source: Any = data
-        loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=2)
+        loader = torch.utils.data.DataLoader(source, batch_size=None, num_workers=2, timeout=60)
         loop: Any = te.Prefetcher(loader, coll, rows_ahead=depth) if depth else loader
         for batch in loop:
             sum(y.sum() for y in coll(batch).values()).backward()

@@ -28,9 +28,14 @@ def test_first_snippet_is_ten_lines_and_converts() -> None:
     assert "te.convert(" in SNIPPETS[0]
 
 
+def checked(script: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(script), "--check"]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120)
+
+
 def test_figures_come_from_results() -> None:
     script = ROOT / "benchmarks" / "make_chart.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    done = checked(script)
     assert done.returncode == 0, f"run benchmarks/make_chart.py\n{done.stdout}{done.stderr}"
 
 
@@ -55,7 +60,7 @@ def test_a_wrong_figure_is_noticed(tmp_path: Path, file: str, right: str, wrong:
     changed = tmp_path / file
     changed.write_text(changed.read_text(encoding="utf-8").replace(right, wrong, 1), "utf-8")
     script = tmp_path / "benchmarks" / "make_chart.py"
-    done = subprocess.run([sys.executable, str(script), "--check"], capture_output=True, text=True)
+    done = checked(script)
     assert (done.returncode, done.stderr) == (1, "")
     assert f"{changed.name} and the results disagree" in done.stdout
 

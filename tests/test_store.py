@@ -288,7 +288,10 @@ def test_sigkill(last: int, tmp_path: Path) -> None:
     """A killed process leaves its last flush, whatever it wrote since."""
     code = KILLED.format(tests=str(Path(__file__).parent), path=str(tmp_path / "s"), last=last)
     done = subprocess.run(
-        [sys.executable, "-P", "-c", textwrap.dedent(code)], capture_output=True, text=True
+        [sys.executable, "-P", "-c", textwrap.dedent(code)],
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert done.stdout.split()[-1] == str(last)
