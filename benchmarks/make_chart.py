@@ -257,14 +257,16 @@ def fill_blocks(text: str, blocks: dict[str, str], name: str) -> str:
 
 def render_tuning(text: str) -> str:
     """docs/TUNING.md, likewise."""
-    curves, speed, tuner = load("tuner_curves"), load("tuner_speed"), load("tuner")
+    reports = [load(f"tuner{part}") for part in ("_curves", "_speed", "", "_placement")]
+    curves, speed, tuner, placement = reports
     blocks = {
         "tuner-curves": tuner_tables.curves_table(curves),
         "tuner-speed": tuner_tables.speed_text(speed),
         "tuner-predict": tuner_tables.predict_table(tuner),
         "tuner-within": tuner_tables.within_text(tuner),
         "tuner-recommended": tuner_tables.recommended_table(tuner),
-        "tuner-source": "; ".join(map(provenance_line, (curves, speed, tuner))),
+        "tuner-placement": tuner_tables.placement_table(placement),
+        "tuner-source": "; ".join(map(provenance_line, reports)),
     }
     return fill_blocks(text, blocks, "docs/TUNING.md")
 

@@ -169,6 +169,8 @@ def calibrated(
     for setup in [*fitting, *checking]:
         runs.append(run(setup, steps, rates, Path(directory), watch))
         progress()
+    for checked_run in runs[len(fitting) :]:  # told what the layers take, as the tuner is
+        checked_run["demand"]["step"]["dense_s"] = checked_run["work"]["dense_s"]
     host, checked = validation(runs[: len(fitting)], runs[len(fitting) :], rates)
     say(f"engine: {validation_line(checked)}")
     if not smoke:
