@@ -25,6 +25,7 @@ from tiered_emb.trace.format import METADATA, VERSION, Ids, TraceTable
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the file
+_HASHED_AT_ONCE = 256
 _NO_ROOM = np.empty(0, dtype=np.int64)
 _NO_ID = int(np.iinfo(np.int64).min)
 _serial = itertools.count()
@@ -182,12 +183,21 @@ def _keep(
 ) -> tuple[int, int]:
     """Copies ids that are to be kept until all are looked at or `out` is full; how many of each."""
     kept = 0
-    for i in range(len(ids)):
-        if kept == len(out):
-            return i, kept
-        if ids[i] == padding:
-            continue
-        if keeps_all or _mix(np.uint64(ids[i]) ^ key) < threshold:
-            out[kept] = ids[i]
-            kept += 1
+    hashed = np.zeros(_HASHED_AT_ONCE, dtype=np.uint64)  # where all are kept it stays so
+    for at in range(0, len(ids), _HASHED_AT_ONCE):
+        part = ids[at : at + _HASHED_AT_ONCE]
+        if not keeps_all:
+            found = 0
+            for j in range(len(part)):  # loops of their own become vector instructions
+                hashed[j] = _mix(np.uint64(part[j]) ^ key)
+            for j in range(len(part)):
+                found += hashed[j] < threshold
+            if found == 0:
+                continue
+        for j in range(len(part)):
+            if hashed[j] < threshold and part[j] != padding:
+                if kept == len(out):
+                    return at + j, kept
+                out[kept] = part[j]
+                kept += 1
     return len(ids), kept
