@@ -14,6 +14,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -45,6 +46,7 @@ def in_a_child(work: Callable[[], None], timeout_s: float = 60) -> int:
         try:
             work()
         except BaseException:
+            traceback.print_exc(file=sys.__stderr__)
             os._exit(1)
         os._exit(0)
     until = time.monotonic() + timeout_s

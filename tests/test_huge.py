@@ -32,9 +32,8 @@ TRAIN = """
     test_huge.train(bag, range(test_huge.BATCHES))
     stats = bag.stats().as_dict()
     status = open("/proc/self/status").read()
-    kib = {{name: int(status.split(name + ":")[1].split()[0]) for name in ("VmHWM", "RssFile")}}
-    # Without the libraries' pages, of which more or fewer are mapped as the page cache has them.
-    peak = (kib["VmHWM"] - kib["RssFile"]) * 1024
+    # Not the libraries' pages, of which more or fewer are mapped as the page cache has them.
+    peak = int(status.split("RssAnon:")[1].split()[0]) * 1024
     bag.close()
     print(json.dumps({{"opened_s": min(opened), "peak_bytes": peak, "stats": stats}}))
 """

@@ -52,12 +52,25 @@ def test_it_is_of_what_was_looked_up(bag: te.TieredEmbedding) -> None:
     assert advice.model.layers_s == 0.003
     assert advice.model.bytes == ROWS * ROW_BYTES
     assert advice.rows == te_rows("rowwise-adagrad")
-    assert advice.dram_bytes is None or 0 < advice.dram_bytes <= 20 << 20
+    assert 0 < advice.dram_bytes <= 20 << 20
     assert str(advice).startswith("te.Tiers(")
     # Less dram, more misses, by the same curves.
     least, most = advice.front[0], advice.front[-1]
     assert least.demand.step.misses > most.demand.step.misses
     bag(next(batches(1)))  # it goes on
+
+
+def test_where_all_rows_are_to_be_in_dram_the_size_holds_them(tmp_path: Path) -> None:
+    rows = 1_000_000
+    with te.TieredEmbedding(
+        rows, DIM, mode="sum", tiers=te.Tiers(dram="40MiB", ssd=tmp_path / "store"),
+        optimizer=te.optim.RowwiseAdagrad(lr=0.1),
+    ) as bag:  # fmt: skip
+        train(bag, 60)
+        advice = bag.stats().recommend(dram_max="1GiB", layers_ms=0, machine=HERE)
+        assert advice.chosen.sizes.dram_bytes is None
+        bag.resize(dram=advice.dram_bytes)
+        assert bag.stats().slots == rows
 
 
 def te_rows(optimizer: str | None) -> object:
@@ -69,7 +82,6 @@ def te_rows(optimizer: str | None) -> object:
 def test_the_present_budget_bounds_it(bag: te.TieredEmbedding) -> None:
     train(bag)
     advice = bag.stats().recommend(layers_ms=0, machine=HERE)
-    assert advice.dram_bytes is not None
     assert advice.dram_bytes <= 400 << 10
 
 

@@ -107,7 +107,7 @@ def test_torch_models_are_recorded_too(tmp_path: Path) -> None:
         (1, "words", 1), (1, "words", 2),
         (1, "click.embeddings.bags.0", 1), (1, "click.embeddings.bags.1", 1),
     ]  # fmt: skip
-    assert Trace(path).tables["words"] == TraceTable(20, 4, 16)
+    assert Trace(path).tables["words"] == TraceTable(20, 4)
 
 
 def test_outside_of_its_model_a_table_is_looked_up_once_a_batch(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from tiered_emb.trace.writer import TraceWriter
 from tiered_emb.tuner.cost import RowFormat
 from tiered_emb.tuner.curves import MissCurve, lru_curve, optimum_curve, policy_curve, sizes_of
 from tiered_emb.tuner.model import pool_of
-from tiered_emb.tuner.sample import _SALT, SEGMENTS, Pyramid, take_sample
+from tiered_emb.tuner.sample import _SALT, LOOKUPS_MIN, SEGMENTS, Pyramid, take_sample
 from tiered_emb.tuner.stack import distance_counts
 
 Batches = Sequence[dict[str, np.ndarray]]
@@ -419,9 +420,25 @@ def test_batches_of_which_nothing_was_recorded_count(tmp_path: Path) -> None:
 
 
 def test_a_trace_of_one_row_needs_no_luck(tmp_path: Path) -> None:
-    path = tmp_path / "one.parquet"
-    ids = np.zeros(600_000, dtype=np.int64)
-    with TraceWriter(path, {"t": TraceTable(5, 8)}) as writer:
-        for row in range(5):  # whichever is not in the default sample
-            writer.write(row, "t", ids[:120_000] + row)
-    assert take_sample(Trace(path)).rows_seen >= 1
+    ids, unlucky = np.zeros(600_000, dtype=np.int64), 0
+    for row in range(5):
+        path = tmp_path / f"{row}.parquet"
+        with TraceWriter(path, {"t": TraceTable(5, 8)}) as writer:
+            for batch in range(4):
+                writer.write(batch, "t", ids[:150_000] + row)
+        assert len(take_sample(Trace(path)).whole.table_of) == 1
+        with suppress(DataError):
+            take_sample(Trace(path), LOOKUPS_MIN / 600_000)  # as by default at first
+            continue
+        unlucky += 1
+    assert 0 < unlucky < 5
+
+
+def test_batches_that_are_numbered_far_apart_are_refused(tmp_path: Path) -> None:
+    for sample, apart in ((1.0, 70), (0.01, 10**9)):
+        path = tmp_path / f"{sample}.parquet"
+        with TraceWriter(path, {"t": TraceTable(1000, 8)}, sample) as writer:
+            for number in range(40):
+                writer.write(number * apart, "t", np.arange(50) + number)
+        with pytest.raises(DataError, match="numbers batches one after another"):
+            take_sample(Trace(path), 1)

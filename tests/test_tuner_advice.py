@@ -408,12 +408,12 @@ def test_shares_of_a_hot_table_and_one_without_hot_rows(pyramid: Pyramid) -> Non
         point = outlook(of, Sizes(0, dram, 0, 16), HERE)
         found = placement(pyramid, of, load.rows, point, HERE)
         assert found is not None
-        assert found.after.demand.step.misses <= point.demand.step.misses * 1.001
+        assert found.after.demand.step.misses <= point.demand.step.misses * 1.005  # less what is spared
         slots = 60_000 * found.shares["large"] + 600 * found.shares["hot"]
         assert slots <= point.slots * (1 + 1e-9)  # all rows have the same length
         assert found.after.demand.step.lookups == 500
         assert found.after.demand.step.unique_rows == pytest.approx(of.unique_rows)
-        assert found.is_worth_it == (found.gain >= 0.01)
+        assert found.is_worth_it == (found.gain >= 0.05)
         assert found.shares["hot"] > found.shares["large"]
 
 

@@ -122,9 +122,20 @@ Status Resizer::begin(uint64_t dram_bytes, Quiet quiet) {
   tiers_.set_resizing(true);
   tiers_.set_dram_bytes(
       std::max(dram_bytes, tiers_.dram_bytes_charged(tiers_.index_bytes_charged())));
-  // More than rows were leaving for: the next batch has the slots already, where none is stranded.
-  while (phase_ == Phase::kShrink && !is_over_target()) TE_RETURN_IF_ERROR(step(quiet));
-  return phase_ == Phase::kRescue ? step(quiet) : Status::ok();
+  if (phase_ == Phase::kDisown || is_over_target()) return Status::ok();
+  // More than rows were leaving for: the next batch has the slots already.
+  grow();
+  phase_ = has_stranded() ? Phase::kRescue : Phase::kTidyAgain;
+  batches_waited_ = 0;
+  return Status::ok();
+}
+
+bool Resizer::has_stranded() const {
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    const LayoutTier& tier = tiers_.layout(LayoutId(static_cast<uint16_t>(l)));
+    if (tier.directory.stranded() != 0) return true;
+  }
+  return false;
 }
 
 Status Resizer::step(Quiet quiet) {
@@ -244,8 +255,8 @@ bool Resizer::rescue(Quiet quiet) {
   return rescue_some();
 }
 
-// To the limits of the target: at once, since nothing is stranded. Where a layout is above its part
-// the others are raised when limits are divided anew (Engine::keep_house).
+// To the limits of the target, at once. Where a layout is above its part the others are raised when
+// limits are divided anew (Engine::keep_house).
 void Resizer::grow() {
   const std::vector<uint32_t> limits = limits_for(tiers_.dram_target_bytes());
   bool is_lent = false;

@@ -45,6 +45,7 @@ class Resizer {
   bool disown();
   bool tidy();
   bool is_over_target() const;
+  bool has_stranded() const;
   Status shrink(bool& is_done);
   bool rescue(Quiet quiet);
   void grow();

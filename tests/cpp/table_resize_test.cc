@@ -180,6 +180,13 @@ BOOST_AUTO_TEST_CASE(on_a_full_disk_rows_stay_in_dram) {
       BOOST_TEST(full.resident_rows < kRows);
       BOOST_TEST(full.resident_rows > kRows / 2);
       BOOST_TEST(full.dram_bytes > kFewBytes);
+      for (int batches = 0; batches < 3; ++batches) {  // of the next smaller size, in each phase
+        check_ok(table.engine->resize(kAllBytes));
+        for (int i = 0; i < 4; ++i) BOOST_TEST_REQUIRE(table.lookup(table.random_ids(64)));
+        table.batches_until_done();
+        check_ok(table.engine->resize(kAllBytes / 2));
+        for (int i = 0; i < batches; ++i) BOOST_TEST_REQUIRE(table.lookup({1, 2, 3}));
+      }
       check_ok(table.engine->resize(kAllBytes));
       table.batches_until_done();
       std::vector<int64_t> ids = all_ids(kRows / 20);

@@ -215,7 +215,7 @@ def _entries(path: Path) -> list[dict[str, Any]]:
             return []
         for entry in data["engines"]:
             Coefficients(**entry["coefficients"])
-            entry["validation"]["predicted"]
+            validation_line(entry["validation"])
         return list(data["engines"])
     except (OSError, ValueError, KeyError, TypeError):
         return []  # as none: it is measured again

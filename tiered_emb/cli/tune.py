@@ -28,7 +28,7 @@ from tiered_emb.cli.report import bytes_text, table_text
 from tiered_emb.data.errors import DataError
 from tiered_emb.tiers import parse_bytes
 from tiered_emb.trace.reader import Trace
-from tiered_emb.tuner.advice import advice_dict, advise, curves_dict, curves_of
+from tiered_emb.tuner.advice import advice_dict, advise, curves_dict, curves_of, share_text
 from tiered_emb.tuner.cost import DTYPES, Outlook, RowFormat, dims_of, format_of
 from tiered_emb.tuner.model import Load
 from tiered_emb.tuner.sample import take_sample
@@ -152,7 +152,11 @@ def _wish(args: argparse.Namespace) -> Wish:
         if tier not in TIERS or not 0 <= value < float("inf"):
             raise DataError(f"--prices {text}: expected a tier and its price, as dram=4")
         prices = {**(prices or {}), tier: value}
-    used = {"dram": True, "hbm": args.hbm_max is not None, "ssd": args.ssd is not None}
+    used = {
+        "dram": True,
+        "hbm": bool(_bytes("--hbm-max", args.hbm_max)),
+        "ssd": args.ssd is not None,
+    }
     lacking = [tier for tier, is_used in used.items() if is_used and tier not in (prices or {})]
     if prices is not None and lacking:
         raise DataError(f"--prices: what a GiB of {' and '.join(lacking)} costs is missing")
@@ -359,7 +363,7 @@ def _placement_text(report: Mapping[str, Any]) -> str:
             f"Shares of single tables: none. The best division would give {found['gain']:+.1%}, "
             f"{found['misses']:,.0f} rows read a step instead of {found['misses_shared']:,.0f}."
         )
-    shares = ", ".join(f"{name} {share:.2g}" for name, share in found["shares"].items())
+    shares = ", ".join(f"{name} {share_text(share)}" for name, share in found["shares"].items())
     return (
         f"Shares of single tables would give {found['gain']:+.1%}: te.Table(..., dram_share=X) "
         f"with X of\n    {shares}"

@@ -244,8 +244,8 @@ def _tables_of(
                     stacklevel=4,
                 )
                 continue
-            dim = module.embedding_dim
-            table = TraceTable(module.num_embeddings, dim, dim * module.weight.element_size())
+            # What torch's optimizer keeps of a row is not known here, so the row's bytes are not.
+            table = TraceTable(module.num_embeddings, module.embedding_dim)
             names = {"": add(path, "", table)}
         else:
             continue

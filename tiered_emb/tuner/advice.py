@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
-from tiered_emb.bench.demand import SPACE
+from tiered_emb.bench.demand import CHANGES, FREE_BYTES, HEADROOM, SPACE
 from tiered_emb.bench.predict import Machine
 from tiered_emb.data.errors import DataError
 from tiered_emb.trace.format import TraceTable
@@ -75,8 +75,10 @@ class Advice:
 
     @property
     def dram_bytes(self) -> int:
-        """Of the recommended point; where all rows are to be in dram, what they take there."""
-        return math.ceil(self.chosen.dram_bytes)
+        """Of the recommended point; where all rows are to be in dram, a budget that holds them."""
+        if self.chosen.sizes.dram_bytes is not None:
+            return math.ceil(self.chosen.dram_bytes)
+        return math.ceil(self.chosen.dram_bytes * (1 + 2 * (CHANGES + HEADROOM))) + FREE_BYTES
 
     @property
     def hbm_bytes(self) -> int:
@@ -157,6 +159,14 @@ def size_text(nbytes: float) -> str:
     value = nbytes / 1024.0**power
     digits = max(0, 3 - int(math.log10(value)))
     return f"{math.floor(value * 10**digits + 1e-9) / 10**digits:.15g}{_UNITS[3 - power]}"
+
+
+def share_text(share: float) -> str:
+    """A share for `te.Table`, of three digits, and no more than it was: the shares fill dram."""
+    if share >= 1:
+        return "1"
+    digits = 2 - math.floor(math.log10(share)) if share > 0 else 0
+    return f"{math.floor(share * 10**digits + 1e-9) / 10**digits:.15g}"
 
 
 def tiers_text(point: Outlook, ssd: str = "/path/on/the/drive") -> str:

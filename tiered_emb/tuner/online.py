@@ -51,15 +51,16 @@ def recommend(
     ssd = engine.tiers.ssd
     if hbm_max is None and isinstance(engine.tiers.hbm, HBM):
         hbm_max = engine.tiers.hbm.size
+    hbm_bytes = 0 if hbm_max is None else parse_bytes(hbm_max)
     if machine is None:
-        machine = _saved_machine(engine, with_device=hbm_max is not None)
-    if hbm_max is not None and machine.rates.device is None:
+        machine = _saved_machine(engine, with_device=hbm_bytes > 0)
+    if hbm_bytes > 0 and machine.rates.device is None:
         raise DataError("recommend(): hbm_max, and a machine without a device")
     dram = engine.tiers.dram if dram_max is None else parse_bytes(dram_max)
     bounds = Bounds(
-        hbm_max=0.0 if hbm_max is None else float(parse_bytes(hbm_max)),
+        hbm_max=float(hbm_bytes),
         dram_max=float("inf") if dram is None else float(dram),
-        ssd_max=_capacity(ssd) if isinstance(ssd, SSD) else None,
+        ssd_max=float("inf") if isinstance(ssd, SSD) else None,
     )
     stats = engine.stats()
     kind = 0 if engine.optimizer is None else engine.optimizer.kind
@@ -70,10 +71,6 @@ def recommend(
         shares={t.name: t.dram_share for t in engine.tables if t.dram_share is not None},
     )
     return advise(pyramid, load, machine, bounds, Wish())
-
-
-def _capacity(ssd: SSD) -> float:
-    return float("inf") if ssd.capacity is None else float(parse_bytes(ssd.capacity))
 
 
 def pyramid_of(engine: TableEngine, found: LookupSample) -> Pyramid:

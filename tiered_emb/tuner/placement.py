@@ -20,8 +20,10 @@ from tiered_emb.tuner.cost import Model, Outlook, Pool, RowFormat, outlook
 from tiered_emb.tuner.model import Progress, no_progress, pool_of
 from tiered_emb.tuner.sample import Pyramid
 
-GAIN_MIN = 0.01
-"""Of the steps a second: no placement is proposed for less."""
+GAIN_MIN = 0.05
+"""Of the steps a second: no placement is proposed for less, which predictions may be off by."""
+_SPARE = 1 / 32
+"""Of dram, that is not divided: predictions of what the engine keeps for itself are not exact."""
 _BATCHES = 3  # whose rows every table has room for
 
 
@@ -73,6 +75,7 @@ def placement(
     kept = sum(
         (pool.row_bytes + SLOT_BYTES) * point.slots * pool.rows / model.rows for pool in model.pools
     )
+    kept -= _SPARE * point.sizes.dram_bytes
     shares = _divide(tables, kept, window)
     if shares is None:
         return None

@@ -37,7 +37,9 @@ _KNOWN = 0.95  # or this share of all that there are
 _BATCHES_MIN = 4
 _LEVELS_MAX = 48
 _NO_NAME = int(np.iinfo(np.int64).min)
-_GAPS_MAX = 64  # batches without a sampled row, for each lookup that all rows had
+_GAPS_MAX = 64  # of a sampled trace: batches for each lookup that all rows had
+_BATCHES_MAX = 1 << 27  # numbered
+_SHARE_GROWS = 8  # where no row of a small table was in the sample
 _SALT, _GROUP_SALT = 0x5851F42D4C957F2D, 0x2545F4914F6CDD1D
 
 Progress = Callable[[int], object]
@@ -285,20 +287,34 @@ def take_sample(
         DataError: the trace is damaged or empty.
         ValueError: `share` is not in (0, 1], or `warm_up` not in [0, 1).
     """
-    is_given = share is not None
-    if share is None:
-        wanted = min(max(SHARE * trace.lookups, LOOKUPS_MIN), LOOKUPS_MAX)
-        share = min(1.0, wanted / trace.lookups)
-    if not 0 < share <= 1:
+    if share is not None and not 0 < share <= 1:
         raise ValueError(f"share must be in (0, 1], got {share!r}")
     if not 0 <= warm_up < 1:
         raise ValueError(f"warm_up must be in [0, 1), got {warm_up!r}")
+    tried = share
+    if tried is None:
+        wanted = min(max(SHARE * trace.lookups, LOOKUPS_MIN), LOOKUPS_MAX)
+        tried = min(1.0, wanted / trace.lookups)
+    found = _sampled(trace, tried, progress, warm_up)
+    while found is None and share is None and tried < 1:  # a few rows, and none of them by chance
+        tried = min(1.0, _SHARE_GROWS * tried)
+        found = _sampled(trace, tried, None, warm_up)
+    if found is None:
+        raise DataError(f"{trace.path}: none of its rows was sampled; take a larger share, up to 1")
+    return found
+
+
+def _sampled(
+    trace: Trace, share: float, progress: Progress | None, warm_up: float
+) -> Pyramid | None:
+    """None where no row is in the sample that spans the trace."""
     taking = _Taking(trace, share)
     for piece in trace.pieces():
         taking.take(piece.batch, piece.row)
         if progress is not None:
             progress(len(piece.row))
-    if taking.batches > _GAPS_MAX * (trace.lookups / trace.sample + 1):
+    gaps_max = 1 if trace.sample == 1 else _GAPS_MAX
+    if taking.batches > min(gaps_max * (trace.lookups / trace.sample + 1), _BATCHES_MAX):
         raise DataError(
             f"{trace.path}: {taking.batches:,} batches by their numbers, and {trace.lookups:,} "
             "lookups; a recorded trace numbers batches one after another"
@@ -310,10 +326,8 @@ def take_sample(
         if all(part is not None and part.batches >= _BATCHES_MIN for part in parts):
             levels.append([_scaled(part, trace.sample) for part in parts if part is not None])
     whole = taking.sample(taking.levels - 1, None, trace.sample * 0.5 ** (taking.levels - 1))
-    if whole is None and not is_given:  # a few rows, and none of them by chance
-        return take_sample(trace, 1.0, progress, warm_up)
     if whole is None:
-        raise DataError(f"{trace.path}: none of its rows was sampled; take a larger share, up to 1")
+        return None
     whole = replace(whole, warm_up=int(warm_up * whole.batches))
     levels.append([_scaled(whole, trace.sample)])
     return Pyramid(trace.tables, levels[-1][0].lookups, taking.batches, levels)

@@ -213,5 +213,6 @@ def extras(point: Outlook, model: Model, machine: Machine, bounds: Bounds) -> li
             continue  # a row on the device keeps its place in dram
         bigger = _best(model, machine, sizes)
         if bigger is not None and (dram is not None or bigger.dram_bytes <= bounds.dram_max):
-            found.append(Extra(tier, more, point.step_s / bigger.step_s - 1))
+            gain = point.step_s / bigger.step_s - 1
+            found.append(Extra(tier, more, max(gain, 0.0) if tier == "dram" else gain))
     return found

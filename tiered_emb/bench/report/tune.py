@@ -45,11 +45,11 @@ def section(report: Report) -> Section:
         charts.append(_busy_chart(report))
     summary = _summary(report)
     validation = report.get("validation")
-    if validation is not None:
+    if validation is not None and validation["predicted"]:
         chart = validation_chart(validation)
         charts.append(replace(chart, name="tune-validation"))
         summary.append(
-            f"Steps that the engine was not fitted to were predicted and then measured here: "
+            f"Of steps that the engine was not fitted to, predicted from what their layers take: "
             f"{validation['within_15_percent']:g} of {len(validation['predicted'])} within 15%."
         )
     warnings = []
