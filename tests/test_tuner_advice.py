@@ -408,7 +408,8 @@ def test_shares_of_a_hot_table_and_one_without_hot_rows(pyramid: Pyramid) -> Non
         point = outlook(of, Sizes(0, dram, 0, 16), HERE)
         found = placement(pyramid, of, load.rows, point, HERE)
         assert found is not None
-        assert found.after.demand.step.misses <= point.demand.step.misses * 1.005  # less what is spared
+        less = outlook(of, Sizes(0, dram * 31 / 32, 0, 16), HERE)  # some of it is not divided
+        assert found.after.demand.step.misses <= less.demand.step.misses * 1.01
         slots = 60_000 * found.shares["large"] + 600 * found.shares["hot"]
         assert slots <= point.slots * (1 + 1e-9)  # all rows have the same length
         assert found.after.demand.step.lookups == 500
