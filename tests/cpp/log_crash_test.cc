@@ -239,7 +239,7 @@ BOOST_AUTO_TEST_CASE(random_schedules_of_faults) {
   const char* wanted = std::getenv("TE_TEST_SCHEDULES");
   const uint64_t count = fixed != nullptr    ? 1
                          : wanted != nullptr ? std::strtoull(wanted, nullptr, 10)
-                                             : 150;
+                                             : schedules(150);
   const uint64_t first = fixed != nullptr ? std::strtoull(fixed, nullptr, 10) : 1;
   for (uint64_t seed = first; seed < first + count; ++seed) {
     BOOST_TEST_CONTEXT("replay with TE_TEST_SEED=" << seed) {

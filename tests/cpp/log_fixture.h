@@ -48,6 +48,15 @@ inline std::unique_ptr<IoEngine> test_engine() {
   return made.take();
 }
 
+// Of so many random schedules those that are run under a sanitizer: each takes ten times as long.
+constexpr uint64_t schedules(uint64_t wanted) {
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+  return wanted / 3;
+#else
+  return wanted;
+#endif
+}
+
 inline void check_ok(const Status& status) { BOOST_TEST_REQUIRE(status.is_ok(), status.message()); }
 
 inline bool contains(const std::string& text, const std::string& part) {

@@ -388,7 +388,7 @@ BOOST_AUTO_TEST_SUITE(table_engine_model)
 
 PrefetchStats run_schedules(bool prefetches) {
   PrefetchStats total;
-  for (uint64_t seed = 1; seed <= 120; ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(120); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Random random(seed);
       set_num_threads(1 + seed % 2);

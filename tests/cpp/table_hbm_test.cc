@@ -252,7 +252,7 @@ BOOST_AUTO_TEST_SUITE(table_hbm)
 BOOST_AUTO_TEST_CASE(bit_equal_to_dram_alone) {
   const uint64_t dram_slots[] = {0, 30, 45, 90};
   const uint64_t hbm_slots[] = {2, 12, 40, 200};
-  for (uint64_t seed = 0; seed < 48; ++seed) {
+  for (uint64_t seed = 0; seed < test::schedules(48); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Pair(seed, dram_slots[seed % 4], hbm_slots[seed / 4 % 4]).run();
     }

@@ -83,7 +83,7 @@ size_t distinct(const Rows& rows) { return std::set<RowId>(rows.begin(), rows.en
 BOOST_AUTO_TEST_SUITE(table_lookup_sample)
 
 BOOST_AUTO_TEST_CASE(it_is_what_the_rate_says_of_the_last_batches) {
-  for (uint64_t seed = 1; seed <= 6; ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(6); ++seed) {
     Random random(seed);
     Told told;
     const uint64_t first = seed % 2 == 0 ? 0 : (uint64_t{1} << 32) - 1000 * seed;

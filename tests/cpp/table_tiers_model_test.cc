@@ -325,7 +325,7 @@ BOOST_AUTO_TEST_SUITE(table_tiers_model)
 
 BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
   uint64_t shares = 0;
-  for (uint64_t seed = 1; seed <= 150; ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(150); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Random random(seed);
       EngineConfig config =
@@ -338,7 +338,7 @@ BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
       shares += lab.shares();
     }
   }
-  BOOST_TEST(shares > 50u);
+  BOOST_TEST(shares > test::schedules(50));
 }
 
 // All rows are on ssd, many in a block, so that some come with those of other batches.
