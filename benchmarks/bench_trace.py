@@ -2,9 +2,9 @@
 
     python benchmarks/bench_trace.py --out benchmarks/results/trace.json
 
-Models with their layers, all rows in dram. Rounds with and without `te.record_trace` take turns;
-those with it include completing the file. The ratio is the median over rounds of the time with /
-without.
+Models with their layers, all rows in dram. Rounds with and without `te.record_trace`, to Parquet
+and to Arrow, take turns; those with it include completing the file. The ratio is the median over
+rounds of the time with / without.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import sys
 import tempfile
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -26,18 +25,19 @@ from tiered_emb.bench.contenders import Tiered, Training, make_tables
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.workloads import named
 
-SAMPLES = (1.0, 0.01)
+KINDS = (("parquet", 1.0), ("arrow", 1.0), ("parquet", 0.01))
+"""Form of the file, and share of the rows."""
 
 
 @dataclass(frozen=True)
 class Sizes:
     models: tuple[tuple[str, float, int], ...] = (
-        ("dlrm-small", 1.0, 8),
-        ("dlrm-kaggle", 0.05, 3),
-        ("meta-2022", 1.0, 8),
+        ("dlrm-small", 1.0, 4),
+        ("dlrm-kaggle", 0.05, 2),
+        ("meta-2022", 1.0, 4),
     )
-    """Scale, and how often a round goes through its batches: it takes several seconds."""
-    rounds: int = 5
+    """Scale, and how often a round goes through its batches: it takes some seconds."""
+    rounds: int = 15
     batches: int = 40
 
 
@@ -51,35 +51,44 @@ def compare(name: str, scale: float, times: int, sizes: Sizes, folder: Path) -> 
     with make_tables(workload, training, None, lambda parts, *_: parts) as tables:
         model = Tiered("recorded", workload, training, tables)
         model.run(batches, counts=False)
-        seconds: dict[float, list[float]] = {sample: [] for sample in (0.0, *SAMPLES)}
-        order = list(seconds)
-        path = folder / "trace.parquet"
+        for form, sample in KINDS:  # compiles what records
+            with te.record_trace(tables, folder / f"trace.{form}", sample=sample):
+                model.run(batches[:2], counts=False)
+        seconds: dict[tuple[str, float] | None, list[float]] = {kind: [] for kind in (None, *KINDS)}
+        order, sizes_of = list(seconds), dict[str, int]()
         for _ in range(sizes.rounds):
             order.append(order.pop(0))
-            for sample in order:
+            for kind in order:
                 start = time.perf_counter()
-                with te.record_trace(tables, path, sample=sample) if sample else nullcontext():
+                if kind is None:
                     model.run(batches, counts=False)
-                seconds[sample].append((time.perf_counter() - start) / len(batches))
-                if sample == 1:
-                    size = path.stat().st_size
+                else:
+                    form, sample = kind
+                    path = folder / f"trace.{form}"
+                    with te.record_trace(tables, path, sample=sample):
+                        model.run(batches, counts=False)
+                seconds[kind].append((time.perf_counter() - start) / len(batches))
+                if kind is not None and kind[1] == 1:
+                    sizes_of[kind[0]] = path.stat().st_size
     lookups = sum(len(v[0]) if isinstance(v, tuple) else len(v) for v in batches[0].sparse.values())
-    ratios = {}
-    for sample in SAMPLES:
-        of_rounds = np.array(seconds[sample]) / np.array(seconds[0.0])
+    ratios = []
+    for form, sample in KINDS:
+        of_rounds = np.array(seconds[form, sample]) / np.array(seconds[None])
         low, median, high = np.percentile(of_rounds, [25, 50, 75]).tolist()
-        ratios[str(sample)] = {"p25": low, "p50": median, "p75": high}
+        ratios.append({"form": form, "sample": sample, "p25": low, "p50": median, "p75": high})
     report = {
         "model": name,
         "scale": scale,
         "lookups_a_step": lookups,
-        "step_ms": float(np.median(seconds[0.0])) * 1e3,
-        "file_bytes_a_lookup": size / (lookups * len(batches)),
+        "step_ms": float(np.median(seconds[None])) * 1e3,
+        "file_bytes_a_lookup": {
+            form: size / (lookups * len(batches)) for form, size in sizes_of.items()
+        },
         "ratios": ratios,
     }
     shown = ", ".join(
-        f"sample {sample}: {r['p50']:.3f} ({r['p25']:.3f} to {r['p75']:.3f})"
-        for sample, r in ratios.items()
+        f"{r['form']}, sample {r['sample']}: {r['p50']:.3f} ({r['p25']:.3f} to {r['p75']:.3f})"
+        for r in ratios
     )
     print(f"{name:12} {report['step_ms']:.1f} ms, {lookups:,} lookups a step; {shown}")
     return report

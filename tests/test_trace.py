@@ -32,7 +32,11 @@ from tiered_emb.trace.writer import TraceWriter
 
 def lookups_of(path: Path) -> list[tuple[int, str, int]]:
     """(batch, table, id) of each lookup, as any program would read them."""
-    columns = pq.read_table(path).to_pydict()
+    if path.suffix == ".arrow":
+        with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+            columns = file.read_all().to_pydict()
+    else:
+        columns = pq.read_table(path).to_pydict()
     return list(zip(columns["batch"], columns["table"], columns["id"], strict=True))
 
 
@@ -53,12 +57,13 @@ def write(path: Path, columns: Mapping[str, Any], about: Any = None) -> Path:
     return path
 
 
-def test_a_model_is_recorded_batch_by_batch(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+def test_a_model_is_recorded_batch_by_batch(tmp_path: Path, form: str) -> None:
     tables = te.TieredEmbeddingCollection(
         [te.Table("user", 100, 8), te.Table("item", 50, 4, padding_idx=7)],
         optimizer=te.optim.RowwiseAdagrad(lr=0.1),
     )
-    path = tmp_path / "trace.parquet"
+    path = tmp_path / f"trace.{form}"
     bags = (torch.tensor([3, 7, 9]), torch.tensor([0, 1]))
     with te.record_trace(tables, path) as trace:
         tables({"user": torch.tensor([5, 5]), "item": bags})["user"].sum().backward()
@@ -257,29 +262,52 @@ def test_a_sample_keeps_some_rows_with_all_their_lookups(tmp_path: Path) -> None
     assert Trace(tmp_path / "t.parquet").sample == 0.1
 
 
-@pytest.mark.parametrize("size", [1, 7, 64])
+@pytest.mark.parametrize("form", ["parquet", "arrow"])
+@pytest.mark.parametrize(("written", "read_at_once"), [(1, 1), (7, 7), (64, 64), (64, 3)])
 def test_traces_go_through_memory_in_pieces(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int, read_at_once: int, form: str
 ) -> None:
-    monkeypatch.setattr(writer, "_GROUP_LOOKUPS", size)
-    monkeypatch.setattr(reader, "_READ_LOOKUPS", size)
-    rng = np.random.default_rng(size)
+    path = tmp_path / f"t.{form}"
+    monkeypatch.setattr(writer, "_GROUP_LOOKUPS", written)
+    monkeypatch.setattr(reader, "_READ_LOOKUPS", read_at_once)
+    rng = np.random.default_rng(written)
     expected_batches, expected_rows = [], []
-    with TraceWriter(tmp_path / "t.parquet", {"a": TraceTable(9), "b": TraceTable(5)}) as to:
+    with TraceWriter(path, {"a": TraceTable(9), "b": TraceTable(5)}) as to:
         for batch in range(30):
             for first, (table, rows) in ((0, ("a", 9)), (9, ("b", 5))):
                 ids = rng.integers(0, rows, rng.integers(0, 6))
                 to.write(batch, table, ids)
                 expected_batches += [batch] * len(ids)
                 expected_rows += (first + ids).tolist()
-    assert read(Trace(tmp_path / "t.parquet")) == (expected_batches, expected_rows)
+    assert read(Trace(path)) == (expected_batches, expected_rows)
 
 
-@pytest.mark.parametrize("form", ["parquet", "csv"])
-def test_lookups_of_other_programs(tmp_path: Path, form: str) -> None:
+@pytest.mark.parametrize(("rows", "kind"), [(1 << 31, pa.int32()), ((1 << 31) + 1, pa.int64())])
+def test_ids_of_an_arrow_file_are_as_wide_as_they_must_be(
+    tmp_path: Path, rows: int, kind: pa.DataType
+) -> None:
+    path = tmp_path / "t.arrow"
+    with TraceWriter(path, {"a": TraceTable(5), "b": TraceTable(rows)}) as to:
+        to.write(0, "b", np.array([rows - 1, 0, rows - 1]), padding=0)
+    with pa.OSFile(str(path)) as source, pa.ipc.open_file(source) as file:
+        assert file.schema.field("id").type == kind
+    assert lookups_of(path) == [(0, "b", rows - 1)] * 2
+    assert read(Trace(path)) == ([0, 0], [rows + 4] * 2)
+
+
+def write_arrow(table: pa.Table, path: Path) -> None:
+    with pa.ipc.new_file(str(path), table.schema) as file:
+        file.write(table)
+
+
+@pytest.mark.parametrize(
+    ("form", "save"),
+    [("parquet", pq.write_table), ("csv", pa.csv.write_csv), ("arrow", write_arrow)],
+)
+def test_lookups_of_other_programs(tmp_path: Path, form: str, save: Any) -> None:
     table = pa.table({"table": ["x", "y", "x"], "weight": [1.0, 2.0, 3.0], "id": [3, 0, 8]})
     path = tmp_path / f"lookups.{form}"
-    (pq.write_table if form == "parquet" else pa.csv.write_csv)(table, path)
+    save(table, path)
     trace = Trace(path, batch_lookups=2)
     assert trace.tables == {"x": TraceTable(9), "y": TraceTable(1)}
     assert read(trace) == ([0, 0, 1], [3, 9, 8])
@@ -317,6 +345,29 @@ def test_files_that_are_no_traces(
         read(Trace(path))
     assert str(path) in str(raised.value)
     assert "\n" not in str(raised.value)
+
+
+def test_damaged_arrow_files(tmp_path: Path) -> None:
+    path = tmp_path / "t.arrow"
+    with TraceWriter(path, {"a": TraceTable(5)}) as to:
+        to.write(3, "a", np.zeros(777, dtype=np.int64))
+        to.write(4, "a", np.zeros(888, dtype=np.int64))
+    good = path.read_bytes()
+    for cut in (1, 100, len(good) - 7):
+        path.write_bytes(good[:-cut])
+        with pytest.raises(DataError, match="cannot read"):
+            Trace(path)
+    ends = np.array([777, 1665], dtype=np.int32)
+    assert good.count(ends.tobytes()) == 2  # of batches and of tables
+    for wrong in ([1665, 777], [-1, 1665], [777, 1664], [1665, 1665]):
+        path.write_bytes(good.replace(ends.tobytes(), np.array(wrong, dtype=np.int32).tobytes()))
+        with pytest.raises(DataError, match="cannot read"):
+            read(Trace(path))
+    unknown = pa.array([None], pa.int64())
+    runs = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), unknown)
+    write_arrow(pa.table({"batch": runs, "id": [1, 2]}), path)
+    with pytest.raises(DataError, match="column 'batch' has empty places"):
+        Trace(path)
 
 
 def test_damaged_and_absent_files(tmp_path: Path) -> None:

@@ -147,7 +147,7 @@ class TieredEmbeddingCollection(nn.Module):
         return self._engine.cancel_prefetch()
 
     def _features(self, batch: Any) -> list[Feature]:
-        return [self._feature(name, value) for name, value in _items(batch)]
+        return [self._feature(name, value) for name, value in items_of(batch)]
 
     def _feature(self, name: str, value: Any) -> Feature:
         lookup = self._lookup_of(name)
@@ -268,7 +268,8 @@ class TieredEmbeddingCollection(nn.Module):
             )
 
 
-def _items(batch: Any) -> list[tuple[str, Any]]:
+def items_of(batch: Any) -> list[tuple[str, Any]]:
+    """Tables' names and inputs of what `TieredEmbeddingCollection.forward` takes."""
     if isinstance(batch, Mapping):
         return list(batch.items())
     if hasattr(batch, "to_dict"):  # torchrec.KeyedJaggedTensor

@@ -1,10 +1,14 @@
 """Trace files: which rows were looked up, in order.
 
-A trace is a Parquet file of one row a lookup, in the order of the lookups:
+A trace has one row a lookup, in the order of the lookups:
 
     batch   int64, never falling: the step that the lookup belongs to
-    table   dictionary of int16 to string
+    table   string
     id      int64, of the table's row
+
+It is a Parquet file, whose tables are a dictionary of int16 to string. Or it is an Arrow IPC file,
+where its name ends with ``.arrow``: about twice as large and several times cheaper to write.
+There batch and table are run-end encoded, and ids are int32 if all fit.
 
 The schema's metadata hold, under ``tiered_emb.trace``, a JSON object: ``version`` (1), ``sample``
 (the share of rows that was kept, see `TraceWriter`), and ``tables``: for each name ``rows`` and, if
@@ -20,6 +24,7 @@ import numpy.typing as npt
 
 Ids = npt.NDArray[np.int64]
 
+ARROW_SUFFIX = ".arrow"
 METADATA = b"tiered_emb.trace"
 VERSION = 1
 COLUMNS = ("batch", "table", "id")

@@ -21,6 +21,7 @@ from tiered_emb.trace.format import COLUMNS, METADATA, VERSION, Ids, TraceTable
 
 _READ_LOOKUPS = 1 << 20
 _CSV_BLOCK_BYTES = 16 << 20
+_ARROW_MAGIC = b"ARROW1"
 
 
 @dataclass(frozen=True)
@@ -36,9 +37,9 @@ class Trace:
     another, in the order of `tables`.
 
     Args:
-        path: a trace file; or any Parquet or CSV file of lookups in order, with a column `id` of
-            integers and, if there are several tables, a column `table`. Such a file is read once
-            to find its tables: up to their highest ids.
+        path: a trace file; or any Parquet, Arrow IPC or CSV file of lookups in order, with a column
+            `id` of integers and, if there are several tables, a column `table`. Such a file is read
+            once to find its tables: up to their highest ids.
         batch_lookups: lookups of a batch where the file has no column `batch`.
 
     Raises:
@@ -49,14 +50,15 @@ class Trace:
         self.path = Path(path)
         self._batch_lookups = batch_lookups
         with _errors_of(self.path):
-            self._is_parquet = is_parquet(self.path)
-            schema = pq.read_schema(self.path) if self._is_parquet else self._open_csv().schema
+            self._kind = _kind_of(self.path)
+            schema = self._schema()
         about = _about(self.path, schema)
         self._columns = _wanted_columns(self.path, schema)
         # A recorded trace numbers its batches; those of which no row was sampled are missing.
         self.has_batch_numbers = about is not None
         if about is not None:
-            self.lookups: int = pq.read_metadata(self.path).num_rows
+            with _errors_of(self.path):
+                self.lookups = self._length()
             self.sample: float = about["sample"]
             self.tables = {name: TraceTable(**table) for name, table in about["tables"].items()}
         else:
@@ -130,12 +132,34 @@ class Trace:
                 if part.num_rows > 0:
                     yield _piece_of(self.path, part)
 
+    def _schema(self) -> pa.Schema:
+        if self._kind == "parquet":
+            return pq.read_schema(self.path)
+        if self._kind == "arrow":
+            with pa.OSFile(str(self.path)) as source, pa.ipc.open_file(source) as file:
+                return file.schema
+        return self._open_csv().schema
+
+    def _length(self) -> int:
+        if self._kind == "parquet":
+            return int(pq.read_metadata(self.path).num_rows)
+        # Only the pages that say how long a batch is are read.
+        with pa.memory_map(str(self.path)) as source, pa.ipc.open_file(source) as file:
+            return sum(file.get_batch(i).num_rows for i in range(file.num_record_batches))
+
     def _record_batches(self) -> Iterator[pa.RecordBatch]:
-        if not self._is_parquet:
+        if self._kind == "parquet":
+            with pq.ParquetFile(self.path) as file:
+                yield from file.iter_batches(_READ_LOOKUPS, columns=self._columns)
+        elif self._kind == "arrow":
+            with pa.OSFile(str(self.path)) as source, pa.ipc.open_file(source) as file:
+                for i in range(file.num_record_batches):
+                    batch = file.get_batch(i).select(self._columns)
+                    batch.validate(full=True)
+                    for at in range(0, batch.num_rows, _READ_LOOKUPS):
+                        yield batch.slice(at, _READ_LOOKUPS)
+        else:
             yield from self._open_csv(self._columns)
-            return
-        with pq.ParquetFile(self.path) as file:
-            yield from file.iter_batches(_READ_LOOKUPS, columns=self._columns)
 
     def _open_csv(self, columns: Sequence[str] | None = None) -> pa.csv.CSVStreamingReader:
         types = {"batch": pa.int64(), "table": pa.string(), "id": pa.int64()}
@@ -159,22 +183,37 @@ class _Piece:
 
 
 def _piece_of(path: Path, part: pa.RecordBatch) -> _Piece:
-    columns = dict(zip(part.schema.names, part.columns, strict=True))
-    for name, column in columns.items():
-        if column.null_count:
+    columns = {
+        name: _runs_of(column) for name, column in zip(part.schema.names, part.columns, strict=True)
+    }
+    for name, (values, _) in columns.items():
+        if values.null_count:
             raise DataError(f"{path}: column {name!r} has empty places")
-    ids = columns["id"].cast(pa.int64()).to_numpy(zero_copy_only=False)
+    ids = _integers(*columns["id"])
     names, table = ["table"], np.zeros(len(ids), dtype=np.int64)
     if "table" in columns:
-        texts = columns["table"]
+        texts, lengths = columns["table"]
         if not pa.types.is_dictionary(texts.type):
             texts = texts.cast(pa.string()).dictionary_encode()
         names = [str(name) for name in texts.dictionary.to_pylist()]
-        table = texts.indices.to_numpy(zero_copy_only=False).astype(np.int64)
-    batch = None
-    if "batch" in columns:
-        batch = columns["batch"].cast(pa.int64()).to_numpy(zero_copy_only=False)
+        table = _integers(texts.indices, lengths)
+    batch = _integers(*columns["batch"]) if "batch" in columns else None
     return _Piece(names, table, ids, batch)
+
+
+def _runs_of(column: pa.Array) -> tuple[pa.Array, Ids | None]:
+    """The values of a column, and how often each occurs where it is encoded in runs."""
+    if not pa.types.is_run_end_encoded(column.type):
+        return column, None
+    first, runs = column.find_physical_offset(), column.find_physical_length()
+    ends = column.run_ends.slice(first, runs).to_numpy().astype(np.int64) - column.offset
+    lengths = np.diff(np.minimum(ends, len(column)), prepend=0)
+    return column.values.slice(first, runs), lengths
+
+
+def _integers(values: pa.Array, lengths: Ids | None) -> Ids:
+    numbers: Ids = values.cast(pa.int64()).to_numpy(zero_copy_only=False)
+    return numbers if lengths is None else np.repeat(numbers, lengths)
 
 
 def _wanted_columns(path: Path, schema: pa.Schema) -> list[str]:
@@ -184,10 +223,21 @@ def _wanted_columns(path: Path, schema: pa.Schema) -> list[str]:
         if schema.names.count(name) > 1:
             raise DataError(f"{path}: there are several columns {name!r}")
     for name in ("id", "batch"):
-        if name in schema.names and not pa.types.is_integer(schema.field(name).type):
-            kind = schema.field(name).type
+        if name not in schema.names:
+            continue
+        kind = schema.field(name).type
+        if pa.types.is_run_end_encoded(kind):
+            kind = kind.value_type
+        if not pa.types.is_integer(kind):
             raise DataError(f"{path}: column {name!r} is of type {kind}; expected integers")
     return [name for name in COLUMNS if name in schema.names]
+
+
+def _kind_of(path: Path) -> str:
+    if is_parquet(path):
+        return "parquet"
+    with path.open("rb") as file:
+        return "arrow" if file.read(len(_ARROW_MAGIC)) == _ARROW_MAGIC else "csv"
 
 
 def _about(path: Path, schema: pa.Schema) -> dict[str, Any] | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from tiered_emb.collection import TieredEmbeddingCollection
+from tiered_emb.collection import TieredEmbeddingCollection, items_of
 from tiered_emb.embedding import TieredEmbedding
 from tiered_emb.table_spec import TableSpec
 from tiered_emb.trace.format import TraceTable
@@ -156,6 +156,8 @@ def _complete(recorder: TraceRecorder, writer: TraceWriter) -> None:
 
 
 def _flat(ids: torch.Tensor) -> torch.Tensor:
+    if ids.dtype is torch.int64 and ids.is_cpu and ids.dim() == 1:  # as nearly always
+        return ids
     flat = ids.detach().cpu().reshape(-1)
     return flat if flat.dtype is torch.int32 else flat.to(torch.int64)
 
@@ -187,16 +189,19 @@ def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) 
         collection = module
 
         def of_all(args: Any, kwargs: Any) -> list[tuple[str, torch.Tensor, int | None]]:
-            features = collection._features(args[0] if args else kwargs["batch"])
-            return [
-                (
-                    names[f.lookup.name],
-                    # Ids behind the last bag belong to none.
-                    f.ids[: int(f.offsets[-1])] if f.core[7] and f.offsets is not None else f.ids,
-                    None if f.lookup.padding_idx < 0 else f.lookup.padding_idx,
-                )
-                for f in features
-            ]
+            batch = args[0] if args else kwargs["batch"]
+            return [(names[name], *looked_up(name, value)) for name, value in items_of(batch)]
+
+        def looked_up(name: str, value: Any) -> tuple[torch.Tensor, int | None]:
+            lookup = collection._lookups[name]
+            padding = None if lookup.padding_idx < 0 else lookup.padding_idx
+            if type(value) is tuple:  # as nearly always
+                return value[0], padding
+            feature = collection._feature(name, value)
+            ids = feature.ids
+            if feature.offsets is not None and feature.core[7]:  # the last one is where it ends
+                ids = ids[: int(feature.offsets[-1])]
+            return ids, padding
 
         return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_all(args, kwargs)))
 

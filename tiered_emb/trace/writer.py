@@ -1,4 +1,4 @@
-"""Writing traces: lookups are copied by the caller, and encoded by a thread."""
+"""Writing traces: lookups are copied by the caller, and encoded and written by a thread."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ import pyarrow.parquet as pq
 from tiered_emb.compiled import compiled
 from tiered_emb.data.hashing import mix64, text_key
 from tiered_emb.files import sync_directory
-from tiered_emb.trace.format import METADATA, VERSION, Ids, TraceTable
+from tiered_emb.trace.format import ARROW_SUFFIX, COLUMNS, METADATA, VERSION, Ids, TraceTable
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the file
+_NARROW_ROWS = 1 << 31  # whose ids fit int32
 _HASHED_AT_ONCE = 256
 _NO_ROOM = np.empty(0, dtype=np.int64)
 _NO_ID = int(np.iinfo(np.int64).min)
@@ -35,7 +36,8 @@ class TraceWriter:
     """Writes a trace, which appears under its name when it is complete.
 
     Args:
-        path: of the file; what is there is replaced.
+        path: of the file, Arrow's where it ends with ``.arrow`` and else Parquet; what is there is
+            replaced.
         tables: by name, in the order of their rows among all.
         sample: the share of rows to keep, in (0, 1]. A row is kept or not by a hash of its id, with
             all of its lookups: spatial sampling (Waldspurger et al., "Efficient MRC construction
@@ -67,21 +69,21 @@ class TraceWriter:
             "sample": sample,
             "tables": {name: asdict(table) for name, table in tables.items()},
         }
-        self._schema = pa.schema(
-            [pa.field("batch", pa.int64(), False),
-             pa.field("table", pa.dictionary(pa.int16(), pa.string()), False),
-             pa.field("id", pa.int64(), False)],
-            metadata={METADATA: json.dumps(about)},
-        )  # fmt: skip
-        # Differences take two to four bytes a lookup, and less time than compressing them.
-        self._file = pq.ParquetWriter(
-            self._partial, self._schema, compression="none", use_dictionary=["table"],
-            column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
-            write_statistics=False,
-        )  # fmt: skip
+        self._is_arrow = self._path.suffix == ARROW_SUFFIX
+        is_narrow = self._is_arrow and all(t.rows <= _NARROW_ROWS for t in tables.values())
+        self._id_type: type[Any] = np.int32 if is_narrow else np.int64
+        self._schema = _schema(self._is_arrow, self._id_type).with_metadata(
+            {METADATA: json.dumps(about)}
+        )
+        self._sink = pa.OSFile(str(self._partial), "wb")
+        self._file = (
+            pa.ipc.new_file(self._sink, self._schema)
+            if self._is_arrow
+            else _parquet_file(self._sink, self._schema)
+        )
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="trace")
-        self._on_their_way: deque[Future[Ids]] = deque()
-        self._group = np.empty(_GROUP_LOOKUPS, dtype=np.int64)
+        self._on_their_way: deque[Future[Any]] = deque()
+        self._group = np.empty(_GROUP_LOOKUPS, dtype=self._id_type)
         self._filled = 0
         self._runs: list[tuple[int, int, int]] = []  # batch, table, lookups
 
@@ -115,6 +117,7 @@ class TraceWriter:
                 self._on_their_way.popleft().result()
             self._encoder.shutdown()
             self._file.close()
+            self._sink.close()
             with self._partial.open("rb") as file:
                 os.fsync(file.fileno())
             os.replace(self._partial, self._path)
@@ -132,6 +135,8 @@ class TraceWriter:
         self._encoder.shutdown(cancel_futures=True)
         with suppress(OSError, pa.ArrowException):
             self._file.close()
+        with suppress(OSError, pa.ArrowException):
+            self._sink.close()
         self._partial.unlink(missing_ok=True)
 
     def __enter__(self) -> TraceWriter:
@@ -155,23 +160,59 @@ class TraceWriter:
         self._on_their_way.append(self._encoder.submit(self._encode, lookups, self._runs))
         self._group, self._filled, self._runs = _NO_ROOM, 0, []
         if len(self._on_their_way) < _GROUPS_MAX:
-            self._group = np.empty(_GROUP_LOOKUPS, dtype=np.int64)
+            self._group = np.empty(_GROUP_LOOKUPS, dtype=self._id_type)
         else:
             written = self._on_their_way[0].result()
             self._on_their_way.popleft()
             self._group = written if written.base is None else written.base
 
-    def _encode(self, ids: Ids, runs: list[tuple[int, int, int]]) -> Ids:
+    def _encode(self, ids: Any, runs: list[tuple[int, int, int]]) -> Any:
         batch, table, counts = np.array(runs, dtype=np.int64).T
-        columns = [
-            pa.array(np.repeat(batch, counts)),
-            pa.DictionaryArray.from_arrays(
-                pa.array(np.repeat(table.astype(np.int16), counts)), self._names
-            ),
-            pa.array(ids),
-        ]
-        self._file.write_table(pa.Table.from_arrays(columns, schema=self._schema))
+        if self._is_arrow:
+            ends = pa.array(np.cumsum(counts), pa.int32())
+            names = pa.array(self._names).take(pa.array(table))
+            columns = [
+                pa.RunEndEncodedArray.from_arrays(ends, pa.array(batch)),
+                pa.RunEndEncodedArray.from_arrays(ends, names),
+                pa.array(ids),
+            ]
+        else:
+            columns = [
+                pa.array(np.repeat(batch, counts)),
+                pa.DictionaryArray.from_arrays(
+                    pa.array(np.repeat(table.astype(np.int16), counts)), self._names
+                ),
+                pa.array(ids),
+            ]
+        self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
+        self._settle()
         return ids
+
+    def _settle(self) -> None:
+        """Sends what was written to the disk and out of the page cache, whose pages are used again:
+        new ones would cost more than encoding. The end then does not wait for all of it either."""
+        with self._partial.open("rb") as file:
+            os.fdatasync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def _schema(is_arrow: bool, id_type: type[Any]) -> pa.Schema:
+    batch: pa.DataType = pa.int64()
+    table: pa.DataType = pa.dictionary(pa.int16(), pa.string())
+    if is_arrow:
+        batch = pa.run_end_encoded(pa.int32(), batch)
+        table = pa.run_end_encoded(pa.int32(), pa.string())
+    types = (batch, table, pa.from_numpy_dtype(id_type))
+    return pa.schema([pa.field(*named, False) for named in zip(COLUMNS, types, strict=True)])
+
+
+def _parquet_file(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
+    # Differences take two to four bytes a lookup, and less time than compressing them.
+    return pq.ParquetWriter(
+        sink, schema, compression="none", use_dictionary=["table"],
+        column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
+        write_statistics=False,
+    )  # fmt: skip
 
 
 _mix = compiled(mix64)
@@ -182,6 +223,10 @@ def _keep(
     ids: Any, padding: int, keeps_all: bool, key: Any, threshold: Any, out: Any
 ) -> tuple[int, int]:
     """Copies ids that are to be kept until all are looked at or `out` is full; how many of each."""
+    if keeps_all and padding == _NO_ID:
+        kept = min(len(ids), len(out))
+        out[:kept] = ids[:kept]
+        return kept, kept
     kept = 0
     hashed = np.zeros(_HASHED_AT_ONCE, dtype=np.uint64)  # where all are kept it stays so
     for at in range(0, len(ids), _HASHED_AT_ONCE):
