@@ -2,9 +2,9 @@
 
     python benchmarks/bench_trace.py --out benchmarks/results/trace.json
 
-Models with their layers, all rows in dram. Rounds with and without `te.record_trace`, to Parquet
-and to Arrow, take turns; those with it include completing the file. The ratio is the median over
-rounds of the time with / without.
+Models with their layers, all rows in dram. While a recording lasts, blocks of steps that are
+recorded and blocks that are not take turns; the ratio is the median over pairs of blocks. Completing
+the file, at the end, is timed by itself.
 """
 
 from __future__ import annotations
@@ -13,10 +13,12 @@ import argparse
 import sys
 import tempfile
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 
@@ -24,6 +26,7 @@ import tiered_emb as te
 from tiered_emb.bench.contenders import Tiered, Training, make_tables
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.workloads import named
+from tiered_emb.trace.record import TraceRecorder
 
 KINDS = (("parquet", 1.0), ("arrow", 1.0), ("parquet", 0.01))
 """Form of the file, and share of the rows."""
@@ -32,66 +35,74 @@ KINDS = (("parquet", 1.0), ("arrow", 1.0), ("parquet", 0.01))
 @dataclass(frozen=True)
 class Sizes:
     models: tuple[tuple[str, float, int], ...] = (
-        ("dlrm-small", 1.0, 4),
-        ("dlrm-kaggle", 0.05, 2),
-        ("meta-2022", 1.0, 4),
+        ("dlrm-small", 1.0, 40),
+        ("dlrm-kaggle", 0.05, 20),
+        ("meta-2022", 1.0, 40),
     )
-    """Scale, and how often a round goes through its batches: it takes some seconds."""
-    rounds: int = 15
-    batches: int = 40
+    """Scale, and steps of a block: it takes about a second."""
+    pairs: int = 40
 
 
-SMOKE = Sizes(models=(("dlrm-small", 0.05, 1),), rounds=2, batches=3)
+SMOKE = Sizes(models=(("dlrm-small", 0.05, 3),), pairs=2)
 
 
-def compare(name: str, scale: float, times: int, sizes: Sizes, folder: Path) -> dict[str, Any]:
-    """Of one model: seconds a step without recording, and ratios with it."""
+def compare(name: str, scale: float, steps: int, pairs: int, folder: Path) -> dict[str, Any]:
+    """Of one model: a step's time without recording, and ratios with it."""
     workload, training = named(name, scale), Training()
-    batches = list(islice(workload.batches(), sizes.batches)) * times
+    batches = list(islice(workload.batches(), steps))
+    kinds, without = [], []
     with make_tables(workload, training, None, lambda parts, *_: parts) as tables:
         model = Tiered("recorded", workload, training, tables)
         model.run(batches, counts=False)
-        for form, sample in KINDS:  # compiles what records
-            with te.record_trace(tables, folder / f"trace.{form}", sample=sample):
+        for form, sample in KINDS:
+            path = folder / f"trace.{form}"
+            with te.record_trace(tables, path, sample=sample):  # compiles what records
                 model.run(batches[:2], counts=False)
-        seconds: dict[tuple[str, float] | None, list[float]] = {kind: [] for kind in (None, *KINDS)}
-        order, sizes_of = list(seconds), dict[str, int]()
-        for _ in range(sizes.rounds):
-            order.append(order.pop(0))
-            for kind in order:
-                start = time.perf_counter()
-                if kind is None:
-                    model.run(batches, counts=False)
-                else:
-                    form, sample = kind
-                    path = folder / f"trace.{form}"
-                    with te.record_trace(tables, path, sample=sample):
-                        model.run(batches, counts=False)
-                seconds[kind].append((time.perf_counter() - start) / len(batches))
-                if kind is not None and kind[1] == 1:
-                    sizes_of[kind[0]] = path.stat().st_size
-    lookups = sum(len(v[0]) if isinstance(v, tuple) else len(v) for v in batches[0].sparse.values())
-    ratios = []
-    for form, sample in KINDS:
-        of_rounds = np.array(seconds[form, sample]) / np.array(seconds[None])
-        low, median, high = np.percentile(of_rounds, [25, 50, 75]).tolist()
-        ratios.append({"form": form, "sample": sample, "p25": low, "p50": median, "p75": high})
+            with te.record_trace(tables, path, sample=sample) as trace:
+                seconds = np.array([pair_of(model, batches, trace, i % 2) for i in range(pairs)])
+                end = time.perf_counter()
+            end = time.perf_counter() - end
+            low, median, high = np.percentile(seconds[:, 1] / seconds[:, 0], [25, 50, 75]).tolist()
+            without.append(seconds[:, 0])
+            kinds.append(
+                {
+                    "form": form,
+                    "sample": sample,
+                    "p25": low,
+                    "p50": median,
+                    "p75": high,
+                    "completing_ms": end * 1e3,
+                    "file_bytes_a_lookup": path.stat().st_size / trace.lookups,
+                }
+            )
     report = {
         "model": name,
         "scale": scale,
-        "lookups_a_step": lookups,
-        "step_ms": float(np.median(seconds[None])) * 1e3,
-        "file_bytes_a_lookup": {
-            form: size / (lookups * len(batches)) for form, size in sizes_of.items()
-        },
-        "ratios": ratios,
+        "lookups_a_step": sum(
+            len(v[0]) if isinstance(v, tuple) else len(v) for v in batches[0].sparse.values()
+        ),
+        "step_ms": float(np.median(without)) / steps * 1e3,
+        "kinds": kinds,
     }
     shown = ", ".join(
-        f"{r['form']}, sample {r['sample']}: {r['p50']:.3f} ({r['p25']:.3f} to {r['p75']:.3f})"
-        for r in ratios
+        f"{k['form']}, sample {k['sample']}: {k['p50']:.3f} ({k['p25']:.3f} to {k['p75']:.3f})"
+        for k in kinds
     )
-    print(f"{name:12} {report['step_ms']:.1f} ms, {lookups:,} lookups a step; {shown}")
+    print(f"{name:12} {report['step_ms']:.1f} ms, {report['lookups_a_step']:,} lookups; {shown}")
     return report
+
+
+def pair_of(
+    model: Tiered, batches: list[Any], trace: TraceRecorder, is_recorded_first: int
+) -> list[float]:
+    """Seconds of a block that is not recorded and of one that is."""
+    seconds = [0.0, 0.0]
+    for is_recorded in (1, 0) if is_recorded_first else (0, 1):
+        with nullcontext() if is_recorded else patch.object(trace, "note", lambda _: None):
+            start = time.perf_counter()
+            model.run(batches, counts=False)
+            seconds[is_recorded] = time.perf_counter() - start
+    return seconds
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -101,7 +112,7 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = SMOKE if args.smoke else Sizes()
     with tempfile.TemporaryDirectory() as folder:
-        models = [compare(*model, sizes, Path(folder)) for model in sizes.models]
+        models = [compare(*model, sizes.pairs, Path(folder)) for model in sizes.models]
     write_report(args.out, {"benchmark": "trace", **provenance(__file__, argv), "models": models})
     return 0
 
