@@ -3,8 +3,8 @@
     python benchmarks/bench_trace.py --out benchmarks/results/trace.json
 
 Models with their layers, all rows in dram. While a recording lasts, blocks of steps that are
-recorded and blocks that are not take turns; the ratio is the median over pairs of blocks. Completing
-the file, at the end, is timed by itself.
+recorded and blocks that are not take turns; the ratio is the median over pairs of blocks.
+Completing the file, at the end, is timed by itself.
 """
 
 from __future__ import annotations

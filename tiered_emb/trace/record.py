@@ -95,7 +95,8 @@ def record_trace(
     Args:
         model: or an embedding module alone.
         path: of the file (see `tiered_emb.trace.format`), which is complete when this ends, also by
-            an exception; what is there is replaced then.
+            an exception; what is there is replaced then. ``*.arrow`` costs the steps least; any
+            other name gives Parquet, which is smaller.
         sample: share of the rows to record, in (0, 1], all lookups of each; chosen by a hash of
             their ids.
 
