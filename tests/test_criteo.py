@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import os
 import re
 from pathlib import Path
 
@@ -103,6 +104,17 @@ def test_criteo_bad_line_names_file_and_line(tmp_path: Path, line: str, reason: 
     lenient = CriteoSource(path, skip_bad_lines=True)
     assert len(read_criteo(lenient)["label"]) == 3
     assert lenient.bad_lines == 2
+
+
+def test_a_file_is_closed_while_its_error_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(criteo_module, "_BLOCK_BYTES", 700)
+    path = write_lines(tmp_path / "bad.tsv", ["nonsense", *["\t".join(GOOD)] * 99])
+    with pytest.raises(DataError) as caught:
+        read_criteo(CriteoSource(path))
+    opened = {os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()}
+    assert str(path.resolve()) not in opened, caught.value
 
 
 def test_criteo_bad_line_number_counts_over_blocks(

@@ -3,6 +3,7 @@
 // The value of a row is a pure function of (row, version), so that a wrong copy is always noticed.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <boost/test/unit_test.hpp>
 #include <cstddef>
@@ -51,7 +52,7 @@ inline std::unique_ptr<IoEngine> test_engine() {
 // Of so many random schedules those that are run under a sanitizer: each takes ten times as long.
 constexpr uint64_t schedules(uint64_t wanted) {
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-  return wanted / 3;
+  return std::max<uint64_t>(wanted / 3, 1);
 #else
   return wanted;
 #endif

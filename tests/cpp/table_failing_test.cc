@@ -168,7 +168,7 @@ BOOST_AUTO_TEST_SUITE(table_failing)
 BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
   uint64_t piggybacked_rows = 0;
   size_t failures = 0;
-  for (uint64_t seed = 1; seed <= 100; ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(100); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Random random(seed);
       Lab lab(random);
@@ -178,8 +178,8 @@ BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
       failures += lab.failures();
     }
   }
-  BOOST_TEST(piggybacked_rows > 100u);  // many more on a machine at rest
-  BOOST_TEST(failures > 100u);
+  BOOST_TEST(piggybacked_rows > test::schedules(100));  // many more on a machine at rest
+  BOOST_TEST(failures > test::schedules(100));
 }
 
 // More rows than fit in dram: an update in parts, of which one fails.

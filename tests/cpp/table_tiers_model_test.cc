@@ -344,7 +344,7 @@ BOOST_AUTO_TEST_CASE(random_schedules_equal_the_model) {
 // All rows are on ssd, many in a block, so that some come with those of other batches.
 BOOST_AUTO_TEST_CASE(announced_batches_share_blocks) {
   uint64_t piggybacked_rows = 0;
-  for (uint64_t seed = 1; seed <= 60; ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(60); ++seed) {
     BOOST_TEST_CONTEXT("seed " << seed) {
       Random random(seed);
       EngineConfig config = random_config(random, OptimizerKind::kAdagrad);
@@ -358,7 +358,7 @@ BOOST_AUTO_TEST_CASE(announced_batches_share_blocks) {
       piggybacked_rows += lab.piggybacked_rows();
     }
   }
-  BOOST_TEST(piggybacked_rows > 1000u);
+  BOOST_TEST(piggybacked_rows > test::schedules(1000));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

@@ -6,7 +6,7 @@ For work that releases the GIL: a compiled parser, decompression, array operatio
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,7 +19,8 @@ def in_order(items: Iterator[_T], work: Callable[[_T], _R], workers: int) -> Ite
 
     One thread takes the items and `workers` threads work on them, at most ``workers + 2`` items
     ahead of the consumer. What `items` or `work` raise is raised in the place of its result. The
-    threads start with the first result and end with the iteration.
+    threads start with the first result and end with the iteration, which closes `items` if it is a
+    generator: the error that ended it may keep that alive, with the files that it has open.
     """
     end = object()
 
@@ -40,3 +41,5 @@ def in_order(items: Iterator[_T], work: Callable[[_T], _R], workers: int) -> Ite
     finally:
         for executor in (reader, pool):
             executor.shutdown(cancel_futures=True)
+        if isinstance(items, Generator):
+            items.close()

@@ -117,9 +117,8 @@ class TraceWriter:
                 self._on_their_way.popleft().result()
             self._encoder.shutdown()
             self._file.close()
+            os.fsync(self._sink.fileno())
             self._sink.close()
-            with self._partial.open("rb") as file:
-                os.fsync(file.fileno())
             os.replace(self._partial, self._path)
             sync_directory(self._path.parent)
             self._is_over = True
@@ -191,9 +190,8 @@ class TraceWriter:
     def _settle(self) -> None:
         """Sends what was written to the disk and out of the page cache, whose pages are used again:
         new ones would cost more than encoding. The end then does not wait for all of it either."""
-        with self._partial.open("rb") as file:
-            os.fdatasync(file.fileno())
-            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        os.fdatasync(self._sink.fileno())
+        os.posix_fadvise(self._sink.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def _schema(is_arrow: bool, id_type: type[Any]) -> pa.Schema:
