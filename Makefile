@@ -127,7 +127,7 @@ define run_cpp_tests
 	TMPDIR=$(CPP_TMPDIR) $(2) $(1)/te_tests --color_output=no $(3)
 endef
 # Likewise, in two halves at once, about equally long.
-HALF := log_*:row_index_*:table_failing
+HALF := log_*:row_index_*:table_failing:table_tiers_model
 define run_cpp_tests_at_once
 	@$(call run_cpp_tests,$(1),$(2),--run_test='$(HALF)' $(3)) & half=$$!; \
 	  $(call run_cpp_tests,$(1),$(2),--run_test='!$(subst :,:!,$(HALF))' $(3)); others=$$?; \

@@ -217,7 +217,7 @@ BOOST_AUTO_TEST_CASE(power_loss_at_any_operation_leaves_the_last_checkpoint) {
     }
     BOOST_TEST(operations > 100u);
     // The first four operations are those of create(): index and manifest, written and synced.
-    for (uint64_t at = 4; at < operations; at += 1 + operations / 30) {
+    for (uint64_t at = 4; at < operations; at += 1 + operations / schedules(30)) {
       BOOST_TEST_CONTEXT("operation " << at << " of " << operations) {
         TempDirectory directory;
         auto plan = std::make_shared<FaultPlan>();

@@ -97,7 +97,7 @@ void run_batches(uint64_t seed, bool evicting, size_t threads) {
 BOOST_AUTO_TEST_SUITE(table_row_finder)
 
 BOOST_AUTO_TEST_CASE(parts_of_large_features_make_up_the_batch) {
-  for (uint64_t seed = 1; seed <= test::schedules(3); ++seed) {
+  for (uint64_t seed = 1; seed <= test::schedules(2); ++seed) {
     for (size_t threads : {1, 4}) {
       BOOST_TEST_CONTEXT("seed " << seed << ", threads " << threads) {
         run_batches(seed, false, threads);
