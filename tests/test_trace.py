@@ -295,6 +295,15 @@ def test_ids_of_an_arrow_file_are_as_wide_as_they_must_be(
     assert read(Trace(path)) == ([0, 0], [rows + 4] * 2)
 
 
+def test_a_parquet_trace_has_only_so_many_tables(tmp_path: Path) -> None:
+    tables = {f"t{i}": TraceTable(2) for i in range(1 << 15)}
+    with pytest.raises(ValueError, match="32768 tables; a Parquet trace holds 32767"):
+        TraceWriter(tmp_path / "t.parquet", tables)
+    with TraceWriter(tmp_path / "t.arrow", tables) as to:
+        to.write(0, "t32767", np.array([1]))
+    assert lookups_of(tmp_path / "t.arrow") == [(0, "t32767", 1)]
+
+
 def write_arrow(table: pa.Table, path: Path) -> None:
     with pa.ipc.new_file(str(path), table.schema) as file:
         file.write(table)
@@ -363,6 +372,14 @@ def test_damaged_arrow_files(tmp_path: Path) -> None:
         path.write_bytes(good.replace(ends.tobytes(), np.array(wrong, dtype=np.int32).tobytes()))
         with pytest.raises(DataError, match="cannot read"):
             read(Trace(path))
+    with pa.ipc.new_stream(str(path), pa.schema([("id", pa.int64())])) as stream:
+        stream.write(pa.table({"id": [1, 2]}))
+    with pytest.raises(DataError, match="cannot read"):  # a stream, not a file
+        Trace(path)
+    names = pa.DictionaryArray.from_arrays(pa.array([0, 1]), pa.array(["a", None]))
+    write_arrow(pa.table({"table": names, "id": [1, 2]}), path)
+    with pytest.raises(DataError, match="column 'table' has a name that is empty"):
+        Trace(path)
     unknown = pa.array([None], pa.int64())
     runs = pa.RunEndEncodedArray.from_arrays(pa.array([2], pa.int32()), unknown)
     write_arrow(pa.table({"batch": runs, "id": [1, 2]}), path)

@@ -18,7 +18,7 @@ SUMMARY = "write which rows a model would look up that trains on a data file"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
-    parser.usage = "tiered-emb trace DATA --out FILE.parquet [OPTIONS]"
+    parser.usage = "tiered-emb trace DATA --out FILE [OPTIONS]"
     parser.epilog = (
         "DATA: a Parquet file, with --columns; or a Criteo log (TSV, gzipped or not, or what\n"
         "convert-data made of it), with --hash-rows. A column is a table: of integers, which are\n"
@@ -28,7 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     add = parser.add_argument
     add("data", metavar="DATA", type=Path, help=argparse.SUPPRESS)
-    add("--out", metavar="FILE", type=Path, required=True, help="the trace, Parquet")
+    add(
+        "--out",
+        metavar="FILE",
+        type=Path,
+        required=True,
+        help="the trace: Arrow if its name ends with .arrow, else Parquet",
+    )
     add("--columns", metavar="COL", nargs="+", help="the columns of ids")
     add("--batch-size", metavar="N", type=int, default=2048, help="samples a batch (2048)")
     add("--hash-rows", metavar="N", type=int, help="hash values to so many rows a table")

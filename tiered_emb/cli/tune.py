@@ -44,7 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     parser.usage = "tiered-emb tune TRACE --dram-max SIZE [--ssd SIZE] [OPTIONS]"
     parser.epilog = (
-        "TRACE: of te.record_trace or tiered-emb trace, or a Parquet or CSV file of (table, id).\n"
+        "TRACE: of te.record_trace or tiered-emb trace, or any Parquet, Arrow or CSV file of\n"
+        "(table, id).\n"
         "The first time, the limits of memory and drive are measured and the engine is fitted to\n"
         "them, about three minutes; both are saved. docs/TUNING.md is a guide.\n\n"
         "example: tiered-emb tune trace.parquet --dram-max 128GiB --ssd 2TB --layers-ms 40"

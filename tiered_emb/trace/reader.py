@@ -52,8 +52,8 @@ class Trace:
         with _errors_of(self.path):
             self._kind = _kind_of(self.path)
             schema = self._schema()
-        about = _about(self.path, schema)
-        self._columns = _wanted_columns(self.path, schema)
+            about = _about(self.path, schema)
+            self._columns = _wanted_columns(self.path, schema)
         # A recorded trace numbers its batches; those of which no row was sampled are missing.
         self.has_batch_numbers = about is not None
         if about is not None:
@@ -195,6 +195,8 @@ def _piece_of(path: Path, part: pa.RecordBatch) -> _Piece:
         texts, lengths = columns["table"]
         if not pa.types.is_dictionary(texts.type):
             texts = texts.cast(pa.string()).dictionary_encode()
+        elif texts.dictionary.null_count:
+            raise DataError(f"{path}: column 'table' has a name that is empty")
         names = [str(name) for name in texts.dictionary.to_pylist()]
         table = _integers(texts.indices, lengths)
     batch = _integers(*columns["batch"]) if "batch" in columns else None

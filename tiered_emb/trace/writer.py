@@ -25,6 +25,7 @@ from tiered_emb.trace.format import ARROW_SUFFIX, COLUMNS, METADATA, VERSION, Id
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the file
+_PARQUET_TABLES_MAX = (1 << 15) - 1  # numbered by int16
 _NARROW_ROWS = 1 << 31  # whose ids fit int32
 _HASHED_AT_ONCE = 256
 _NO_ROOM = np.empty(0, dtype=np.int64)
@@ -70,17 +71,27 @@ class TraceWriter:
             "tables": {name: asdict(table) for name, table in tables.items()},
         }
         self._is_arrow = self._path.suffix == ARROW_SUFFIX
+        if not self._is_arrow and len(tables) > _PARQUET_TABLES_MAX:
+            raise ValueError(
+                f"{self._path}: {len(tables)} tables; a Parquet trace holds {_PARQUET_TABLES_MAX}, "
+                "one whose name ends with .arrow any number"
+            )
         is_narrow = self._is_arrow and all(t.rows <= _NARROW_ROWS for t in tables.values())
         self._id_type: type[Any] = np.int32 if is_narrow else np.int64
         self._schema = _schema(self._is_arrow, self._id_type).with_metadata(
             {METADATA: json.dumps(about)}
         )
         self._sink = pa.OSFile(str(self._partial), "wb")
-        self._file = (
-            pa.ipc.new_file(self._sink, self._schema)
-            if self._is_arrow
-            else _parquet_file(self._sink, self._schema)
-        )
+        try:
+            self._file = (
+                pa.ipc.new_file(self._sink, self._schema)
+                if self._is_arrow
+                else _parquet_file(self._sink, self._schema)
+            )
+        except BaseException:
+            self._sink.close()
+            self._partial.unlink(missing_ok=True)
+            raise
         self._encoder = ThreadPoolExecutor(1, thread_name_prefix="trace")
         self._on_their_way: deque[Future[Any]] = deque()
         self._group = np.empty(_GROUP_LOOKUPS, dtype=self._id_type)
@@ -89,7 +100,7 @@ class TraceWriter:
 
     def write(self, batch: int, table: str, ids: Ids, padding: int | None = None) -> None:
         """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
-        int32 or int64, and may change after the call."""
+        int32 or int64, within the table's rows, and may change after the call."""
         left_out = _NO_ID if padding is None else padding
         at = 0
         while at < len(ids):
@@ -205,7 +216,7 @@ def _schema(is_arrow: bool, id_type: type[Any]) -> pa.Schema:
 
 
 def _parquet_file(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
-    # Differences take two to four bytes a lookup, and less time than compressing them.
+    # Differences take one to three bytes a lookup, and less time than compressing them.
     return pq.ParquetWriter(
         sink, schema, compression="none", use_dictionary=["table"],
         column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
