@@ -4,7 +4,8 @@
 
 Models with their layers, all rows in dram. While a recording lasts, blocks of steps that are
 recorded and blocks that are not take turns; the ratio is the median over pairs of blocks.
-Completing the file, at the end, is timed by itself.
+Lookups are encoded a million at a time, so some of a block's may be in the next. Completing the
+file, at the end, is timed by itself.
 """
 
 from __future__ import annotations
