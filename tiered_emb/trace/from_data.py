@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from tiered_emb.data.errors import DataError
 from tiered_emb.data.hashing import hashed_rows, number_keys, text_keys
 from tiered_emb.data.parquet import ParquetSource, is_parquet
 from tiered_emb.trace.format import Ids, TraceTable
+from tiered_emb.trace.reader import errors_of
 from tiered_emb.trace.writer import TraceWriter
 
 Progress = Callable[[int], object]
@@ -45,7 +47,8 @@ def trace_of_data(
         progress: told how many more samples are done.
 
     Raises:
-        DataError: in one line.
+        DataError: of the data or an argument, in one line.
+        OSError: the trace could not be written.
     """
     for name, number in (("--batch-size", batch_size), ("--hash-rows", hash_rows)):
         if number is not None and not 1 <= number <= _ROWS_MAX:
@@ -92,39 +95,53 @@ def _of_parquet(
     sample: float,
     progress: Progress,
 ) -> tuple[int, int]:
-    try:
-        with pq.ParquetFile(data) as file:
-            schema = file.schema_arrow
+    rows = _rows_of(data, columns, hash_rows)
+    samples = 0
+    with (
+        TraceWriter(out, {name: TraceTable(count) for name, count in rows.items()}, sample) as to,
+        closing(_parts(data, columns, batch_size, hash_rows)) as parts,
+    ):
+        for number, (count, part) in enumerate(parts):
+            for name, ids in zip(columns, part, strict=True):
+                to.write(number, name, ids)
+            samples += count
+            progress(count)
+        _check_any(data, to)
+    return samples, to.lookups
+
+
+def _rows_of(data: Path, columns: Sequence[str], hash_rows: int | None) -> dict[str, int]:
+    """The rows of each column's table, once the file has been found to have it."""
+    rows = dict.fromkeys(columns, hash_rows or 0)
+    with errors_of(data), pq.ParquetFile(data) as file:
+        for name in columns:
+            _check_column(data, file.schema_arrow, name, hash_rows is not None)
+        if len(rows) < len(columns):
+            raise DataError(f"{data}: a column is named twice in --columns")
+        if hash_rows is not None:
+            return rows
+        for part in file.iter_batches(_SCAN_ROWS, columns=list(columns)):
             for name in columns:
-                _check_column(data, schema, name, hash_rows is not None)
-            rows = dict.fromkeys(columns, hash_rows or 0)
-            if len(rows) < len(columns):
-                raise DataError(f"{data}: a column is named twice in --columns")
-            if hash_rows is None:
-                for part in file.iter_batches(_SCAN_ROWS, columns=list(columns)):
-                    for name in columns:
-                        ends = pc.min_max(_values(data, part, name)).as_py()
-                        if ends["min"] is None:
-                            continue
-                        if ends["min"] < 0 or ends["max"] >= _ROWS_MAX:
-                            bad = ends["min"] if ends["min"] < 0 else ends["max"]
-                            raise DataError(
-                                f"{data}: column {name!r}: {bad} is no id of a table; --hash-rows "
-                                "makes ids of any values"
-                            )
-                        rows[name] = max(rows[name], ends["max"] + 1)
-            samples = 0
-            tables = {name: TraceTable(count) for name, count in rows.items()}
-            with TraceWriter(out, tables, sample) as to:
-                for number, part in enumerate(_batches(file, columns, batch_size)):
-                    for name in columns:
-                        to.write(number, name, _ids(data, part, name, hash_rows))
-                    samples += part.num_rows
-                    progress(part.num_rows)
-                _check_any(data, to)
-            return samples, to.lookups
-    except (pa.ArrowException, OSError) as error:
-        raise DataError(f"{data}: cannot read: {' '.join(str(error).split())}") from error
+                ends = pc.min_max(_values(data, part, name)).as_py()
+                if ends["min"] is None:
+                    continue
+                if ends["min"] < 0 or ends["max"] >= _ROWS_MAX:
+                    bad = ends["min"] if ends["min"] < 0 else ends["max"]
+                    raise DataError(
+                        f"{data}: column {name!r}: {bad} is no id of a table; --hash-rows "
+                        "makes ids of any values"
+                    )
+                rows[name] = max(rows[name], ends["max"] + 1)
+    return rows
+
+
+def _parts(
+    data: Path, columns: Sequence[str], batch_size: int, hash_rows: int | None
+) -> Generator[tuple[int, list[Ids]]]:
+    """Of each batch how many samples it has, and the ids of each column."""
+    with errors_of(data), pq.ParquetFile(data) as file:
+        for part in _batches(file, columns, batch_size):
+            yield part.num_rows, [_ids(data, part, name, hash_rows) for name in columns]
 
 
 def _check_any(data: Path, written: TraceWriter) -> None:

@@ -49,7 +49,7 @@ class Trace:
     def __init__(self, path: str | os.PathLike[str], batch_lookups: int = 1024) -> None:
         self.path = Path(path)
         self._batch_lookups = batch_lookups
-        with _errors_of(self.path):
+        with errors_of(self.path):
             self._kind = _kind_of(self.path)
             schema = self._schema()
             about = _about(self.path, schema)
@@ -57,7 +57,7 @@ class Trace:
         # A recorded trace numbers its batches; those of which no row was sampled are missing.
         self.has_batch_numbers = about is not None
         if about is not None:
-            with _errors_of(self.path):
+            with errors_of(self.path):
                 self.lookups = self._length()
             self.sample: float = about["sample"]
             self.tables = {name: TraceTable(**table) for name, table in about["tables"].items()}
@@ -127,7 +127,7 @@ class Trace:
         return lookups, {name: TraceTable(count) for name, count in rows.items()}
 
     def _pieces(self) -> Iterator[_Piece]:
-        with _errors_of(self.path):
+        with errors_of(self.path):
             for part in self._record_batches():
                 if part.num_rows > 0:
                     yield _piece_of(self.path, part)
@@ -260,7 +260,8 @@ def _about(path: Path, schema: pa.Schema) -> dict[str, Any] | None:
 
 
 @contextmanager
-def _errors_of(path: Path) -> Iterator[None]:
+def errors_of(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read becomes a `DataError` of one line."""
     try:
         yield
     except FileNotFoundError as error:

@@ -16,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from tiered_emb.compiled import compiled
 from tiered_emb.data.hashing import mix64, text_key
 from tiered_emb.files import sync_directory
 from tiered_emb.trace.format import ARROW_SUFFIX, COLUMNS, METADATA, VERSION, Ids, TraceTable
+from tiered_emb.trace.to_parquet import TABLES_MAX, to_parquet
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the file
-_PARQUET_TABLES_MAX = (1 << 15) - 1  # numbered by int16
 _NARROW_ROWS = 1 << 31  # whose ids fit int32
 _HASHED_AT_ONCE = 256
 _NO_ROOM = np.empty(0, dtype=np.int64)
@@ -34,7 +33,8 @@ _serial = itertools.count()
 
 
 class TraceWriter:
-    """Writes a trace, which appears under its name when it is complete.
+    """Writes a trace, which appears under its name when it is complete. Lookups are written in the
+    Arrow form, which takes the least time; Parquet is made of it at the end.
 
     Args:
         path: of the file, Arrow's where it ends with ``.arrow`` and else Parquet; what is there is
@@ -71,23 +71,17 @@ class TraceWriter:
             "tables": {name: asdict(table) for name, table in tables.items()},
         }
         self._is_arrow = self._path.suffix == ARROW_SUFFIX
-        if not self._is_arrow and len(tables) > _PARQUET_TABLES_MAX:
+        if not self._is_arrow and len(tables) > TABLES_MAX:
             raise ValueError(
-                f"{self._path}: {len(tables)} tables; a Parquet trace holds {_PARQUET_TABLES_MAX}, "
-                "one whose name ends with .arrow any number"
+                f"{self._path}: {len(tables)} tables; a Parquet trace holds {TABLES_MAX}, one "
+                "whose name ends with .arrow any number"
             )
-        is_narrow = self._is_arrow and all(t.rows <= _NARROW_ROWS for t in tables.values())
+        is_narrow = all(t.rows <= _NARROW_ROWS for t in tables.values())
         self._id_type: type[Any] = np.int32 if is_narrow else np.int64
-        self._schema = _schema(self._is_arrow, self._id_type).with_metadata(
-            {METADATA: json.dumps(about)}
-        )
+        self._schema = _schema(self._id_type).with_metadata({METADATA: json.dumps(about)})
         self._sink = pa.OSFile(str(self._partial), "wb")
         try:
-            self._file = (
-                pa.ipc.new_file(self._sink, self._schema)
-                if self._is_arrow
-                else _parquet_file(self._sink, self._schema)
-            )
+            self._file = pa.ipc.new_file(self._sink, self._schema)
         except BaseException:
             self._sink.close()
             self._partial.unlink(missing_ok=True)
@@ -118,23 +112,49 @@ class TraceWriter:
                 if len(self._group) == 0:
                     raise RuntimeError(f"{self._path}: writing the trace was interrupted")
 
+    def wait(self) -> None:
+        """Until all groups that are complete have been written."""
+        while self._on_their_way:
+            self._written()
+
     def close(self) -> None:
-        """Completes the file, on the disk; removes it where that fails."""
+        """Completes the file, on the disk; removes it where that fails.
+
+        Raises:
+            OSError: it could not be written. If only making Parquet failed, what was recorded is
+                there in the Arrow form: beside `path`, with ``.arrow`` after its name.
+        """
         if self._is_over:
             return
         try:
             self._hand_over()
-            while self._on_their_way:
-                self._on_their_way.popleft().result()
+            self.wait()
             self._encoder.shutdown()
             self._file.close()
             os.fsync(self._sink.fileno())
             self._sink.close()
+            if not self._is_arrow:
+                self._make_parquet()
             os.replace(self._partial, self._path)
             sync_directory(self._path.parent)
             self._is_over = True
         except BaseException:
             self.abandon()
+            raise
+
+    def _make_parquet(self) -> None:
+        parquet = self._partial.with_suffix(".parquet.partial")
+        try:
+            to_parquet(self._partial, parquet)
+            os.replace(parquet, self._partial)
+        except BaseException as error:
+            parquet.unlink(missing_ok=True)
+            kept = self._path.with_name(self._path.name + ARROW_SUFFIX)
+            os.replace(self._partial, kept)
+            if isinstance(error, OSError | pa.ArrowException):
+                raise OSError(
+                    f"{self._path}: cannot write, but all is in {kept}: {error}"
+                ) from error
             raise
 
     def abandon(self) -> None:
@@ -172,28 +192,26 @@ class TraceWriter:
         if len(self._on_their_way) < _GROUPS_MAX:
             self._group = np.empty(_GROUP_LOOKUPS, dtype=self._id_type)
         else:
-            written = self._on_their_way[0].result()
-            self._on_their_way.popleft()
+            written = self._written()
             self._group = written if written.base is None else written.base
+
+    def _written(self) -> Any:
+        """The ids of the first group that is on its way, once it has been written."""
+        try:
+            ids = self._on_their_way[0].result()
+        except (OSError, pa.ArrowException) as error:
+            raise OSError(f"{self._path}: cannot write: {error}") from error
+        self._on_their_way.popleft()
+        return ids
 
     def _encode(self, ids: Any, runs: list[tuple[int, int, int]]) -> Any:
         batch, table, counts = np.array(runs, dtype=np.int64).T
-        if self._is_arrow:
-            ends = pa.array(np.cumsum(counts), pa.int32())
-            names = pa.array(self._names).take(pa.array(table))
-            columns = [
-                pa.RunEndEncodedArray.from_arrays(ends, pa.array(batch)),
-                pa.RunEndEncodedArray.from_arrays(ends, names),
-                pa.array(ids),
-            ]
-        else:
-            columns = [
-                pa.array(np.repeat(batch, counts)),
-                pa.DictionaryArray.from_arrays(
-                    pa.array(np.repeat(table.astype(np.int16), counts)), self._names
-                ),
-                pa.array(ids),
-            ]
+        ends = pa.array(np.cumsum(counts), pa.int32())
+        columns = [
+            pa.RunEndEncodedArray.from_arrays(ends, pa.array(batch)),
+            pa.RunEndEncodedArray.from_arrays(ends, pa.array(self._names).take(pa.array(table))),
+            pa.array(ids),
+        ]
         self._file.write(pa.Table.from_arrays(columns, schema=self._schema))
         self._settle()
         return ids
@@ -205,23 +223,13 @@ class TraceWriter:
         os.posix_fadvise(self._sink.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _schema(is_arrow: bool, id_type: type[Any]) -> pa.Schema:
-    batch: pa.DataType = pa.int64()
-    table: pa.DataType = pa.dictionary(pa.int16(), pa.string())
-    if is_arrow:
-        batch = pa.run_end_encoded(pa.int32(), batch)
-        table = pa.run_end_encoded(pa.int32(), pa.string())
-    types = (batch, table, pa.from_numpy_dtype(id_type))
+def _schema(id_type: type[Any]) -> pa.Schema:
+    types = (
+        pa.run_end_encoded(pa.int32(), pa.int64()),
+        pa.run_end_encoded(pa.int32(), pa.string()),
+        pa.from_numpy_dtype(id_type),
+    )
     return pa.schema([pa.field(*named, False) for named in zip(COLUMNS, types, strict=True)])
-
-
-def _parquet_file(sink: pa.NativeFile, schema: pa.Schema) -> pq.ParquetWriter:
-    # Differences take one to three bytes a lookup, and less time than compressing them.
-    return pq.ParquetWriter(
-        sink, schema, compression="none", use_dictionary=["table"],
-        column_encoding={"batch": "DELTA_BINARY_PACKED", "id": "DELTA_BINARY_PACKED"},
-        write_statistics=False,
-    )  # fmt: skip
 
 
 _mix = compiled(mix64)
