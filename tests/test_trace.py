@@ -22,7 +22,7 @@ import tiered_emb as te
 from tiered_emb.data.errors import DataError
 from tiered_emb.models.dlrm import DLRM
 from tiered_emb.models.peer import BagCollection
-from tiered_emb.trace import reader, writer
+from tiered_emb.trace import reader, spool, writer
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.trace.reader import Trace
 from tiered_emb.trace.writer import TraceWriter
@@ -145,7 +145,7 @@ def test_ids_behind_the_last_bag_belong_to_none(tmp_path: Path) -> None:
         assert [id for _, _, id in lookups_of(tmp_path / "t.parquet")] == [1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("fails", ["write", "_encode"])
+@pytest.mark.parametrize("fails", ["write", "_spooled"])
 def test_a_failing_writer_is_told_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
@@ -168,22 +168,22 @@ def test_a_failing_writer_is_told_at_the_end(
     assert path.read_text() == "what was there"
 
 
-def test_what_was_recorded_outlives_a_disk_too_full_for_parquet(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("direct", [True, False])
+def test_lookups_are_on_the_disk_without_a_name_until_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, direct: bool
 ) -> None:
-    def fill(_: Path, path: Path) -> None:
-        path.write_text("the first half")
-        raise OSError(errno.ENOSPC, "No space left on device")
+    def refuse(*_: Any) -> None:
+        raise OSError(errno.EINVAL, "not on this file system")
 
-    monkeypatch.setattr(writer, "to_parquet", fill)
-    path, kept = tmp_path / "t.parquet", tmp_path / "t.parquet.arrow"
-    with (
-        pytest.raises(OSError, match=f"{path}: cannot write, but all is in {kept}: .*No space"),
-        te.record_trace(nn.Embedding(5, 2), path) as trace,
-    ):
-        trace.note(lambda: [("table", torch.tensor([4, 2]), None)])
-    assert lookups_of(kept) == [(0, "table", 4), (0, "table", 2)]
-    assert list(tmp_path.iterdir()) == [kept]
+    if not direct:
+        monkeypatch.setattr(spool.fcntl, "fcntl", refuse)
+    monkeypatch.setattr(writer, "_GROUP_LOOKUPS", 2000)
+    ids = np.arange(9000)
+    with TraceWriter(tmp_path / "t.parquet", {"a": TraceTable(9000)}) as to:
+        to.write(3, "a", ids)
+        to.wait()
+        assert list(tmp_path.iterdir()) == []
+    assert lookups_of(tmp_path / "t.parquet") == [(3, "a", i) for i in range(9000)]
 
 
 def test_copies_of_a_model_are_not_recorded(tmp_path: Path) -> None:

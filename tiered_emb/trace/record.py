@@ -95,8 +95,9 @@ def record_trace(
     Args:
         model: or an embedding module alone.
         path: of the file (see `tiered_emb.trace.format`), which is complete when this ends, also by
-            an exception; what is there is replaced then. ``*.arrow`` costs the steps least; any
-            other name gives Parquet, which is smaller.
+            an exception; what is there is replaced then. ``*.arrow`` is made fastest at the end;
+            any other name gives Parquet, which is smaller. Until then 4 bytes a lookup, or 8 where
+            a table has more than 2**31 rows, are on the same disk, in a file without a name.
         sample: share of the rows to record, in (0, 1], all lookups of each; chosen by a hash of
             their ids.
 
