@@ -145,7 +145,7 @@ def test_ids_behind_the_last_bag_belong_to_none(tmp_path: Path) -> None:
         assert [id for _, _, id in lookups_of(tmp_path / "t.parquet")] == [1, 2, 1, 2]
 
 
-@pytest.mark.parametrize("fails", ["write", "_spooled"])
+@pytest.mark.parametrize("fails", ["_write", "_spooled"])
 def test_a_failing_writer_is_told_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fails: str
 ) -> None:
@@ -263,11 +263,16 @@ def test_traces_go_through_memory_in_pieces(
     expected_batches, expected_rows = [], []
     with TraceWriter(path, {"a": TraceTable(9), "b": TraceTable(5)}) as to:
         for batch in range(30):
+            tensors = []
             for first, (table, rows) in ((0, ("a", 9)), (9, ("b", 5))):
-                ids = rng.integers(0, rows, rng.integers(0, 6))
-                to.write(batch, table, ids)
+                ids = rng.integers(0, rows, rng.integers(0, 6), [np.int32, np.int64][batch % 2])
+                tensors.append((table, torch.from_numpy(ids), None))
+                if batch % 3:
+                    to.write(batch, table, np.repeat(ids, 2)[::2])
                 expected_batches += [batch] * len(ids)
                 expected_rows += (first + ids).tolist()
+            if batch % 3 == 0:
+                to.write_tensors(batch, tensors)
     assert read(Trace(path)) == (expected_batches, expected_rows)
 
 

@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from tiered_emb.trace.format import COLUMNS, METADATA, VERSION, Ids, TraceTable
+from tiered_emb.trace.spool import Group
 
 PARQUET_TABLES_MAX = (1 << 15) - 1
 """Tables are numbered by int16 there."""
@@ -25,13 +26,13 @@ def write_trace(
     tables: dict[str, TraceTable],
     sample: float,
     id_type: type[Any],
-    groups: Iterable[tuple[Any, Ids]],
+    groups: Iterable[Group],
 ) -> None:
     """Writes a trace, which is on the disk at the return.
 
     Args:
         id_type: of ids, in the Arrow form.
-        groups: ids, and their runs: [n, 3] batch, place of the table in `tables`, lookups.
+        groups: of lookups; a run's table is its place in `tables`.
     """
     about = {
         "version": VERSION,
@@ -43,7 +44,8 @@ def write_trace(
     names = pa.array(list(tables), pa.string())
     columns = _arrow_columns if is_arrow else _parquet_columns
     with pa.OSFile(str(path), "wb") as sink, _writer(is_arrow, sink, schema) as file:
-        for ids, runs in groups:
+        for group in groups:
+            ids, runs = group.ids[: group.lookups], group.runs[: group.used_runs]
             file.write(pa.Table.from_arrays(columns(ids, runs, names), schema=schema))
             # Sent to the disk and out of the page cache, whose pages are used again: new ones would
             # cost more than encoding. The end then does not wait for all of it either.

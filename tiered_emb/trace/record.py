@@ -61,9 +61,10 @@ class TraceRecorder:
                 tables = looked_up()
                 if not self._in_model and any(name in self._seen for name, _, _ in tables):
                     self._end_batch()
-                for name, ids, padding in tables:
-                    self._seen.add(name)
-                    self._writer.write(self.batches, name, _flat(ids).numpy(), padding)
+                self._seen.update(name for name, _, _ in tables)
+                self._writer.write_tensors(
+                    self.batches, [(name, _flat(ids), padding) for name, ids, padding in tables]
+                )
             except Exception as error:
                 self.failure = error
 
@@ -89,8 +90,8 @@ def record_trace(
     `nn.EmbeddingBag` and `nn.Embedding` modules, by the module's path in the model. A call of the
     model is a batch; so are calls of its parts between which no table is looked up twice. Lookups
     that fail, and of padding, are not recorded; those of a checkpointed part are each time that it
-    is computed. Ids are copied in the step and encoded by a thread. A model that has been compiled
-    does not call hooks: record it before `torch.compile`.
+    is computed. Ids are copied in the step, written by a thread, and encoded when this ends. A
+    model that has been compiled does not call hooks: record it before `torch.compile`.
 
     Args:
         model: or an embedding module alone.
@@ -158,9 +159,9 @@ def _complete(recorder: TraceRecorder, writer: TraceWriter) -> None:
 
 
 def _flat(ids: torch.Tensor) -> torch.Tensor:
-    if ids.dtype is torch.int64 and ids.is_cpu and ids.dim() == 1:  # as nearly always
-        return ids
-    flat = ids.detach().cpu().reshape(-1)
+    if ids.dtype is torch.int64 and ids.is_cpu and ids.dim() == 1 and ids.is_contiguous():
+        return ids  # as nearly always
+    flat = ids.detach().cpu().reshape(-1).contiguous()
     return flat if flat.dtype is torch.int32 else flat.to(torch.int64)
 
 
@@ -189,21 +190,25 @@ def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) 
     """Tells the recorder of a module's lookups; `names` are its own -> the trace's."""
     if isinstance(module, TieredEmbeddingCollection):
         collection = module
+        paddings = {
+            name: None if lookup.padding_idx < 0 else lookup.padding_idx
+            for name, lookup in collection._lookups.items()
+        }
 
         def of_all(args: Any, kwargs: Any) -> list[tuple[str, torch.Tensor, int | None]]:
             batch = args[0] if args else kwargs["batch"]
             return [(names[name], *looked_up(name, value)) for name, value in items_of(batch)]
 
         def looked_up(name: str, value: Any) -> tuple[torch.Tensor, int | None]:
-            lookup = collection._lookups[name]
-            padding = None if lookup.padding_idx < 0 else lookup.padding_idx
-            if type(value) is tuple:  # as nearly always
-                return value[0], padding
+            if type(value) is tuple:  # these two as nearly always
+                return value[0], paddings[name]
+            if isinstance(value, torch.Tensor):
+                return value, paddings[name]
             feature = collection._feature(name, value)
             ids = feature.ids
             if feature.offsets is not None and feature.core[7]:  # the last one is where it ends
                 ids = ids[: int(feature.offsets[-1])]
-            return ids, padding
+            return ids, paddings[name]
 
         return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_all(args, kwargs)))
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,19 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from tiered_emb.compiled import compiled
 from tiered_emb.data.hashing import text_key
 from tiered_emb.files import sync_directory
 from tiered_emb.trace.format import ARROW_SUFFIX, Ids, TraceTable
 from tiered_emb.trace.forms import PARQUET_TABLES_MAX, write_trace
-from tiered_emb.trace.spool import Run, Spool
+from tiered_emb.trace.keep import NO_ID, keep
+from tiered_emb.trace.spool import Group, Spool
 
 _GROUP_LOOKUPS = 1 << 20
 _GROUPS_MAX = 3  # one that is filled, others on their way to the disk
 _NARROW_ROWS = 1 << 31  # whose ids fit int32
-_HASHED_AT_ONCE = 128
-_NO_ROOM = np.empty(0, dtype=np.int64)
-_NO_ID = int(np.iinfo(np.int64).min)
 _serial = itertools.count()
 
 
@@ -69,43 +66,58 @@ class TraceWriter:
         self._is_over = False
         self._tables = dict(tables)
         self._numbers = {name: number for number, name in enumerate(tables)}
-        self._keys = {name: np.uint64(text_key(name)) for name in tables}
+        self._keys = np.array([text_key(name) for name in tables], dtype=np.uint64)
         self._sample = sample
         self._threshold = np.uint32(min(math.ceil(sample * 2.0**32), 2**32 - 1))
         is_narrow = all(t.rows <= _NARROW_ROWS for t in tables.values())
         self._id_type: type[Any] = np.int32 if is_narrow else np.int64
         with self._errors_told():
-            self._spool = Spool(self._path.parent, _GROUP_LOOKUPS, self._id_type)
+            self._spool = Spool(self._path.parent)
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="trace")
-        self._on_their_way: deque[Future[Any]] = deque()
-        self._group = self._spool.new_group()
-        self._filled = 0
-        self._runs: list[Run] = []
+        self._on_their_way: deque[Future[Group]] = deque()
+        self._written: list[Group] = []
+        self._group: Group | None = self._new_group()
+        self._at = np.zeros(4, dtype=np.int64)  # see `keep`
 
     def write(self, batch: int, table: str, ids: Ids, padding: int | None = None) -> None:
         """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
         int32 or int64, within the table's rows, and may change after the call."""
-        left_out = _NO_ID if padding is None else padding
-        at = 0
-        while at < len(ids):
-            taken, kept = _keep(
-                ids[at:], left_out, self._sample == 1, self._keys[table], self._threshold,
-                self._group[self._filled : _GROUP_LOOKUPS],
-            )  # fmt: skip
-            at += taken
-            if kept > 0:
-                self._runs.append((batch, self._numbers[table], kept))
-                self._filled += kept
-                self.lookups += kept
-            if self._filled == _GROUP_LOOKUPS:
-                self._hand_over()
-            elif len(self._group) == 0:
+        ids = np.ascontiguousarray(ids)
+        self._write(batch, [(ids.ctypes.data, len(ids), ids.itemsize, table, padding)])
+
+    def write_tensors(self, batch: int, lookups: Iterable[tuple[str, Any, int | None]]) -> None:
+        """The same of several tables: name, ids, which are a contiguous tensor [n], and padding."""
+        held = list(lookups)  # and with it the tensors
+        self._write(
+            batch,
+            [(ids.data_ptr(), ids.numel(), ids.itemsize, name, out) for name, ids, out in held],
+        )
+
+    def _write(self, batch: int, lookups: list[tuple[int, int, int, str, int | None]]) -> None:
+        of_tables = np.array(
+            [
+                (address, length, width, self._numbers[name], NO_ID if out is None else out)
+                for address, length, width, name, out in lookups
+            ],
+            dtype=np.int64,
+        ).reshape(-1, 5)
+        self._at[:2] = 0
+        while self._at[0] < len(of_tables):
+            if self._group is None:
                 raise RuntimeError(f"{self._path}: writing the trace was interrupted")
+            kept = self._at[2]
+            keep(
+                batch, of_tables, self._keys, self._threshold, self._sample == 1,
+                self._group.ids, self._group.runs, self._at,
+            )  # fmt: skip
+            self.lookups += int(self._at[2] - kept)
+            if self._at[2] == len(self._group.ids):
+                self._hand_over()
 
     def wait(self) -> None:
         """Until all groups that are full have been written."""
         while self._on_their_way:
-            self._written()
+            self._take_back()
 
     def close(self) -> None:
         """Makes the file of what was written: it is complete, on the disk, or not there."""
@@ -119,7 +131,7 @@ class TraceWriter:
             with self._errors_told():
                 write_trace(
                     partial, self._is_arrow, self._tables, self._sample, self._id_type,
-                    self._spool.groups(),
+                    self._spool.groups(self._new_group()),
                 )  # fmt: skip
                 os.replace(partial, self._path)
                 sync_directory(self._path.parent)
@@ -150,26 +162,33 @@ class TraceWriter:
             self.abandon()
 
     def _hand_over(self) -> None:
-        if self._filled == 0:
+        group = self._group
+        if group is None or self._at[2] == 0:
             return
-        group, filled, runs = self._group, self._filled, self._runs
-        self._on_their_way.append(self._thread.submit(self._spooled, group, filled, runs))
-        self._group, self._filled, self._runs = _NO_ROOM, 0, []
-        if len(self._on_their_way) < _GROUPS_MAX:
-            self._group = self._spool.new_group()
-        else:
-            self._group = self._written()
+        group.lookups, group.used_runs = self._at[2:].tolist()
+        self._on_their_way.append(self._thread.submit(self._spooled, group))
+        self._group = None
+        self._at[2:] = 0
+        while self._on_their_way and (
+            self._on_their_way[0].done() or len(self._on_their_way) == _GROUPS_MAX
+        ):
+            self._take_back()
+        self._group = self._written.pop() if self._written else self._new_group()
 
-    def _spooled(self, group: Any, lookups: int, runs: list[Run]) -> Any:
-        self._spool.append(group, lookups, runs)
+    def _new_group(self) -> Group:
+        return Group(_GROUP_LOOKUPS, self._id_type)
+
+    def _spooled(self, group: Group) -> Group:
+        self._spool.append(group)
         return group
 
-    def _written(self) -> Any:
-        """The first group that is on its way, once it has been written."""
+    def _take_back(self) -> None:
+        """The first group that is on its way, once it has been written: its pages are there, which
+        new ones would take longer to be than all else."""
         with self._errors_told():
             group = self._on_their_way[0].result()
         self._on_their_way.popleft()
-        return group
+        self._written.append(group)
 
     @contextmanager
     def _errors_told(self) -> Iterator[None]:
@@ -177,43 +196,3 @@ class TraceWriter:
             yield
         except (OSError, pa.ArrowException) as error:
             raise OSError(f"{self._path}: cannot write: {error}") from error
-
-
-@compiled
-def _keep(
-    ids: Any, padding: int, keeps_all: bool, key: Any, threshold: Any, out: Any
-) -> tuple[int, int]:
-    """Copies ids that are to be kept until all are looked at or `out` is full; how many of each."""
-    if keeps_all and padding == _NO_ID:
-        kept = min(len(ids), len(out))
-        for j in range(kept):  # faster than slices, whose bounds are checked against each other
-            out[j] = ids[j]
-        return kept, kept
-    kept = 0
-    hashed = np.zeros(_HASHED_AT_ONCE, dtype=np.uint32)  # where all are kept it stays so
-    for at in range(0, len(ids), _HASHED_AT_ONCE):
-        part = ids[at : at + _HASHED_AT_ONCE]
-        if not keeps_all:
-            found = 0
-            for j in range(len(part)):  # loops of their own become vector instructions
-                hashed[j] = _hash(np.uint64(part[j]) ^ key)
-            for j in range(len(part)):
-                found += hashed[j] < threshold
-            if found == 0:
-                continue
-        for j in range(len(part)):
-            if hashed[j] < threshold and part[j] != padding:
-                if kept == len(out):
-                    return at + j, kept
-                out[kept] = part[j]
-                kept += 1
-    return len(ids), kept
-
-
-@compiled
-def _hash(keyed: Any) -> Any:
-    """Its high bits depend on all bits of the id. Of 32 bits: more products fit in a vector.
-    Multipliers: C. Wellons, "Prospecting for Hash Functions", 2018."""
-    h = np.uint32(keyed) + np.uint32(keyed >> np.uint64(32)) * np.uint32(0x9E3779B9)
-    h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x21F0AAAD))
-    return np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0xD35A2D97))
