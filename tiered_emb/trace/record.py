@@ -49,7 +49,7 @@ class TraceRecorder:
             self._in_model = begins
 
     def note(self, looked_up: Callable[[], list[tuple[str, torch.Tensor, int | None]]]) -> None:
-        """Tables were looked up in one call: name, ids and padding id of each.
+        """Tables were looked up in one call: name, ids (see `_flat`) and padding id of each.
 
         Outside of a call of the model a second lookup of a table begins a batch. Never raises: it
         is the model's step.
@@ -59,12 +59,11 @@ class TraceRecorder:
                 return
             try:
                 tables = looked_up()
-                if not self._in_model and any(name in self._seen for name, _, _ in tables):
+                names = [name for name, _, _ in tables]
+                if not self._in_model and not self._seen.isdisjoint(names):
                     self._end_batch()
-                self._seen.update(name for name, _, _ in tables)
-                self._writer.write_tensors(
-                    self.batches, [(name, _flat(ids), padding) for name, ids, padding in tables]
-                )
+                self._seen.update(names)
+                self._writer.write_tensors(self.batches, tables)
             except Exception as error:
                 self.failure = error
 
@@ -197,18 +196,21 @@ def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) 
 
         def of_all(args: Any, kwargs: Any) -> list[tuple[str, torch.Tensor, int | None]]:
             batch = args[0] if args else kwargs["batch"]
-            return [(names[name], *looked_up(name, value)) for name, value in items_of(batch)]
+            return [
+                (names[name], _flat(ids_of(name, value)), paddings[name])
+                for name, value in items_of(batch)
+            ]
 
-        def looked_up(name: str, value: Any) -> tuple[torch.Tensor, int | None]:
+        def ids_of(name: str, value: Any) -> torch.Tensor:
             if type(value) is tuple:  # these two as nearly always
-                return value[0], paddings[name]
+                ids: torch.Tensor = value[0]
+                return ids
             if isinstance(value, torch.Tensor):
-                return value, paddings[name]
+                return value
             feature = collection._feature(name, value)
-            ids = feature.ids
             if feature.offsets is not None and feature.core[7]:  # the last one is where it ends
-                ids = ids[: int(feature.offsets[-1])]
-            return ids, paddings[name]
+                return feature.ids[: int(feature.offsets[-1])]
+            return feature.ids
 
         return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_all(args, kwargs)))
 
@@ -218,7 +220,7 @@ def _hook(recorder: TraceRecorder, module: nn.Module, names: Mapping[str, str]) 
             offsets = args[1] if len(args) > 1 else kwargs.get("offsets")
             ids = ids if offsets is None else ids[: int(offsets[-1])]
         padding: Any = module.padding_idx
-        return [(names[""], ids, padding)]
+        return [(names[""], _flat(ids), padding)]
 
     return _Hook(lambda _, args, kwargs, __: recorder.note(lambda: of_one(args, kwargs)))
 

@@ -27,6 +27,7 @@ class Group:
         ids, runs = np.dtype(id_type), np.dtype((np.int64, 3))
         self._ids = mmap.mmap(-1, _rounded(lookups_max * ids.itemsize))
         self._runs = mmap.mmap(-1, _rounded(lookups_max * runs.itemsize))
+        self._ids.madvise(mmap.MADV_HUGEPAGE)
         self.ids: Any = np.frombuffer(self._ids, ids, lookups_max)
         """[lookups_max] The first `lookups` are used."""
         self.runs: Any = np.frombuffer(self._runs, runs, lookups_max)

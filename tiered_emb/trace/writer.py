@@ -6,7 +6,7 @@ import itertools
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -83,24 +83,21 @@ class TraceWriter:
         """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
         int32 or int64, within the table's rows, and may change after the call."""
         ids = np.ascontiguousarray(ids)
-        self._write(batch, [(ids.ctypes.data, len(ids), ids.itemsize, table, padding)])
-
-    def write_tensors(self, batch: int, lookups: Iterable[tuple[str, Any, int | None]]) -> None:
-        """The same of several tables: name, ids, which are a contiguous tensor [n], and padding."""
-        held = list(lookups)  # and with it the tensors
+        left_out = NO_ID if padding is None else padding
         self._write(
-            batch,
-            [(ids.data_ptr(), ids.numel(), ids.itemsize, name, out) for name, ids, out in held],
+            batch, [ids.ctypes.data, len(ids), ids.itemsize, self._numbers[table], left_out]
         )
 
-    def _write(self, batch: int, lookups: list[tuple[int, int, int, str, int | None]]) -> None:
-        of_tables = np.array(
-            [
-                (address, length, width, self._numbers[name], NO_ID if out is None else out)
-                for address, length, width, name, out in lookups
-            ],
-            dtype=np.int64,
-        ).reshape(-1, 5)
+    def write_tensors(self, batch: int, lookups: Sequence[tuple[str, Any, int | None]]) -> None:
+        """The same of several tables: name, ids, which are a contiguous tensor [n], and padding."""
+        numbers, of_tables = self._numbers, list[int]()
+        for name, ids, padding in lookups:
+            left_out = NO_ID if padding is None else padding
+            of_tables += (ids.data_ptr(), ids.numel(), ids.itemsize, numbers[name], left_out)
+        self._write(batch, of_tables)
+
+    def _write(self, batch: int, lookups: list[int]) -> None:
+        of_tables = np.array(lookups, dtype=np.int64).reshape(-1, 5)
         self._at[:2] = 0
         while self._at[0] < len(of_tables):
             if self._group is None:
