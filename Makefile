@@ -183,8 +183,8 @@ test-cpp-aarch64: aarch64-tools $(STAMP)/dev ## C++ tests compiled for AArch64, 
 
 bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in its smallest size
 	@mkdir -p build/bench-smoke
-	@{ printf '$(PY) %s --smoke\n' benchmarks/bench_*.py; \
-	   echo 'tiered-emb bench all --smoke --out build/bench-smoke/all'; } | \
+	@{ echo 'tiered-emb bench all --smoke --out build/bench-smoke/all'; \
+	   printf '$(PY) %s --smoke\n' benchmarks/bench_*.py; } | \
 	  xargs -P 2 -d '\n' -I{} bash -c 'start=$$SECONDS; log=$$(mktemp build/bench-smoke/XXXXXX.log); \
 	    {} </dev/null >$$log 2>&1 || { cat $$log; echo "FAILED: {}" >&2; exit 255; }; \
 	    echo "{}: $$((SECONDS - start)) s"'
