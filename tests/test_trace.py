@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import errno
+import os
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -180,8 +181,13 @@ def test_lookups_are_on_the_disk_without_a_name_until_the_end(
     monkeypatch.setattr(writer, "_GROUP_LOOKUPS", 2000)
     ids = np.arange(9000)
     with TraceWriter(tmp_path / "t.parquet", {"a": TraceTable(9000)}) as to:
+        with pytest.raises(TypeError, match="table 'a': ids must be int32 or int64, got int16"):
+            to.write(2, "a", ids.astype(np.int16))
         to.write(3, "a", ids)
         to.wait()
+        file = os.fstat(to._spool._file.fileno())
+        assert file.st_dev == tmp_path.stat().st_dev
+        assert file.st_size >= 8000 * 4
         assert list(tmp_path.iterdir()) == []
     assert lookups_of(tmp_path / "t.parquet") == [(3, "a", i) for i in range(9000)]
 
@@ -274,6 +280,33 @@ def test_traces_go_through_memory_in_pieces(
             if batch % 3 == 0:
                 to.write_tensors(batch, tensors)
     assert read(Trace(path)) == (expected_batches, expected_rows)
+
+
+@pytest.mark.parametrize(("sample", "padding"), [(1.0, 7), (0.4, None), (0.4, 7)])
+def test_a_group_may_end_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sample: float, padding: int | None
+) -> None:
+    found = []
+    batches = [np.random.default_rng(i).integers(0, 40, 300) for i in range(5)]
+    for group in (1 << 12, 97):
+        monkeypatch.setattr(writer, "_GROUP_LOOKUPS", group)
+        with TraceWriter(tmp_path / "t.arrow", {"a": TraceTable(40)}, sample) as to:
+            for number, ids in enumerate(batches):
+                to.write(number, "a", ids, padding)
+        found.append(lookups_of(tmp_path / "t.arrow"))
+    kept = {id for _, _, id in found[0]}
+    assert found[0] == found[1]
+    assert found[0] == [(n, "a", i) for n, ids in enumerate(batches) for i in ids if i in kept]
+    assert padding not in kept
+    assert len(kept) == (39 if sample == 1 else pytest.approx(16, abs=9))
+
+
+def test_a_size_may_be_a_number_of_numpy(tmp_path: Path) -> None:
+    bag = nn.EmbeddingBag(np.int64(9), 2)  # type: ignore[arg-type]
+    one: Any = np.float32(1)
+    with te.record_trace(bag, tmp_path / "t.parquet", sample=one):
+        bag(torch.tensor([[4]]))
+    assert Trace(tmp_path / "t.parquet").tables == {"table": TraceTable(9, 2)}
 
 
 @pytest.mark.parametrize(("rows", "kind"), [(1 << 31, pa.int32()), ((1 << 31) + 1, pa.int64())])

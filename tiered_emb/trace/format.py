@@ -7,7 +7,7 @@ A trace has one row a lookup, in the order of the lookups:
     id      int64, of the table's row
 
 It is a Parquet file, whose tables are a dictionary of int16 to string. Or it is an Arrow IPC file,
-where its name ends with ``.arrow``: two to four times as large, and made several times as fast.
+where its name ends with ``.arrow``: two to three times as large, and made several times as fast.
 There batch and table are run-end encoded, and ids are int32 if all fit.
 
 The schema's metadata hold, under ``tiered_emb.trace``, a JSON object: ``version`` (1), ``sample``

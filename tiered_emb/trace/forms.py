@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,28 +20,28 @@ PARQUET_TABLES_MAX = (1 << 15) - 1
 """Tables are numbered by int16 there."""
 
 
+def metadata(tables: Mapping[str, TraceTable], sample: float) -> str:
+    """What the schema's metadata say of a trace (see `format`)."""
+    of_tables = {name: asdict(table) for name, table in tables.items()}
+    return json.dumps({"version": VERSION, "sample": sample, "tables": of_tables})
+
+
 def write_trace(
     path: Path,
     is_arrow: bool,
-    tables: dict[str, TraceTable],
-    sample: float,
+    about: str,
     id_type: type[Any],
     groups: Iterable[Group],
 ) -> None:
     """Writes a trace, which is on the disk at the return.
 
     Args:
+        about: see `metadata`.
         id_type: of ids, in the Arrow form.
-        groups: of lookups; a run's table is its place in `tables`.
+        groups: of lookups; a run's table is its place in the metadata.
     """
-    about = {
-        "version": VERSION,
-        "sample": sample,
-        "tables": {name: asdict(table) for name, table in tables.items()},
-    }
-    fields = _fields(is_arrow, id_type)
-    schema = pa.schema(fields, {METADATA: json.dumps(about)})
-    names = pa.array(list(tables), pa.string())
+    schema = pa.schema(_fields(is_arrow, id_type), {METADATA: about})
+    names = pa.array(list(json.loads(about)["tables"]), pa.string())
     columns = _arrow_columns if is_arrow else _parquet_columns
     with pa.OSFile(str(path), "wb") as sink, _writer(is_arrow, sink, schema) as file:
         for group in groups:

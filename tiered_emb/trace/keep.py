@@ -36,7 +36,8 @@ _array: Any = numba.carray  # type: ignore[attr-defined]
 def _hash(keyed: Any) -> Any:
     """Its high bits depend on all bits of the id. Of 32 bits: more products fit in a vector.
     Multipliers: C. Wellons, "Prospecting for Hash Functions", 2018."""
-    h = np.uint32(keyed) + np.uint32(keyed >> np.uint64(32)) * np.uint32(0x9E3779B9)
+    high = np.uint32(keyed >> np.uint64(32))  # numba's products are of 64 bits
+    h = np.uint32(np.uint32(keyed) + high * np.uint32(0x9E3779B9))
     h = np.uint32(np.uint32(h ^ (h >> np.uint32(16))) * np.uint32(0x21F0AAAD))
     return np.uint32(np.uint32(h ^ (h >> np.uint32(15))) * np.uint32(0xD35A2D97))
 

@@ -96,8 +96,9 @@ def record_trace(
         model: or an embedding module alone.
         path: of the file (see `tiered_emb.trace.format`), which is complete when this ends, also by
             an exception; what is there is replaced then. ``*.arrow`` is made fastest at the end;
-            any other name gives Parquet, which is smaller. Until then 4 bytes a lookup, or 8 where
-            a table has more than 2**31 rows, are on the same disk, in a file without a name.
+            any other name gives Parquet, which is smaller. Until that is made, 4 bytes a lookup (8
+            where a table has more than 2**31 rows) and 24 a table of a batch are on the same disk,
+            in a file without a name.
         sample: share of the rows to record, in (0, 1], all lookups of each; chosen by a hash of
             their ids.
 
@@ -118,7 +119,7 @@ def record_trace(
     tables, modules = _tables_of(model)
     if not tables:
         raise ValueError(f"record_trace: {type(model).__name__} has no embedding tables")
-    writer = TraceWriter(path, tables, sample)
+    writer = TraceWriter(path, tables, float(sample))
     recorder = TraceRecorder(writer)
     begin = _Hook(lambda *_: recorder.model_called(True))
     end = _Hook(lambda *_: recorder.model_called(False))
@@ -259,7 +260,7 @@ def _tables_of(
                 )
                 continue
             # What torch's optimizer keeps of a row is not known here, so the row's bytes are not.
-            table = TraceTable(module.num_embeddings, module.embedding_dim)
+            table = TraceTable(int(module.num_embeddings), int(module.embedding_dim))
             names = {"": add(path, "", table)}
         else:
             continue

@@ -25,9 +25,11 @@ class Group:
         self.lookups = 0
         self.used_runs = 0
         ids, runs = np.dtype(id_type), np.dtype((np.int64, 3))
-        self._ids = mmap.mmap(-1, _rounded(lookups_max * ids.itemsize))
-        self._runs = mmap.mmap(-1, _rounded(lookups_max * runs.itemsize))
-        self._ids.madvise(mmap.MADV_HUGEPAGE)
+        own = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS  # not a forked process's too
+        self._ids = mmap.mmap(-1, _rounded(lookups_max * ids.itemsize), flags=own)
+        self._runs = mmap.mmap(-1, _rounded(lookups_max * runs.itemsize), flags=own)
+        with suppress(OSError):  # kernels without huge pages
+            self._ids.madvise(mmap.MADV_HUGEPAGE)
         self.ids: Any = np.frombuffer(self._ids, ids, lookups_max)
         """[lookups_max] The first `lookups` are used."""
         self.runs: Any = np.frombuffer(self._runs, runs, lookups_max)
@@ -53,7 +55,8 @@ class Spool:
         self._counts: list[tuple[int, int]] = []
         self._end = 0
         self._file = tempfile.TemporaryFile(dir=folder, buffering=0)  # noqa: SIM115
-        with suppress(OSError):  # file systems that cannot, go through the page cache
+        self._process = os.getpid()
+        with suppress(OSError):  # file systems that refuse go through the page cache
             flags = fcntl.fcntl(self._file, fcntl.F_GETFL)
             fcntl.fcntl(self._file, fcntl.F_SETFL, flags | os.O_DIRECT)
 
@@ -78,7 +81,10 @@ class Spool:
             yield into
 
     def close(self) -> None:
-        """Gives the file's space back."""
+        """Gives the file's space back, though forked processes may have the file open."""
+        if os.getpid() == self._process:
+            with suppress(OSError):
+                os.ftruncate(self._file.fileno(), 0)
         self._file.close()
 
 

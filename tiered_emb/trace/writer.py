@@ -19,7 +19,7 @@ import pyarrow as pa
 from tiered_emb.data.hashing import text_key
 from tiered_emb.files import sync_directory
 from tiered_emb.trace.format import ARROW_SUFFIX, Ids, TraceTable
-from tiered_emb.trace.forms import PARQUET_TABLES_MAX, write_trace
+from tiered_emb.trace.forms import PARQUET_TABLES_MAX, metadata, write_trace
 from tiered_emb.trace.keep import NO_ID, keep
 from tiered_emb.trace.spool import Group, Spool
 
@@ -64,7 +64,7 @@ class TraceWriter:
                 "one whose name ends with .arrow any number"
             )
         self._is_over = False
-        self._tables = dict(tables)
+        self._about = metadata(tables, sample)
         self._numbers = {name: number for number, name in enumerate(tables)}
         self._keys = np.array([text_key(name) for name in tables], dtype=np.uint64)
         self._sample = sample
@@ -83,6 +83,8 @@ class TraceWriter:
         """The next lookups: of one batch and table, in order, but those of `padding`. `ids` is
         int32 or int64, within the table's rows, and may change after the call."""
         ids = np.ascontiguousarray(ids)
+        if ids.dtype not in (np.int32, np.int64):
+            raise TypeError(f"table '{table}': ids must be int32 or int64, got {ids.dtype}")
         left_out = NO_ID if padding is None else padding
         self._write(
             batch, [ids.ctypes.data, len(ids), ids.itemsize, self._numbers[table], left_out]
@@ -120,21 +122,20 @@ class TraceWriter:
         """Makes the file of what was written: it is complete, on the disk, or not there."""
         if self._is_over:
             return
-        own = f".{self._path.name}.{os.getpid()}-{next(_serial)}.partial"
-        partial = self._path.with_name(own)
+        partial = self._path.with_name(f".trace-{os.getpid()}-{next(_serial)}.partial")
         try:
             self._hand_over()
             self.wait()
             with self._errors_told():
                 write_trace(
-                    partial, self._is_arrow, self._tables, self._sample, self._id_type,
+                    partial, self._is_arrow, self._about, self._id_type,
                     self._spool.groups(self._new_group()),
                 )  # fmt: skip
                 os.replace(partial, self._path)
                 sync_directory(self._path.parent)
         finally:
-            partial.unlink(missing_ok=True)
             self.abandon()
+            partial.unlink(missing_ok=True)
 
     def abandon(self) -> None:
         """Drops what was written, unless the file has been made of it."""
