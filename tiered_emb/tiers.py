@@ -100,8 +100,8 @@ class SSD:
 
 
 EXECUTORS = ("core", "torch", "triton")
-_BUFFER_BYTES = 4 << 20
-_BUFFERS_IN_DRAM = 256
+_BUFFER_BYTES_MAX = 32 << 20
+_BUFFERS_IN_HBM, _BUFFERS_IN_DRAM = 8, 256
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,8 @@ class HBM:
             there.
         buffer: bytes of each of the four pinned buffers through which rows move. As much again is
             for plans on their way; those of larger batches go through memory that is not pinned.
-            All of it is a part of the dram budget. None: 4 MiB, or a 256th of that budget.
+            All of it is a part of the dram budget. None: an eighth of `size`, at most 32 MiB and a
+            256th of that budget.
 
     Raises:
         RuntimeError: no device is given and there is no CUDA.
@@ -210,11 +211,12 @@ class Tiers:
     @property
     def buffer_bytes(self) -> int:
         """Bytes of one pinned buffer of the hbm tier."""
-        if isinstance(self.hbm, HBM) and self.hbm.buffer is not None:
+        if not isinstance(self.hbm, HBM):
+            return 0
+        if self.hbm.buffer is not None:
             return int(self.hbm.buffer)
-        if self.dram is None:
-            return _BUFFER_BYTES
-        return min(_BUFFER_BYTES, int(self.dram) // _BUFFERS_IN_DRAM)
+        nbytes = min(_BUFFER_BYTES_MAX, int(self.hbm.size) // _BUFFERS_IN_HBM)
+        return nbytes if self.dram is None else min(nbytes, int(self.dram) // _BUFFERS_IN_DRAM)
 
     def __str__(self) -> str:
         dram = "all rows" if self.dram is None else format_bytes(int(self.dram))

@@ -14,6 +14,7 @@
 #include <string_view>
 #include <vector>
 
+#include "base/thread_pool.h"
 #include "base/types.h"
 #include "cache/slot_directory.h"
 
@@ -27,6 +28,11 @@ class EvictionPolicy {
   virtual void admit(std::span<const SlotIndex> slots) = 0;
   // Slots whose last pin ended, in the order of the plan.
   virtual void park(std::span<const SlotIndex> slots) = 0;
+  // The same, with the help of threads where that is worth it. The slots differ.
+  virtual void park_many(std::span<const SlotIndex> slots, ThreadPool& threads) {
+    (void)threads;
+    park(slots);
+  }
   // Slots that a plan which ends has used, and that stay pinned: their rows are on a device too.
   virtual void used(std::span<const SlotIndex> slots) { (void)slots; }
   // The rows of parked slots stand in others now, with their marks and frequencies.
@@ -51,6 +57,10 @@ class EvictionPolicy {
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
   // The rows of these slots are about to leave them.
   virtual void evicted(std::span<const SlotIndex> slots) = 0;
+  // Whether a slot's frequency is a number of uses, which a row on a device has before it is
+  // admitted (`PolicyOf::kDevice`); and how often all such numbers have been halved so far.
+  virtual bool counts_uses() const { return false; }
+  virtual uint32_t halvings() const { return 0; }
   // Forgets all candidates; the caller parks them anew.
   virtual void clear() = 0;
   // The arena may now use `limit` slots. Where that is much less than before, `tidy` first: else
@@ -74,20 +84,21 @@ class EvictionPolicy {
   static constexpr size_t kBytesTouchedAtOnce = 4 << 20;
 };
 
-// kForLog: victims that lie best together in the log come next to one another. kAny: in the order
-// that costs least.
-enum class VictimOrder { kForLog, kAny };
+// kDram: victims that lie best together in the log come next to one another, and a policy that
+// counts uses remembers those of rows that left. kDevice: victims come in the order that costs
+// least, and the tier below, which still has the rows, keeps their counts.
+enum class PolicyOf { kDram, kDevice };
 
 // `name`: "lookahead", "lfu" (as lookahead, knowing nothing ahead), "lru" or "s3fifo"; null for
 // another. `total_rows`: rows that could ever be cached here.
 std::unique_ptr<EvictionPolicy> make_eviction_policy(std::string_view name,
                                                      SlotDirectory& directory, uint64_t total_rows,
-                                                     VictimOrder order = VictimOrder::kForLog);
+                                                     PolicyOf tier = PolicyOf::kDram);
 std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory, uint64_t total_rows,
-                                                      VictimOrder order);
+                                                      PolicyOf tier);
 std::unique_ptr<EvictionPolicy> make_lru_policy(SlotDirectory& directory);
 std::unique_ptr<EvictionPolicy> make_s3_fifo_policy(SlotDirectory& directory);
 std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows,
-                                                VictimOrder order);
+                                                PolicyOf tier);
 
 }  // namespace te

@@ -35,6 +35,7 @@ namespace {
 constexpr uint64_t kAgingTurns = 32;
 constexpr uint64_t kAbsentPerSlot = 3;
 constexpr size_t kSlotsAhead = 16;  // prefetched
+constexpr size_t kSlotsPerTask = 1 << 13;
 // In place of a batch: the slot has just become a victim, and other entries of it are stale. What
 // was expected and has not come may leave several.
 constexpr uint32_t kTaken = 0xffffffff;
@@ -45,11 +46,10 @@ constexpr float kNothing = std::numeric_limits<float>::max();  // the worth of a
 
 class LookaheadPolicy final : public EvictionPolicy {
  public:
-  LookaheadPolicy(SlotDirectory& directory, uint64_t total_rows, VictimOrder order,
-                  bool looks_ahead)
+  LookaheadPolicy(SlotDirectory& directory, uint64_t total_rows, PolicyOf tier, bool looks_ahead)
       : directory_(directory),
         total_rows_(total_rows),
-        order_(order),
+        tier_(tier),
         looks_ahead_(looks_ahead),
         expected_memory_(uint64_t{std::max(directory.slots_max(), 1u)} * sizeof(uint32_t)),
         expected_(reinterpret_cast<uint32_t*>(expected_memory_.data())),
@@ -57,10 +57,13 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   std::string_view name() const override { return looks_ahead_ ? "lookahead" : "lfu"; }
 
+  bool counts_uses() const override { return true; }
+  uint32_t halvings() const override { return halvings_; }
+
   void set_limit(uint32_t limit) override {
     entries_max_ = 2 * uint64_t{limit} + ParkChunk::kEntries;
     aging_uses_ = kAgingTurns * std::max(limit, 1u);
-    absent_.set_rows(std::min(kAbsentPerSlot * limit, total_rows_));
+    if (tier_ == PolicyOf::kDram) absent_.set_rows(std::min(kAbsentPerSlot * limit, total_rows_));
     profile_.set_limit(limit);
   }
 
@@ -102,7 +105,9 @@ class LookaheadPolicy final : public EvictionPolicy {
     profile_.forget_times();
   }
 
+  // Of a device: what was expected of rows that left is forgotten by `evicted`.
   void admit(std::span<const SlotIndex> slots) override {
+    if (tier_ == PolicyOf::kDevice) return;
     for (size_t i = 0; i < slots.size(); ++i) {
       prefetch_row(slots, i);
       directory_[slots[i]].frequency = absent_.take(directory_[slots[i]].row);
@@ -111,6 +116,10 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
   void evicted(std::span<const SlotIndex> slots) override {
+    if (tier_ == PolicyOf::kDevice) {
+      for (SlotIndex s : slots) expected_[s.value] = 0;
+      return;
+    }
     for (size_t i = 0; i < slots.size(); ++i) {
       prefetch_row(slots, i);
       const SlotIndex s = slots[i];
@@ -135,6 +144,30 @@ class LookaheadPolicy final : public EvictionPolicy {
       if (expected_[s.value] == kTaken) expected_[s.value] = 0;  // a victim that stays after all
       count_use(s);
       push(s);
+    }
+    count_uses(slots.size());
+  }
+
+  // What there is to do for each slot by threads, its entry into a queue in the order of the slots.
+  void park_many(std::span<const SlotIndex> slots, ThreadPool& threads) override {
+    const size_t tasks = (slots.size() + kSlotsPerTask - 1) / kSlotsPerTask;
+    if (tasks < 2 || threads.threads() == 1) return park(slots);
+    make_room(slots.size());
+    parked_.resize(slots.size());
+    followed_.resize(std::max(followed_.size(), tasks));
+    threads.run(tasks, [&](size_t task) {
+      const size_t end = std::min((task + 1) * kSlotsPerTask, slots.size());
+      prepare(slots, task * kSlotsPerTask, end, followed_[task]);
+    });
+    for (size_t task = 0; task < tasks; ++task) {
+      for (SlotIndex s : followed_[task]) {
+        profile_.use(directory_[s].row, directory_.mark(s),
+                     ReuseProfile::level(directory_[s].frequency));
+      }
+    }
+    for (const Parked& parked : parked_) {
+      now_ = std::max(now_, parked.entry.mark);
+      push(parked.entry, parked.batch, parked.level);
     }
     count_uses(slots.size());
   }
@@ -196,6 +229,30 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
  private:
+  // A slot as it is about to be parked.
+  struct Parked {
+    ParkedSlot entry;
+    uint32_t batch;
+    uint32_t level;
+  };
+
+  // Slots [begin, end) of a list; those whose rows the profile follows are noted.
+  void prepare(std::span<const SlotIndex> slots, size_t begin, size_t end,
+               std::vector<SlotIndex>& followed) {
+    followed.clear();
+    for (size_t i = begin; i < end; ++i) {
+      prefetch(slots[std::min(i + kSlotsAhead, end - 1)]);
+      const SlotIndex s = slots[i];
+      if (expected_[s.value] == kTaken) expected_[s.value] = 0;
+      Slot& slot = directory_[s];
+      if (slot.frequency < ReuseProfile::kFrequencyMax) ++slot.frequency;
+      if (profile_.is_followed(slot.row)) followed.push_back(s);
+      parked_[i] = {{s, directory_.mark(s)},
+                    expected_[s.value],
+                    static_cast<uint32_t>(ReuseProfile::level(slot.frequency))};
+    }
+  }
+
   void count_use(SlotIndex s) {
     Slot& slot = directory_[s];
     if (slot.frequency < ReuseProfile::kFrequencyMax) ++slot.frequency;
@@ -234,11 +291,11 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
   void push(SlotIndex s) {
-    const ParkedSlot entry{s, directory_.mark(s)};
-    const uint32_t batch = expected_[s.value];
+    push({s, directory_.mark(s)}, expected_[s.value], ReuseProfile::level(directory_[s].frequency));
+  }
+  void push(ParkedSlot entry, uint32_t batch, size_t level) {
     ++entries_;
-    if (batch <= finished_)
-      return levels_[ReuseProfile::level(directory_[s].frequency)].push(entry);
+    if (batch <= finished_) return levels_[level].push(entry);
     if (batch - finished_ > batches_.size()) reach(batch);
     furthest_ = std::max(furthest_, batch);
     queue_of(batch).push(entry);
@@ -253,17 +310,24 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
   size_t pop_from(ParkQueue& queue, uint32_t batch, size_t count, std::vector<SlotIndex>& out) {
-    ParkedSlot entry;
-    size_t popped = 0;
-    while (popped < count && queue.pop(&entry)) {
-      --entries_;
-      prefetch_from(queue);
-      if (!is_current(entry, batch)) continue;
+    const size_t before = out.size();
+    pop_while(queue, batch, out, [&](ParkedSlot) { return out.size() < before + count; });
+    return out.size() - before;
+  }
+  // Slots from the head of a queue, for as long as one that stands for its slot is wanted.
+  template <class IsWanted>
+  void pop_while(ParkQueue& queue, uint32_t batch, std::vector<SlotIndex>& out,
+                 IsWanted is_wanted) {
+    entries_ -= queue.size();
+    const auto take = [&](ParkedSlot entry) {
+      if (!is_current(entry, batch)) return true;
+      if (!is_wanted(entry)) return false;
       expected_[entry.slot.value] = kTaken;
       out.push_back(entry.slot);
-      ++popped;
-    }
-    return popped;
+      return true;
+    };
+    queue.pop_while(take, [&](SlotIndex s) { prefetch(s); });
+    entries_ += queue.size();
   }
 
   void make_room(size_t entries) {
@@ -297,17 +361,25 @@ class LookaheadPolicy final : public EvictionPolicy {
       const auto least = std::min_element(worth.begin(), worth.end());
       if (*least == kNothing) break;
       const auto l = static_cast<size_t>(least - worth.begin());
-      const float of_least = *least;
-      do {  // rows of one worth: it stays the least
-        pop_from(levels_[l], 0, 1, out);
-        *least = worth_of_head(l);
-      } while (*least == of_least && out.size() < before + count);
+      pop_alike(levels_[l], before + count, out);
+      *least = worth_of_head(l);
     }
-    if (order_ == VictimOrder::kForLog) {
+    if (tier_ == PolicyOf::kDram) {
       std::sort(out.begin() + static_cast<std::ptrdiff_t>(before), out.end(),
                 [&](SlotIndex a, SlotIndex b) { return directory_.mark(a) < directory_.mark(b); });
     }
     return out.size() - before;
+  }
+
+  // The head of a level's queue, which stands for its slot, and those behind it that are worth as
+  // much, until `out` has so many: that level stays the least.
+  void pop_alike(ParkQueue& queue, size_t size, std::vector<SlotIndex>& out) {
+    const uint32_t first = queue.front()->mark;
+    const uint32_t alike = now_ - profile_.same_worth_from(now_ - std::min(now_, first));
+    const uint32_t last = std::max(first, alike);  // marks may be ahead of now_
+    pop_while(queue, 0, out, [&](ParkedSlot entry) {
+      return out.size() < size && entry.mark >= first && entry.mark <= last;
+    });
   }
 
   float worth_of_head(size_t level) {
@@ -342,6 +414,7 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   void age() {
     uses_ = 0;
+    ++halvings_;
     for (uint32_t i = 0; i < directory_.ever_used(); ++i) {
       directory_[SlotIndex(i)].frequency /= 2;
     }
@@ -353,7 +426,7 @@ class LookaheadPolicy final : public EvictionPolicy {
 
   SlotDirectory& directory_;
   const uint64_t total_rows_;
-  const VictimOrder order_;
+  const PolicyOf tier_;
   const bool looks_ahead_;
   ReservedMemory expected_memory_;
   uint32_t* expected_;     // by slot: the batch that will use its row; none if it is over
@@ -373,18 +446,22 @@ class LookaheadPolicy final : public EvictionPolicy {
   uint64_t entries_max_ = 0;
   uint64_t aging_uses_ = 0;
   uint64_t uses_ = 0;
+  uint32_t halvings_ = 0;
+  // Scratch of one call.
+  std::vector<Parked> parked_;
+  std::vector<std::vector<SlotIndex>> followed_;  // by task
 };
 
 }  // namespace
 
 std::unique_ptr<EvictionPolicy> make_lookahead_policy(SlotDirectory& directory, uint64_t total_rows,
-                                                      VictimOrder order) {
-  return std::make_unique<LookaheadPolicy>(directory, total_rows, order, true);
+                                                      PolicyOf tier) {
+  return std::make_unique<LookaheadPolicy>(directory, total_rows, tier, true);
 }
 
 std::unique_ptr<EvictionPolicy> make_lfu_policy(SlotDirectory& directory, uint64_t total_rows,
-                                                VictimOrder order) {
-  return std::make_unique<LookaheadPolicy>(directory, total_rows, order, false);
+                                                PolicyOf tier) {
+  return std::make_unique<LookaheadPolicy>(directory, total_rows, tier, false);
 }
 
 }  // namespace te

@@ -68,6 +68,29 @@ class ParkQueue {
   bool pop(ParkedSlot* entry);
   // What pop would give; null when empty.
   const ParkedSlot* front();
+  // Takes entries from the head for as long as `take` wants them. `prefetch` is told of most of
+  // them a while before.
+  template <class Take, class Prefetch>
+  void pop_while(Take take, Prefetch prefetch) {
+    while (size_ != 0) {
+      ParkChunk& chunk = *head_;
+      uint32_t i = chunk.first;
+      bool goes_on = true;
+      for (; i < chunk.last; ++i) {
+        if (i + kAhead < chunk.last) prefetch(chunk.entries[i + kAhead].slot);
+        if (!(goes_on = take(chunk.entries[i]))) break;
+      }
+      size_ -= i - chunk.first;
+      chunk.first = static_cast<uint16_t>(i);
+      if (!goes_on) return;
+      if (const ParkChunk* next = chunk.next; next != nullptr) {
+        const uint32_t end = std::min<uint32_t>(next->first + kAhead, next->last);
+        for (i = next->first; i < end; ++i) prefetch(next->entries[i].slot);
+      }
+      drop_head();
+      if (head_ == nullptr) tail_ = nullptr;
+    }
+  }
   // Appends all of `other`, which becomes empty.
   void append(ParkQueue& other);
   // Likewise, but in the order of marks, if both queues are.
@@ -119,7 +142,7 @@ class ParkQueue {
   }
 
  private:
-  static constexpr uint32_t kAhead = 12;
+  static constexpr uint32_t kAhead = 16;
 
   void drop_head();
   // The chunk behind compacted_: what is kept of it joins that one, if there is room.

@@ -30,6 +30,13 @@ size_t ReuseProfile::bucket(uint64_t age) const {
   return std::min(half_octave, kBuckets - 1);
 }
 
+uint32_t ReuseProfile::same_worth_from(uint32_t age) const {
+  const uint64_t units = (uint64_t{age} + window_) / unit_ + 2;
+  const int below_half_octave = std::bit_width(units) - 2;
+  const uint64_t first = ((units >> below_half_octave << below_half_octave) - 2) * unit_;
+  return static_cast<uint32_t>(first - std::min<uint64_t>(first, window_));
+}
+
 void ReuseProfile::set_limit(uint32_t limit) {
   limit_ = std::max(limit, 1u);
   unit_ = std::max(limit_ / kUnitsPerTurn, 1u);

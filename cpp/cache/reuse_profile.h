@@ -44,6 +44,8 @@ class ReuseProfile {
     const uint64_t hash = row_hash(row);
     if (is_sampled(hash)) follow(hash, mark, level);
   }
+  // Whether `use` would do anything for the row.
+  bool is_followed(RowId row) const { return is_sampled(row_hash(row)); }
   // `uses` more have been told. Now and then the worths are worked out anew, for a window of that
   // many marks.
   void advance(size_t uses, uint32_t now, uint32_t window);
@@ -56,6 +58,8 @@ class ReuseProfile {
   float worth(size_t level, uint32_t age) const {
     return worth_[level][bucket(uint64_t{age} + window_)];
   }
+  // The least age at which every level is worth as much as at this one.
+  uint32_t same_worth_from(uint32_t age) const;
 
  private:
   // Half-octaves of the age. A row that is older than all of them is no longer followed.

@@ -155,7 +155,7 @@ Status Engine::scatter(LayoutId layout, std::span<const SlotIndex> dram, const s
 Status Engine::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
-  hbm_.settle(layout, dram, left);
+  hbm_.settle(layout, dram, left, thread_pool());
   if (left) prefetch_.slots_released();
   return Status::ok();
 }
@@ -163,7 +163,7 @@ Status Engine::settle(LayoutId layout, std::span<const SlotIndex> dram, bool lef
 Status Engine::drop_unused() {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
-  hbm_.drop_unused();
+  hbm_.drop_unused(thread_pool());
   prefetch_.slots_released();
   return Status::ok();
 }
@@ -179,7 +179,7 @@ Status Engine::drop_stranded() {
   Turn turn(*this);
   TE_RETURN_IF_ERROR(check_open());
   if (hbm_.unsettled_rows() != 0) return newer_on_device();
-  hbm_.drop_stranded();
+  hbm_.drop_stranded(thread_pool());
   return Status::ok();
 }
 

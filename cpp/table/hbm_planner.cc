@@ -16,23 +16,50 @@ constexpr size_t kRowsOfThreads = 1 << 15;
 
 }  // namespace
 
-// The device's policy begins with what dram's knows of a row; that goes on counting.
-// Pinned also where nothing leaves dram: the budget may become smaller.
-void HbmPlanner::enter(LayoutTier& tier, SlotIndex s, SlotIndex dram) {
-  Slot& slot = tier.directory[dram];
-  tier.directory.pin(slot);
-  if (tier.policy != nullptr) tier.hbm->directory[s].frequency = slot.frequency;
+// What a row brings to the device: the count of dram's policy, which goes on counting, or else the
+// one that it left with.
+uint8_t HbmPlanner::uses_of(const LayoutTier& tier, SlotIndex dram) {
+  const EvictionPolicy* policy = tier.hbm->policy.get();
+  if (policy == nullptr || !policy->counts_uses()) return 0;
+  return tier.policy != nullptr ? tier.directory[dram].frequency
+                                : tier.hbm->place(dram).uses(policy->halvings());
 }
 
-void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram) {
+void HbmPlanner::unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram,
+                               ThreadPool& threads) {
   LayoutTier& tier = tiers_.layout(layout);
+  const size_t tasks = tasks_of(dram.size());
+  if (found_.size() < tasks) found_.resize(tasks);
+  for_parts(dram.size(), threads, [&](size_t task, size_t begin, size_t end) {
+    Found& found = found_[task];
+    found.unpinned = 0;
+    found.parked.clear();
+    for (size_t i = begin; i < end; ++i) {
+      tier.directory.prefetch(dram[std::min(i + kAhead, end - 1)]);
+      if (!SlotDirectory::unpin_uncounted(tier.directory[dram[i]])) continue;
+      ++found.unpinned;
+      if (!tier.awaits_disowning(dram[i])) found.parked.push_back(dram[i]);
+    }
+  });
   slots_.clear();
-  for (size_t i = 0; i < dram.size(); ++i) {
-    tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
-    if (!tier.directory.unpin(tier.directory[dram[i]])) continue;
-    if (!tier.awaits_disowning(dram[i])) slots_.push_back(dram[i]);
+  for (const Found& found : std::span(found_).first(tasks)) {
+    tier.directory.count_unpinned(found.unpinned);
+    slots_.insert(slots_.end(), found.parked.begin(), found.parked.end());
   }
-  if (tier.policy != nullptr) tier.policy->park(slots_);
+  if (tier.policy != nullptr) tier.policy->park_many(slots_, threads);
+}
+
+size_t HbmPlanner::tasks_of(size_t rows) {
+  const size_t of_task = rows < kRowsOfThreads ? kRowsOfThreads : kRowsPerTask;
+  return (rows + of_task - 1) / of_task;
+}
+
+// f(task, begin, end) for parts of [0, rows).
+template <class F>
+void HbmPlanner::for_parts(size_t rows, ThreadPool& threads, F f) {
+  const size_t of_task = rows < kRowsOfThreads ? kRowsOfThreads : kRowsPerTask;
+  threads.run(tasks_of(rows),
+              [&](size_t task) { f(task, task * of_task, std::min((task + 1) * of_task, rows)); });
 }
 
 // Rows that are on the device, or used in dram by another plan, are pinned where they are. By
@@ -64,7 +91,7 @@ void HbmPlanner::find(Plan& plan, size_t r) {
       plan.places[u] = s.value;
       ++found.hits;
     } else {
-      ++place.bits;
+      place.add_plan();
       found.in_dram.push_back(static_cast<uint32_t>(u));
     }
   }
@@ -137,12 +164,13 @@ void HbmPlanner::replace(Plan& plan, LayoutId layout, size_t begin, size_t end, 
     hbm.directory.prefetch_mark(slots_[ahead]);
     const size_t near = std::min(i + kAhead / 2, end - 1);
     hbm.prefetch_place(plan.acquired.slots[missing[near]]);
+    tier.directory.prefetch(plan.acquired.slots[missing[near]]);
     if (near >= free_slots) hbm.prefetch_place(hbm.dram_of[slots_[near].value]);
     const SlotIndex s = slots_[i];
     replaced.after = std::max(replaced.after, hbm.released_at[s.value]);
     if (i >= free_slots) {
       const SlotIndex before = hbm.dram_of[s.value];
-      hbm.place(before) = HbmTier::Place();
+      hbm.leave(s);
       if (hbm.directory[s].dirty != 0) {  // pinned in dram until it has come there
         replaced.spill_from.push_back(s);
         replaced.spill_to.push_back(before);
@@ -152,7 +180,11 @@ void HbmPlanner::replace(Plan& plan, LayoutId layout, size_t begin, size_t end, 
     }
     const uint32_t u = missing[i];
     const SlotIndex dram = plan.acquired.slots[u];
+    const uint8_t uses = uses_of(tier, dram);
     hbm.enter(s, plan.acquired.rows[u], dram);
+    hbm.directory[s].frequency = uses;
+    // Pinned also where nothing leaves dram: the budget may become smaller.
+    replaced.pinned += SlotDirectory::pin_uncounted(tier.directory[dram]) ? 1 : 0;
     hbm.directory.mark(s) = plan.acquired.mark_base + u;
     plan.places[u] = s.value;
     moves.fill_from[i] = dram;
@@ -167,12 +199,10 @@ void HbmPlanner::replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPo
   const size_t free_slots = choose_slots(hbm, count);
   moves.fill_from.resize(count);
   moves.fill_to.resize(count);
-  const size_t rows = count < kRowsOfThreads ? kRowsOfThreads : kRowsPerTask;
-  const size_t tasks = (count + rows - 1) / rows;
+  const size_t tasks = tasks_of(count);
   replaced_.resize(std::max(replaced_.size(), tasks));
-  threads.run(tasks, [&](size_t task) {
-    replace(plan, layout, task * rows, std::min((task + 1) * rows, count), free_slots,
-            replaced_[task]);
+  for_parts(count, threads, [&](size_t task, size_t begin, size_t end) {
+    replace(plan, layout, begin, end, free_slots, replaced_[task]);
   });
   hbm.directory.count_pinned(static_cast<uint32_t>(count));
   const auto append = [](std::vector<SlotIndex>& to, const std::vector<SlotIndex>& from) {
@@ -181,6 +211,7 @@ void HbmPlanner::replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPo
   dram_.clear();
   for (const Replaced& replaced : std::span(replaced_).first(tasks)) {
     moves.after = std::max(moves.after, replaced.after);
+    tier.directory.count_pinned(replaced.pinned);
     append(moves.spill_from, replaced.spill_from);
     append(moves.spill_to, replaced.spill_to);
     append(dram_, replaced.clean);
@@ -188,7 +219,7 @@ void HbmPlanner::replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPo
   hbm.dirty_rows -= moves.spill_from.size();
   unsettled_ += moves.spill_from.size();
   stats_.rows_spilled += moves.spill_from.size();
-  unpin_in_dram(layout, dram_);
+  unpin_in_dram(layout, dram_, threads);
 }
 
 void HbmPlanner::place_missing(Plan& plan, LayoutId layout, ThreadPool& threads) {
@@ -201,12 +232,9 @@ void HbmPlanner::place_missing(Plan& plan, LayoutId layout, ThreadPool& threads)
   const size_t placed = std::min(missing.size(), unused);
   replace_all(plan, layout, placed, threads);
   if (hbm.policy != nullptr) hbm.policy->admit(moves.fill_to);
-  for (size_t i = 0; i < placed; ++i) {
-    tier.directory.prefetch(moves.fill_from[std::min(i + kAhead, placed - 1)]);
-    enter(tier, moves.fill_to[i], moves.fill_from[i]);
-  }
   for (size_t i = placed; i < missing.size(); ++i) {
-    hbm.place(plan.acquired.slots[missing[i]]).bits = HbmTier::Place::kInDram + 1;
+    const SlotIndex dram = plan.acquired.slots[missing[i]];
+    hbm.place(dram) = HbmTier::Place::in_dram(uses_of(tier, dram));
     place_in_dram(plan, layout, missing[i]);
   }
   stats_.rows_filled += placed;
@@ -248,10 +276,17 @@ void HbmPlanner::release(Plan& plan, ThreadPool& threads) {
   plan.is_staged = false;
   ++releases_;
   for_ranges(plan, threads, [&](size_t r) { unpin(plan, r); });
+  parked_.resize(tiers_.layouts());
+  for (auto& parked : parked_) parked.clear();
   for (size_t r = 0; r < plan.acquired.ranges.size(); ++r) {
-    HbmTier& hbm = *tiers_.layout(plan.acquired.ranges[r].layout).hbm;
-    hbm.directory.count_unpinned(found_[r].unpinned);
-    if (hbm.policy != nullptr) hbm.policy->park(found_[r].parked);
+    const LayoutId layout = plan.acquired.ranges[r].layout;
+    tiers_.layout(layout).hbm->directory.count_unpinned(found_[r].unpinned);
+    std::vector<SlotIndex>& parked = parked_[layout.value];
+    parked.insert(parked.end(), found_[r].parked.begin(), found_[r].parked.end());
+  }
+  for (size_t l = 0; l < tiers_.layouts(); ++l) {
+    EvictionPolicy* policy = tiers_.layout(LayoutId(static_cast<uint16_t>(l))).hbm->policy.get();
+    if (policy != nullptr) policy->park_many(parked_[l], threads);
   }
 }
 
@@ -268,8 +303,7 @@ void HbmPlanner::unpin(Plan& plan, size_t r) {
     if (ahead < hbm.slots()) hbm.prefetch_release(SlotIndex(ahead));
     const uint32_t place = plan.places[u];
     if (place >= hbm.slots()) {
-      HbmTier::Place& in_dram = hbm.place(plan.acquired.slots[u]);
-      if (--in_dram.bits == HbmTier::Place::kInDram) in_dram = HbmTier::Place();
+      hbm.place(plan.acquired.slots[u]).remove_plan(hbm.policy->halvings());
       continue;
     }
     const SlotIndex s(place);
@@ -332,7 +366,8 @@ bool HbmPlanner::take_dirty(HbmTier& hbm, SlotIndex s) {
   return true;
 }
 
-void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left) {
+void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool left,
+                        ThreadPool& threads) {
   LayoutTier& tier = tiers_.layout(layout);
   TE_CHECK(unsettled_ >= dram.size());
   unsettled_ -= dram.size();
@@ -340,10 +375,10 @@ void HbmPlanner::settle(LayoutId layout, std::span<const SlotIndex> dram, bool l
     tier.directory.prefetch(dram[std::min(i + kAhead, dram.size() - 1)]);
     tiers_.mark_dirty(layout, tier.directory[dram[i]]);
   }
-  if (left) unpin_in_dram(layout, dram);
+  if (left) unpin_in_dram(layout, dram, threads);
 }
 
-void HbmPlanner::drop_unused() {
+void HbmPlanner::drop_unused(ThreadPool& threads) {
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     const LayoutId layout(static_cast<uint16_t>(l));
     HbmTier& hbm = *tiers_.layout(layout).hbm;
@@ -356,7 +391,7 @@ void HbmPlanner::drop_unused() {
       if (hbm.policy != nullptr) hbm.policy->evicted({&s, 1});
       hbm.release(s);
     }
-    unpin_in_dram(layout, dram_);
+    unpin_in_dram(layout, dram_, threads);
   }
 }
 
@@ -374,15 +409,16 @@ void HbmPlanner::take_stranded(LayoutId layout, size_t rows, std::vector<SlotInd
   }
 }
 
-void HbmPlanner::drop_stranded() {
+void HbmPlanner::drop_stranded(ThreadPool& threads) {
   for (size_t l = 0; l < tiers_.layouts(); ++l) {
     const LayoutId layout(static_cast<uint16_t>(l));
     const std::vector<SlotIndex>& stranded = tiers_.layout(layout).stranded;
-    if (!stranded.empty()) drop_unused(layout, stranded);
+    if (!stranded.empty()) drop_unused(layout, stranded, threads);
   }
 }
 
-void HbmPlanner::drop_unused(LayoutId layout, std::span<const SlotIndex> dram) {
+void HbmPlanner::drop_unused(LayoutId layout, std::span<const SlotIndex> dram,
+                             ThreadPool& threads) {
   HbmTier& hbm = *tiers_.layout(layout).hbm;
   dram_.clear();
   for (SlotIndex d : dram) {
@@ -393,7 +429,7 @@ void HbmPlanner::drop_unused(LayoutId layout, std::span<const SlotIndex> dram) {
     if (hbm.policy != nullptr) hbm.policy->evicted({&s, 1});
     hbm.release(s);
   }
-  unpin_in_dram(layout, dram_);
+  unpin_in_dram(layout, dram_, threads);
 }
 
 uint64_t HbmPlanner::dirty_rows() const {

@@ -6,8 +6,8 @@
 // lists, which the device layer of the Python package carries out in order before anything else.
 // Rows leave the device for others only, so that what is used often stays.
 // Thread-safety: none; the engine's mutex guards it. Ownership: borrows the tiers. Cost: a cache
-// miss or two a unique row, a table lookup an occurrence, on all threads; what a policy does for a
-// row that comes, leaves or is parked, on one.
+// miss or two a unique row, a table lookup an occurrence, on all threads; choosing a row that
+// leaves, and putting one that is parked into its queue, on one.
 #pragma once
 
 #include <cstdint>
@@ -48,14 +48,14 @@ class HbmPlanner {
   // The row in this slot is taken down next, if it is newer there.
   bool take_dirty(HbmTier& hbm, SlotIndex s);
   // The bytes of rows that went down stand in their slots in dram. `left`: they left the device.
-  void settle(LayoutId layout, std::span<const SlotIndex> dram, bool left);
+  void settle(LayoutId layout, std::span<const SlotIndex> dram, bool left, ThreadPool& threads);
   // Makes all slots free that no plan uses; their rows are clean.
-  void drop_unused();
+  void drop_unused(ThreadPool& threads);
   // Rows whose slots in dram are stranded and that no plan uses: as take_dirty, up to so many rows,
   // and their slots on the device made free, of those that are not newer there.
   void take_stranded(LayoutId layout, size_t rows, std::vector<SlotIndex>& from,
                      std::vector<SlotIndex>& to);
-  void drop_stranded();
+  void drop_stranded(ThreadPool& threads);
   uint64_t dirty_rows() const;
   // That are to be settled.
   uint64_t unsettled_rows() const { return unsettled_; }
@@ -63,7 +63,7 @@ class HbmPlanner {
   const HbmStats& stats() const { return stats_; }
 
  private:
-  // What one range of a plan finds, or leaves.
+  // What one range of a plan, or a part of other rows, finds or leaves.
   struct Found {
     std::vector<uint32_t> missing;  // unique rows
     uint32_t pinned = 0;            // slots that no plan used before
@@ -79,6 +79,7 @@ class HbmPlanner {
     std::vector<SlotIndex> spill_to;
     std::vector<SlotIndex> clean;  // slots in dram
     uint64_t after = 0;
+    uint32_t pinned = 0;  // slots in dram that were not
   };
   template <class F>
   void for_ranges(const Plan& plan, ThreadPool& threads, F f);
@@ -92,20 +93,23 @@ class HbmPlanner {
   void replace_all(Plan& plan, LayoutId layout, size_t count, ThreadPool& threads);
   void unpin(Plan& plan, size_t r);
   uint32_t mark_dirty(const Plan& plan, const UniqueRange& range);
-  // The row of a slot in dram has come to slot `s` of the device.
-  static void enter(LayoutTier& tier, SlotIndex s, SlotIndex dram);
-  void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram);
-  void drop_unused(LayoutId layout, std::span<const SlotIndex> dram);
+  static uint8_t uses_of(const LayoutTier& tier, SlotIndex dram);
+  void unpin_in_dram(LayoutId layout, std::span<const SlotIndex> dram, ThreadPool& threads);
+  void drop_unused(LayoutId layout, std::span<const SlotIndex> dram, ThreadPool& threads);
+  static size_t tasks_of(size_t rows);
+  template <class F>
+  static void for_parts(size_t rows, ThreadPool& threads, F f);
 
   Tiers& tiers_;
   HbmStats stats_;
   uint64_t releases_ = 0;
   uint64_t unsettled_ = 0;
   // Scratch of one call.
-  std::vector<Found> found_;                    // by range
+  std::vector<Found> found_;                    // by range, or part
   std::vector<size_t> groups_;                  // of ranges: where each begins
   std::vector<Replaced> replaced_;              // by task
   std::vector<std::vector<uint32_t>> missing_;  // unique rows, by layout
+  std::vector<std::vector<SlotIndex>> parked_;  // by layout
   std::vector<SlotIndex> slots_;
   std::vector<SlotIndex> dram_;
 };

@@ -13,7 +13,7 @@ HbmTier::HbmTier(uint32_t slots, uint32_t dram_slots_max, uint64_t rows,
       places_(reinterpret_cast<Place*>(place_memory_.data())) {
   directory.set_limit(slots);
   if (slots >= rows) return;
-  policy = make_eviction_policy(policy_name, directory, rows, VictimOrder::kAny);
+  policy = make_eviction_policy(policy_name, directory, rows, PolicyOf::kDevice);
   policy->set_limit(slots);
 }
 
@@ -23,13 +23,19 @@ void HbmTier::enter(SlotIndex s, RowId row, SlotIndex dram) {
   slot.row = row;
   slot.pins = 1;
   dram_of[s.value] = dram;
-  place(dram).bits = s.value + 1;
+  place(dram) = Place::on_device(s);
+}
+
+void HbmTier::leave(SlotIndex s) {
+  const bool counts = policy != nullptr && policy->counts_uses();
+  place(dram_of[s.value]) =
+      counts ? Place::none(directory[s].frequency, policy->halvings()) : Place();
 }
 
 void HbmTier::release(SlotIndex s) {
   Slot& slot = directory[s];
   if (slot.dirty != 0) --dirty_rows;
-  place(dram_of[s.value]) = Place();
+  leave(s);
   directory.release(s);
 }
 

@@ -11,6 +11,7 @@
 // policy takes, and 4 bytes a slot in dram.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -32,14 +33,41 @@ struct HbmTier {
 
   uint32_t slots() const { return directory.slots_max(); }
 
-  // Where the row in a slot of dram is used: nowhere yet (0), in a slot of the device, or in dram
-  // by a number of plans.
-  struct Place {
-    static constexpr uint32_t kInDram = 0x80000000;
-    uint32_t bits = 0;
-    bool is_none() const { return bits == 0; }
-    bool is_on_device() const { return bits != 0 && bits < kInDram; }
-    SlotIndex slot() const { return SlotIndex(bits - 1); }
+  // Where the row in a slot of dram is used: in a slot of the device, in dram by a number of plans,
+  // or nowhere. Away from the device it keeps how often it was used, which is halved as often as
+  // the counts of rows there have been since.
+  class Place {
+   public:
+    static Place none(uint8_t uses, uint32_t halvings) {
+      return Place(kNone | uint32_t{uses} << kUsesAt | (halvings & kHalvingsMax));
+    }
+    static Place on_device(SlotIndex s) { return Place(s.value + 1); }
+    static Place in_dram(uint8_t uses) { return Place(kInDram | uint32_t{uses} << kUsesAt | 1); }
+
+    Place() = default;  // nowhere, never used
+    bool is_none() const { return bits_ == 0 || (bits_ & kNone) == kNone; }
+    bool is_on_device() const { return bits_ != 0 && bits_ < kInDram; }
+    SlotIndex slot() const { return SlotIndex(bits_ - 1); }
+    // In dram: one plan more uses it, or one less. With the last one the row is nowhere.
+    void add_plan() { ++bits_; }
+    void remove_plan(uint32_t halvings) {
+      if ((--bits_ & kPlansMax) == 0)
+        *this = none(static_cast<uint8_t>(std::min(kept_uses() + 1, kUsesMax)), halvings);
+    }
+    // Of a row that is nowhere.
+    uint8_t uses(uint32_t halvings) const {
+      const uint32_t since = (halvings - bits_) & kHalvingsMax;
+      return bits_ == 0 ? 0 : static_cast<uint8_t>(kept_uses() >> std::min(since, 6u));
+    }
+
+   private:
+    static constexpr uint32_t kInDram = 0x80000000, kNone = 0xc0000000;
+    static constexpr uint32_t kUsesAt = 24, kUsesMax = 63;
+    static constexpr uint32_t kPlansMax = (1u << kUsesAt) - 1, kHalvingsMax = kPlansMax;
+
+    explicit Place(uint32_t bits) : bits_(bits) {}
+    uint32_t kept_uses() const { return bits_ >> kUsesAt & kUsesMax; }
+    uint32_t bits_ = 0;
   };
   Place& place(SlotIndex dram) { return places_[dram.value]; }
   void prefetch_place(SlotIndex dram) const { __builtin_prefetch(&places_[dram.value], 1); }
@@ -59,6 +87,8 @@ struct HbmTier {
   // Slot `s`, which was taken from the directory or whose row is leaving, holds a row from now on,
   // clean and pinned. The number of pinned slots follows. By threads that work on different slots.
   void enter(SlotIndex s, RowId row, SlotIndex dram);
+  // Its row leaves it for another's, which enters.
+  void leave(SlotIndex s);
   void release(SlotIndex s);
   // Gives the memory about slots of dram [begin, end) back, which hold no row.
   void discard_places(uint32_t begin, uint32_t end) {
