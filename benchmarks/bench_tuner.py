@@ -4,6 +4,7 @@
     python benchmarks/bench_tuner.py --only speed --out benchmarks/results/tuner_speed.json
     python benchmarks/bench_tuner.py --only predict --out benchmarks/results/tuner.json
     python benchmarks/bench_tuner.py --only placement --out benchmarks/results/tuner_placement.json
+    python benchmarks/bench_tuner.py --only hbm --out benchmarks/results/tuner_hbm.json
 
 curves      curves from samples beside those of the whole stream: the mean absolute error over 24
             sizes, evenly spaced by their logarithm from two batches to all rows. LRU beside
@@ -16,6 +17,8 @@ predict     three models at five sizes of dram each: predicted from a trace of o
             beside the grid.
 placement   two models of tables that need dram differently: what shares of their own are predicted
             to give, and what they gave.
+hbm         three models at several sizes of hbm, all rows in dram, likewise. Needs a GPU: without
+            one it says so and measures nothing.
 
 Takes about twenty minutes; the machine should do nothing else.
 """
@@ -39,12 +42,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from cache_streams import meta_curve, real_streams, zipf_streams
+from tuner_hbm import bench_hbm
 from tuner_placement import bench_placement
 from tuner_tables import all_runs, slower_than_best
 
 from tiered_emb.bench import options
-from tiered_emb.bench.calibration import SMOKE_STEPS, STEPS, Setup, calibrated
+from tiered_emb.bench.bound import DeviceRates
+from tiered_emb.bench.calibration import SMOKE_STEPS, STEPS, Engine, Setup, calibrated
 from tiered_emb.bench.dlrm import TIERED, measure
 from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.limits import measure as measure_limits
@@ -71,7 +77,7 @@ from tiered_emb.tuner.search import Bounds, Wish, explore, recommended
 from tiered_emb.tuner.stack import distance_counts
 
 Report = dict[str, Any]
-PARTS = ("curves", "speed", "predict", "placement")
+PARTS = ("curves", "speed", "predict", "placement", "hbm")
 WINDOW = 16
 LONG = 10_000_000
 BAR_LONG, BAR_SHORT = 0.01, 0.02
@@ -330,18 +336,24 @@ def bench_model(bench: Bench, shares: tuple[float, ...]) -> Report:
     return found
 
 
-def engine_here(args: argparse.Namespace, folder: Path) -> tuple[Limits, Host]:
+def engine_here(
+    args: argparse.Namespace, folder: Path, device: str | None = None
+) -> tuple[Limits, Engine]:
     """This machine and the engine on it, as `tiered-emb tune` knows them."""
     limits = measure_limits(folder, smoke=True) if args.smoke else Limits.current(folder)
+    rates = options.rates_of(limits, with_device=device == "cuda")
+    if device == "cpu":  # emulated, so that all is gone through
+        rates = replace(rates, device=DeviceRates(1e10, 1e10, 1e10))
     engine = calibrated(
-        folder, limits, options.rates_of(limits), smoke=args.smoke, watch=options.watch,
+        folder, limits, rates, device=device, smoke=args.smoke, watch=options.watch,
         say=lambda text: print(text, file=sys.stderr),
     )  # fmt: skip
-    return limits, engine.host
+    return limits, engine
 
 
 def bench_predict(args: argparse.Namespace, scale: Scale, folder: Path) -> Report:
-    limits, host = engine_here(args, folder)
+    limits, engine = engine_here(args, folder)
+    host = engine.host
     steps = SMOKE_STEPS if args.smoke else replace(STEPS, warm_up=100, rounds=5, steps=20)
     models = []
     for setup, shares in SMOKE_MODELS if args.smoke else MODELS:
@@ -387,8 +399,15 @@ def main(argv: list[str] | None = None) -> int:
         if "predict" in args.only:
             report["predict"] = bench_predict(args, scale, folder)
         if "placement" in args.only:
-            _, host = engine_here(args, folder)
-            report["placement"] = bench_placement(host, folder, args.smoke)
+            _, engine = engine_here(args, folder)
+            report["placement"] = bench_placement(engine.host, folder, args.smoke)
+        if "hbm" in args.only and (args.smoke or torch.cuda.is_available()):
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+            limits, engine = engine_here(args, folder, device)
+            found = bench_hbm(engine.host, device, folder, args.smoke, record)
+            report["hbm"] = {**found, "validation": engine.validation, "limits": limits.to_json()}
+        elif "hbm" in args.only:
+            print("no GPU is present: predictions for hbm were not measured")
     write_report(args.out, report)
     return 0
 

@@ -237,17 +237,21 @@ def test_a_device() -> None:
     assert points[-1].hbm_hits > 0.5
     assert points[0].busy_s["dram"] > 3 * points[-1].busy_s["dram"]
     assert outlook(of, Sizes(0, 80 * MIB), HERE).bytes_a_step["link"] == 0
-    everything = outlook(of, Sizes(of.bytes), there)
+    everything = outlook(of, Sizes(of.hbm_bytes), there)
     assert (everything.hbm_hits, everything.bytes_a_step["link"]) == (1, 0)
     chosen = recommended(explore(of, there, Bounds(100 * MIB, 120 * MIB, 1e12)), of, Wish())
     assert chosen.sizes.hbm_bytes > 0
-    # What belongs to its slots is in dram: 60 bytes each, and 4 for each row there.
+    # What belongs to its slots is in dram: 60 bytes each, 4 for each row there, whose slots begin
+    # at multiples of 16 bytes as the device's do, and what rows pass through.
     without, held = points[0].slots, points[-1].slots
-    mean, on_device = of.bytes / of.rows, 50 * MIB / (of.bytes / of.rows)
-    assert without - held == pytest.approx(
-        (on_device * 60 + held * 4) / (mean + SLOT_BYTES), rel=0.1
+    mean, aligned = of.bytes / of.rows, of.hbm_bytes / of.rows
+    passed = 8 * 80 * MIB / 256
+    taken = 60 * 50 * MIB / aligned + held * (aligned + 4 + SLOT_BYTES) + passed
+    assert without * (mean + SLOT_BYTES) == pytest.approx(taken, rel=0.01)
+    passed = min(8 * 32 * MIB, of.hbm_bytes)
+    assert everything.dram_bytes == pytest.approx(
+        dram_for_all(of) + of.hbm_bytes - of.bytes + of.rows * 64 + passed, abs=8
     )
-    assert everything.dram_bytes == dram_for_all(of) + of.rows * 64
     full = explore(of, there, Bounds(of.bytes, dram_for_all(of) * 1.01, None))
     assert {p.sizes.dram_bytes for p in full} == {None}
     assert max(p.dram_bytes for p in full) <= dram_for_all(of) * 1.01
@@ -342,7 +346,7 @@ def test_extras(points: list[Outlook]) -> None:
             tiers.insert(0, "hbm")  # a row on the device keeps its place in dram
         assert [extra.tier for extra in found] == tiers
         assert all(extra.bytes > 0 for extra in found)
-        assert all(extra.gain > -0.02 for extra in found)  # slots on a device take some of dram
+        assert all(extra.gain > -0.2 for extra in found)  # a device takes some of dram
         assert all(extra.gain > -1e-9 for extra in found if extra.tier == "dram")
     small = outlook(of, Sizes(0, 6 * MIB), HERE)
     (dram,) = extras(small, of, HERE, Bounds(0, 6 * MIB, 1e12))

@@ -39,14 +39,14 @@ from tiered_emb.optim import RowOptimizer
 from tiered_emb.stats import Stats
 from tiered_emb.store_swap import StoreSwap
 from tiered_emb.table_spec import TableSpec
-from tiered_emb.tiers import HBM, SSD, Size, Tiers, format_bytes, parse_bytes
+from tiered_emb.tiers import HBM, PINNED_BUFFERS, SSD, Size, Tiers, format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from tiered_emb.device.tier import HbmTier
 
 _TIMES_KEPT = 65  # of lookups
 _DENSE_CHUNK_ROWS = 1 << 18  # of one read or write of a whole table
-_BUFFERS, _BUFFER_HEAD_BYTES = 8, 64  # pinned, half of them for rows; beside a row
+_BUFFER_HEAD_BYTES = 64  # of a pinned buffer, beside a row
 _READER_DRAM_BYTES = 16 << 20  # of tables that are opened to copy their rows
 
 
@@ -159,7 +159,7 @@ class TableEngine:
         hbm = self._hbm
         if hbm is None or source is not None:
             return 0, False, 0
-        return int(hbm.size), hbm.executor == "core", _BUFFERS * self._buffer_bytes
+        return int(hbm.size), hbm.executor == "core", PINNED_BUFFERS * self._buffer_bytes
 
     @property
     def _buffer_bytes(self) -> int:

@@ -102,6 +102,14 @@ class SSD:
 EXECUTORS = ("core", "torch", "triton")
 _BUFFER_BYTES_MAX = 32 << 20
 _BUFFERS_IN_HBM, _BUFFERS_IN_DRAM = 8, 256
+PINNED_BUFFERS = 8
+"""Of an hbm tier: four for rows, as much again for plans."""
+
+
+def buffer_bytes_of(hbm_bytes: float, dram_bytes: float | None) -> int:
+    """Of one pinned buffer, where nobody says how large it is; `dram_bytes`: the budget, if any."""
+    found = min(_BUFFER_BYTES_MAX, hbm_bytes / _BUFFERS_IN_HBM)
+    return int(found if dram_bytes is None else min(found, dram_bytes / _BUFFERS_IN_DRAM))
 
 
 @dataclass(frozen=True)
@@ -215,8 +223,9 @@ class Tiers:
             return 0
         if self.hbm.buffer is not None:
             return int(self.hbm.buffer)
-        nbytes = min(_BUFFER_BYTES_MAX, int(self.hbm.size) // _BUFFERS_IN_HBM)
-        return nbytes if self.dram is None else min(nbytes, int(self.dram) // _BUFFERS_IN_DRAM)
+        return buffer_bytes_of(
+            float(self.hbm.size), None if self.dram is None else float(self.dram)
+        )
 
     def __str__(self) -> str:
         dram = "all rows" if self.dram is None else format_bytes(int(self.dram))

@@ -71,6 +71,7 @@ class StepWork:
         store_blocks: that all rows take, packed; 0: very many more than are read.
         optimal_hbm_misses: rows moved to the device by the best cache of its size.
         rows_up, rows_down: that were moved to it and back.
+        on_device: lookups and updates are done there.
     """
 
     dense_s: float
@@ -87,6 +88,7 @@ class StepWork:
     optimal_hbm_misses: float = 0.0
     rows_up: float = 0.0
     rows_down: float = 0.0
+    on_device: bool = False
 
 
 @dataclass(frozen=True)

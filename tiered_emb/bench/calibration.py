@@ -3,9 +3,10 @@
     engine = calibrated("/nvme", limits)   # measures once, two minutes, then reads a file
 
 What limits cannot say (how long planning a row takes, how much fetching costs the layers) is found
-from DLRM steps of a few small configurations: see `predict.fit`. Some others are predicted with it
-and then measured, so that users see how far predictions can be trusted here. What is saved belongs
-to the limits that it was fitted with, so to a machine, a drive and a time.
+from DLRM steps of a few small configurations: see `predict.fit`, and for tables on a device
+`predict.fit_staging`. Some others are predicted with it and then measured, so that users see how
+far predictions can be trusted here. What is saved belongs to the limits that it was fitted with, so
+to a machine, a drive and a time.
 """
 
 from __future__ import annotations
@@ -18,12 +19,22 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
+import tiered_emb as te
 from tiered_emb.bench.bound import MachineRates
 from tiered_emb.bench.contenders import Training
-from tiered_emb.bench.demand import IdTrace, demand_of, row_bytes
+from tiered_emb.bench.demand import IdTrace, demand_of, hbm_slot_bytes, row_bytes
 from tiered_emb.bench.dlrm import Sizes, measure
 from tiered_emb.bench.limits import Limits, default_path
-from tiered_emb.bench.predict import Coefficients, Host, validation
+from tiered_emb.bench.predict import (
+    Coefficients,
+    Host,
+    Staging,
+    fit_staging,
+    validation,
+    validation_of,
+)
 from tiered_emb.bench.provenance import now_text
 from tiered_emb.bench.workloads import Workload, named, resized
 
@@ -42,6 +53,7 @@ class Setup:
         dim, batch: of it.
         dram: share of the rows.
         optimizer: None: inference.
+        hbm: share of the rows that a device has slots for; None: no device.
     """
 
     model: str
@@ -51,15 +63,17 @@ class Setup:
     dram: float
     pooling: int | None = None
     optimizer: str | None = "rowwise-adagrad"
+    hbm: float | None = None
 
     @property
     def name(self) -> str:
         """For reports."""
         does = self.optimizer or "inference"
         bags = "" if self.pooling is None else f", {self.pooling} ids a bag"
+        hbm = "" if self.hbm is None else f"{self.hbm:.0%} in hbm, "
         return (
             f"{self.model} x{self.scale:g}, dim {self.dim}, batch {self.batch}{bags}, "
-            f"{self.dram:.0%} in dram, {does}"
+            f"{hbm}{self.dram:.0%} in dram, {does}"
         )
 
     @property
@@ -72,8 +86,17 @@ class Setup:
 
     @property
     def training(self) -> Training:
-        """What its steps do."""
+        """What its steps do, on this processor."""
         return Training(self.optimizer or "sgd", trains=self.optimizer is not None)
+
+    @property
+    def hbm_bytes(self) -> int | None:
+        """Of slots on a device."""
+        if self.hbm is None:
+            return None
+        workload = self.workload
+        slot = hbm_slot_bytes(row_bytes(workload, self.training))
+        return int(self.hbm * workload.total_rows * slot)
 
     @property
     def dram_bytes(self) -> int | None:
@@ -97,8 +120,29 @@ CHECKING = (
     Setup("meta-2022", 0.12, 32, 256, 1.0),
 )
 STEPS = Sizes(dram_bytes=None, warm_up=40, rounds=4, steps=15, peers=False)
+STEPS_HBM = replace(STEPS, warm_up=120)  # a device begins empty, and is full by then
+FITTING_HBM = (
+    Setup("dlrm-small", 1.0, 32, 2048, 1.0, hbm=0.10),
+    Setup("dlrm-small", 0.5, 128, 1024, 1.0, hbm=0.10),
+    Setup("dlrm-small", 1.0, 64, 1024, 1.0, pooling=4, hbm=0.20),
+    Setup("meta-2022", 0.4, 64, 512, 1.0, hbm=0.25),
+    Setup("meta-2022", 0.4, 32, 512, 1.0, optimizer=None, hbm=0.30),
+    Setup("meta-2022", 0.2, 64, 512, 1.0, hbm=0.60),
+)
+CHECKING_HBM = (
+    Setup("dlrm-small", 0.8, 64, 1024, 1.0, hbm=0.08),
+    Setup("dlrm-small", 1.0, 32, 2048, 1.0, pooling=2, optimizer=None, hbm=0.15),
+    Setup("meta-2022", 0.3, 64, 256, 1.0, hbm=0.25),
+)
 SMOKE = (Setup("dlrm-small", 0.05, 16, 128, 0.5), Setup("dlrm-small", 0.05, 16, 256, 0.4))
 SMOKE_CHECKING = (Setup("dlrm-small", 0.05, 16, 192, 0.6),)
+SMOKE_HBM = tuple(replace(setup, dram=1.0, hbm=share) for setup in SMOKE for share in (0.5, 1.0))
+SMOKE_CHECKING_HBM = (replace(SMOKE_CHECKING[0], dram=1.0, hbm=0.7),)
+Setups = tuple[Sequence[Setup], Sequence[Setup]]
+"""To fit to, and to check."""
+ON_HOST: Sequence[Setups] = ((FITTING, CHECKING), (SMOKE, SMOKE_CHECKING))
+ON_DEVICE: Sequence[Setups] = ((FITTING_HBM, CHECKING_HBM), (SMOKE_HBM, SMOKE_CHECKING_HBM))
+"""As they are, and for smoke."""
 SMOKE_STEPS = replace(STEPS, warm_up=4, rounds=2, steps=4)
 
 
@@ -116,17 +160,35 @@ class Engine:
 
 
 def run(
-    setup: Setup, steps: Sizes, rates: MachineRates, folder: Path, watch: Watch
+    setup: Setup,
+    steps: Sizes,
+    rates: MachineRates,
+    folder: Path,
+    watch: Watch,
+    device: str = "cuda",
+    predicts: bool = True,
 ) -> dict[str, Any]:
-    """Finds out what the configuration asks for, then measures it; for JSON."""
+    """Finds out what the configuration asks for, then measures it; for JSON.
+
+    Args:
+        device: of its hbm tier, if it has one.
+        predicts: whether what it asks for is wanted, which takes as long as drawing its ids.
+    """
     workload, training, dram = setup.workload, setup.training, setup.dram_bytes
-    trace = IdTrace(workload, steps.warm_up, steps.rounds * steps.steps)
-    demand = demand_of(trace, training, dram_bytes=dram, rows_ahead=steps.rows_ahead)
+    hbm_bytes = setup.hbm_bytes
+    hbm = None if hbm_bytes is None else te.HBM(hbm_bytes, device)
+    if hbm is not None:
+        training = replace(training, device=torch.device(device))
+    found: dict[str, Any] = {"name": setup.name}
+    if predicts:
+        trace = IdTrace(workload, steps.warm_up, steps.rounds * steps.steps)
+        found["demand"] = demand_of(
+            trace, training, dram_bytes=dram, hbm_bytes=hbm_bytes, rows_ahead=steps.rows_ahead
+        ).as_dict()
     with tempfile.TemporaryDirectory(dir=folder) as store:
-        result = measure(
-            workload, training, replace(steps, dram_bytes=dram), rates, Path(store), watch
-        )
-    return {"name": setup.name, "demand": demand.as_dict(), **result}
+        sizes = replace(steps, dram_bytes=dram, hbm=hbm)
+        result = measure(workload, training, sizes, rates, Path(store), watch)
+    return {**found, **result}
 
 
 def calibrated(
@@ -134,6 +196,7 @@ def calibrated(
     limits: Limits,
     rates: MachineRates,
     *,
+    device: str | None = None,
     again: bool = False,
     smoke: bool = False,
     path: Path | None = None,
@@ -146,42 +209,71 @@ def calibrated(
     Args:
         directory: on the drive, with room for `SPACE_BYTES`.
         rates: of the limits.
+        device: also with tables on it; the rates have to have one.
         again: measure, whatever has been saved.
-        smoke: three runs of a second; nothing is saved, and the figures say nothing.
+        smoke: a few runs of a second; nothing is saved, and the figures say nothing.
         path: where they are saved; None: beside the limits.
         say: told in one line what is used or saved.
         watch: as of `dlrm.measure`.
         progress: called after each run.
     """
     path = path or _default_path()
-    found = None if again or smoke else _saved(path, limits)
-    if found is not None:
-        say(f"engine: saved coefficients, fitted on {found['date']}")
-        return Engine(Host(rates, Coefficients(**found["coefficients"])), found["validation"])
-    fitting: Sequence[Setup] = SMOKE if smoke else FITTING
-    checking: Sequence[Setup] = SMOKE_CHECKING if smoke else CHECKING
-    say(
-        f"engine: {len(fitting)} short runs, to fit its coefficients to this machine, and "
-        f"{len(checking)} to check them"
-    )
-    steps = SMOKE_STEPS if smoke else STEPS
-    runs = []
-    for setup in [*fitting, *checking]:
-        runs.append(run(setup, steps, rates, Path(directory), watch))
-        progress()
-    for checked_run in runs[len(fitting) :]:  # told what the layers take, as the tuner is
-        checked_run["demand"]["step"]["dense_s"] = checked_run["work"]["dense_s"]
-    host, checked = validation(runs[: len(fitting)], runs[len(fitting) :], rates)
-    say(f"engine: {validation_line(checked)}")
-    if not smoke:
-        entry = {
-            "limits": _key(limits),
-            "date": now_text(),
-            "coefficients": asdict(host.coefficients),
-            "validation": checked,
-        }
+    entry = (None if again or smoke else _saved(path, limits)) or {"limits": _key(limits)}
+    known = dict(entry)
+
+    def measured(every: Sequence[Setups], rates: MachineRates, what: str) -> list[list[Any]]:
+        """Runs to fit to, and runs to be predicted."""
+        fitting, checking = every[smoke]
+        say(
+            f"{what}: {len(fitting)} short runs, to fit its coefficients to this machine, and "
+            f"{len(checking)} to check them"
+        )
+        runs = []
+        for setup in [*fitting, *checking]:
+            steps = STEPS if setup.hbm is None else STEPS_HBM
+            steps = SMOKE_STEPS if smoke else steps
+            predicts = setup.hbm is None or setup in checking
+            runs.append(
+                run(setup, steps, rates, Path(directory), watch, device or "cuda", predicts)
+            )
+            progress()
+        return [runs[: len(fitting)], runs[len(fitting) :]]
+
+    on_host = replace(rates, device=None)
+    if "coefficients" in entry:
+        say(f"engine: saved coefficients, fitted on {entry['date']}")
+    else:
+        fitting, checking = measured(ON_HOST, on_host, "engine")
+        host, checked = validation(fitting, _told(checking), on_host)
+        entry |= {"date": now_text(), "coefficients": asdict(host.coefficients)}
+        entry |= {"validation": checked}
+        say(f"engine: {validation_line(checked)}")
+    if device is not None and "staging" not in entry:
+        fitting, checking = measured(ON_DEVICE, rates, f"engine on {device}")
+        staging = fit_staging(fitting)
+        host = replace(_host(entry, rates), staging=staging)
+        entry |= {"staging": asdict(staging)}
+        entry |= {"staging_validation": validation_of(host, fitting, _told(checking))}
+        say(f"engine on {device}: {validation_line(entry['staging_validation'])}")
+    if entry != known and not smoke:
         _save(path, entry, say)
-    return Engine(host, checked)
+    if device is None:
+        return Engine(_host(entry, on_host), entry["validation"])
+    return Engine(_host(entry, rates), entry["staging_validation"])
+
+
+def _told(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Runs to be predicted: told what the layers take, as the tuner is."""
+    for told in runs:
+        told["demand"]["step"]["dense_s"] = told["work"]["dense_s"]
+    return runs
+
+
+def _host(entry: Mapping[str, Any], rates: MachineRates) -> Host:
+    staging = None
+    if rates.device is not None and "staging" in entry:
+        staging = Staging(**entry["staging"])
+    return Host(rates, Coefficients(**entry["coefficients"]), staging)
 
 
 def validation_line(checked: Mapping[str, Any]) -> str:
@@ -195,9 +287,12 @@ def validation_line(checked: Mapping[str, Any]) -> str:
 
 
 def saved_host(limits: Limits, rates: MachineRates, path: Path | None = None) -> Host | None:
-    """The machine with the coefficients that were saved for these limits; None without such."""
+    """The machine with what was saved of the engine for these limits, on a device too if the rates
+    have one; None without such."""
     found = _saved(path or _default_path(), limits)
-    return None if found is None else Host(rates, Coefficients(**found["coefficients"]))
+    if found is None or (rates.device is not None and "staging" not in found):
+        return None
+    return _host(found, rates)
 
 
 def _default_path() -> Path:
@@ -216,6 +311,8 @@ def _entries(path: Path) -> list[dict[str, Any]]:
         for entry in data["engines"]:
             Coefficients(**entry["coefficients"])
             validation_line(entry["validation"])
+            Staging(**entry.get("staging", dict.fromkeys(Staging.__dataclass_fields__, 0.0)))
+            validation_line(entry.get("staging_validation", entry["validation"]))
         return list(data["engines"])
     except (OSError, ValueError, KeyError, TypeError):
         return []  # as none: it is measured again

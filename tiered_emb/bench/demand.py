@@ -7,6 +7,7 @@ mostly of drawing ids.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -35,6 +36,7 @@ SLOT_BYTES, LOCATION_BYTES, FREE_BYTES = 48, 4.125, 8 << 20
 HEADROOM, CHANGES = 1 / 128, 1 / 32
 AHEAD_BYTES, AHEAD_SHARE, AHEAD_BYTES_MAX = 600, 0.6, 8e6
 HELD_SHARE = 0.25  # of the slots that a batch leaves, at most, for rows fetched before their turn
+HBM_ALIGNMENT = 16  # of slots on a device, and of those that they have in dram
 WRITTEN = 1.63  # bytes for each byte of rows that leave, once space is reclaimed (Zipf 1.05)
 
 
@@ -143,6 +145,11 @@ def held_slots(slots: int, largest_batch: float, missing_rows: float) -> int:
     return int(min(missing_rows, (slots - largest_batch) * HELD_SHARE))
 
 
+def hbm_slot_bytes(one_row_bytes: float) -> int:
+    """Of a row on a device, and of the same in dram."""
+    return -(-math.ceil(one_row_bytes) // HBM_ALIGNMENT) * HBM_ALIGNMENT
+
+
 class IdTrace:
     """The ids of the first batches of a workload, of all tables in one range.
 
@@ -245,7 +252,8 @@ def demand_of(
     rows, row = workload.total_rows, row_bytes(workload, training)
     misses = 0.0
     if dram_bytes is not None:
-        slots = slots_of(dram_bytes, rows, row, trace.unique_rows, training.trains)
+        in_dram = row if hbm_bytes is None else hbm_slot_bytes(row)
+        slots = slots_of(dram_bytes, rows, in_dram, trace.unique_rows, training.trains)
         misses = trace.misses(slots, rows_ahead)
     work = StepWork(
         dense_s=0.0,
@@ -261,7 +269,9 @@ def demand_of(
     work = replace(work, blocks_read=blocks_of(misses, rows * row), written_bytes=written)
     up = trace.unique_rows
     if hbm_bytes is not None:
-        up = trace.misses(int(hbm_bytes / row))
+        up = trace.misses(int(hbm_bytes / hbm_slot_bytes(row)))
+        down = up if training.trains else 0.0
+        work = replace(work, rows_up=up, rows_down=down, on_device=True)
     bags = float(workload.batch_size * len(workload.rows))
     return Demand(work, layer_cost(workload, training.trains), workload.batch_size, bags, up)
 

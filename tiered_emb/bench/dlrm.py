@@ -355,6 +355,7 @@ def _work(run: _Run, slots: int, warm_up: int) -> StepWork:
         ),
         rows_up=mean("hbm_rows_filled") + guests * (1 + run.training.trains),
         rows_down=mean("hbm_rows_spilled") + guests * run.training.trains,
+        on_device=has_hbm,
     )
 
 

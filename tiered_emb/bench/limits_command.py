@@ -34,7 +34,8 @@ def run(args: argparse.Namespace) -> int:
         raise DataError("--engine: it is fitted to the drive, too; without --no-ssd")
     limits = options.limits_of(args, with_drive=not args.no_ssd)
     if args.engine:
-        options.engine_of(args, limits, again=args.remeasure)
+        device = "cuda" if limits.link is not None else None
+        options.engine_of(args, limits, again=args.remeasure, device=device)
     argv = [*["--no-ssd"] * args.no_ssd, *["--engine"] * args.engine]
     return options.finish(args, "limits", argv, {}, limits, lambda _: limits_text(limits))
 

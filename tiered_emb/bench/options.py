@@ -101,12 +101,15 @@ def rates_of(limits: Limits, threads: int | None = None, with_device: bool = Fal
     )
 
 
-def engine_of(args: argparse.Namespace, limits: Limits, again: bool) -> Engine:
-    """The engine on this machine: saved, or fitted now, about two minutes."""
+def engine_of(
+    args: argparse.Namespace, limits: Limits, again: bool, device: str | None = None
+) -> Engine:
+    """The engine on this machine, and on a device: saved, or fitted now, about two minutes."""
     directory = args.dir or tempfile.gettempdir()
     with tqdm(unit=" runs", file=sys.stderr, leave=False, disable=None) as bar:
         return calibrated(
-            directory, limits, rates_of(limits), again=again, smoke=args.smoke,
+            directory, limits, rates_of(limits, with_device=device is not None),
+            device=device, again=again, smoke=args.smoke,
             say=lambda text: bar.write(text, file=sys.stderr), watch=lambda items, *_: items,
             progress=bar.update,
         )  # fmt: skip

@@ -22,7 +22,13 @@ summed. `fetch_s` is what waking the threads that fetch, and waiting for the las
 few rows.
 
 With a device (`rates.device`) layers and rows in hbm take turns on it, as bound.busy says; beside
-it run the link, the processor, which plans and moves rows, and the drive.
+it run the link, the processor and the drive. The processor launches the layers, which of small
+models takes as long as they run; then it stages the next batch, for which no layers are launched:
+
+    stage  = step_s + lookup_s * lookups + row_s * unique rows + move_s * rows that move, up or down
+
+found by `fit_staging` from runs on the device; where the layers are so large that the processor is
+done before them, a step takes less than that says.
 
 `Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
 (as fast as its arithmetic or its memory allows) and then pools and updates rows in hbm; beside it
@@ -114,18 +120,49 @@ class Coefficients:
 
 
 @dataclass(frozen=True)
+class Staging:
+    """What the processor does for batches that are pooled and updated on a device, in seconds.
+
+    Args:
+        step_s: a step: launches, and what does not depend on the batch.
+        lookup_s, row_s: an id, and a distinct row, of its plan there.
+        move_s: a row that moves, up or down: choosing it, and its copies through pinned memory.
+    """
+
+    step_s: float
+    lookup_s: float
+    row_s: float
+    move_s: float
+
+    def seconds(self, step: StepWork) -> float:
+        """Of a step."""
+        factors = (self.step_s, self.lookup_s, self.row_s, self.move_s)
+        return sum(c * n for c, n in zip(factors, _staged(step), strict=True))
+
+
+def _staged(step: StepWork) -> tuple[float, float, float, float]:
+    """What `Staging` counts."""
+    return 1.0, step.lookups, step.unique_rows, step.rows_up + step.rows_down
+
+
+@dataclass(frozen=True)
 class Host:
-    """A machine, by measured rates and coefficients fitted to it; with a device, if these have."""
+    """A machine, by measured rates and coefficients fitted to it; with a device, if these have.
+
+    `staging` None: what the processor does for that is not known, and taken for nothing.
+    """
 
     rates: MachineRates
     coefficients: Coefficients
+    staging: Staging | None = None
 
     @property
     def groups(self) -> Sequence[Sequence[str]]:
         """See `Machine`."""
         if self.rates.device is None:
             return (("layers", "dram", "fetch"), ("plan", "ssd"))
-        return (("layers", "hbm"), ("link",), ("dram", "fetch"), ("plan", "ssd"))
+        device, processor = ("layers", "hbm"), ("layers", "stage")
+        return (device, processor, ("link",), ("dram", "fetch"), ("plan", "ssd"))
 
     def busy_s(self, demand: Demand) -> dict[str, float]:
         """See `Machine`."""
@@ -133,11 +170,15 @@ class Host:
         at_best = busy(step, self.rates)
         of_device = {}
         if at_best.hbm is not None:
-            of_device = {"hbm": at_best.hbm, "link": at_best.link}
+            stage = 0.0
+            if self.staging is not None and step.on_device:
+                stage = self.staging.seconds(step)
+            of_device = {"hbm": at_best.hbm, "stage": stage, "link": at_best.link}
+        lookups = 0.0 if step.on_device else c.lookup_s * _passes(step)
         return {
             "layers": step.dense_s or c.flop_s * layers.flops + c.byte_s * layers.bytes,
             **of_device,
-            "dram": at_best.dram + c.lookup_s * _passes(step),
+            "dram": at_best.dram + lookups,
             "fetch": c.miss_s * step.misses + c.fetch_s * (step.misses > 0),
             "plan": c.plan_s * step.misses,
             "ssd": c.drive * at_best.ssd,
@@ -231,6 +272,19 @@ def fit(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> Host:
         chosen = kept
     lookup_s, miss_s, fetch_s = (float(x) for x in found)
     return Host(rates, Coefficients(flop_s, byte_s, lookup_s, miss_s, fetch_s, plan_s, drive))
+
+
+def fit_staging(runs: Sequence[Mapping[str, Any]]) -> Staging:
+    """From runs of `dlrm.measure` with hbm tiers, all rows in dram, by least squares of relative
+    errors; what the layers took, and how many rows moved, is as measured."""
+    if not runs:
+        raise ValueError("no runs to fit to")
+    rows, values = [], []
+    for run in runs:
+        step, taken_s = StepWork(**run["work"]), _taken(run)[TIERED]
+        rows.append([n / taken_s for n in _staged(step)])
+        values.append(1 - run["work"]["dense_s"] / taken_s)
+    return Staging(*_least_squares(np.array(rows), np.array(values)).tolist())
 
 
 def _counted(runs: Sequence[Mapping[str, Any]], rates: MachineRates) -> tuple[float, float]:
@@ -369,10 +423,18 @@ def validation(
 ) -> tuple[Host, dict[str, Any]]:
     """The fitted machine, and for JSON how well it predicts other runs."""
     machine = fit(fitting, rates)
+    return machine, validation_of(machine, fitting, others)
+
+
+def validation_of(
+    machine: Host, fitting: Sequence[Mapping[str, Any]], others: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """For JSON how well a machine, fitted to some runs, predicts others."""
     rows = compare(others, machine)
-    return machine, {
+    return {
         "fitted_on": [name_of(run) for run in fitting],
         "coefficients": asdict(machine.coefficients),
+        **({} if machine.staging is None else {"staging": asdict(machine.staging)}),
         "predicted": rows,
         "within_15_percent": sum(abs(row["error"]) <= WITHIN for row in rows),
     }

@@ -15,10 +15,9 @@ import torch
 from tqdm import tqdm
 
 from tiered_emb.bench import options
-from tiered_emb.bench.bound import DeviceRates, MachineRates
+from tiered_emb.bench.bound import DeviceRates
 from tiered_emb.bench.calibration import validation_line
 from tiered_emb.bench.contenders import OPTIMIZERS
-from tiered_emb.bench.limits import Limits
 from tiered_emb.bench.predict import Host
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.report import write_report_of
@@ -91,8 +90,12 @@ def run(args: argparse.Namespace) -> int:
     with _progress(trace.lookups, "lookups") as bar:
         pyramid = take_sample(trace, args.sample, bar.update, 0.0 if args.smoke else WARM_UP)
     limits = options.limits_of(args)
-    engine = options.engine_of(args, limits, again=args.recalibrate or args.remeasure)
-    machine = _machine(args, limits, engine.host)
+    device = "cuda" if args.hbm_max is not None and args.gpu is None else None
+    if device is not None and limits.link is None:
+        raise DataError("--hbm-max: the saved limits have no device: --remeasure")
+    again = args.recalibrate or args.remeasure
+    engine = options.engine_of(args, limits, again=again, device=device)
+    machine = engine.host if args.gpu is None else _projected(args.gpu, engine.host)
     with _progress(curves_of(trace.tables, load), "curves") as bar:
         advice = advise(pyramid, load, machine, bounds, wish, bar.update)
     results = {
@@ -192,21 +195,12 @@ def _is_assumed(args: argparse.Namespace, trace: Trace) -> bool:
     return not told and format_of(trace.tables) is None
 
 
-def _machine(args: argparse.Namespace, limits: Limits, host: Host) -> Host:
-    """This one; with a device, if one is asked for."""
-    if args.hbm_max is None:
-        return host
-    return Host(_with_device(args, limits, host.rates), host.coefficients)
-
-
-def _with_device(args: argparse.Namespace, limits: Limits, rates: MachineRates) -> MachineRates:
-    if args.gpu is None:
-        if limits.link is None:
-            raise DataError("--hbm-max: the saved limits have no device: --remeasure")
-        return options.rates_of(limits, with_device=True)
+def _projected(gpu: str, host: Host) -> Host:
+    """With a device that is not here. What the host does for one, beside moving rows, is not known
+    then."""
     link = parts()["PCIe 5.0 x16"].bandwidth_gb_s * GIGA
-    device = DeviceRates(_gpus()[args.gpu].bandwidth_gb_s * GIGA, link, link)
-    return replace(rates, device=device)
+    device = DeviceRates(_gpus()[gpu].bandwidth_gb_s * GIGA, link, link)
+    return replace(host, rates=replace(host.rates, device=device))
 
 
 def _gpus() -> dict[str, Part]:

@@ -24,11 +24,13 @@ from tiered_emb.bench.demand import (
     Demand,
     LayerCost,
     blocks_of,
+    hbm_slot_bytes,
     held_slots,
     slots_of,
 )
 from tiered_emb.bench.predict import Machine, Prediction, predict
 from tiered_emb.data.errors import DataError
+from tiered_emb.tiers import PINNED_BUFFERS, buffer_bytes_of
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.tuner.curves import MissCurve
 
@@ -93,6 +95,11 @@ class Pool:
         """Of all its rows."""
         return self.rows * self.row_bytes
 
+    @property
+    def hbm_bytes(self) -> int:
+        """Of slots on a device for all of them."""
+        return self.rows * hbm_slot_bytes(self.row_bytes)
+
     def misses(self, slots: float, window: int) -> float:
         """Rows a step that so many slots have not: of none all, and straight from there to the
         curve's first size. Slots beyond the rows that the trace has had hold others, any of the
@@ -136,6 +143,11 @@ class Model:
     def bytes(self) -> int:
         """Of all rows with their optimizer state."""
         return sum(pool.bytes for pool in self.pools)
+
+    @property
+    def hbm_bytes(self) -> int:
+        """Of slots on a device for all rows."""
+        return sum(pool.hbm_bytes for pool in self.pools)
 
     @property
     def lookups(self) -> float:
@@ -251,6 +263,7 @@ def outlook(model: Model, sizes: Sizes, machine: Machine) -> Outlook:
         store_blocks=model.bytes / BLOCK_BYTES if misses else 0.0,
         rows_up=up,
         rows_down=up if model.trains else 0.0,
+        on_device=has_device and sizes.hbm_bytes > 0,
     )
     demand = Demand(work, LayerCost(0.0, 0.0), model.batch_size or 0, 0.0, up)
     found = predict(demand, machine)
@@ -302,13 +315,24 @@ def _share_of_misses(found: Prediction, machine: Machine, overlaps: bool) -> flo
 
 def dram_for_all(model: Model, hbm_bytes: float = 0.0) -> float:
     """Bytes of dram that hold every row with what belongs to it, and to slots on a device."""
-    of_row = SLOT_BYTES + LOCATION_BYTES + (HBM_PLACE_BYTES if hbm_bytes else 0.0)
-    return model.bytes + model.rows * of_row + _for_device(model, hbm_bytes)
+    of_row = SLOT_BYTES + LOCATION_BYTES
+    if not hbm_bytes:
+        return model.bytes + model.rows * of_row
+    of_row += HBM_PLACE_BYTES
+    return model.hbm_bytes + model.rows * of_row + _for_device(model, hbm_bytes, None)
 
 
-def _for_device(model: Model, hbm_bytes: float) -> float:
-    """Bytes of dram that slots on a device take."""
-    return HBM_SLOT_BYTES * model.rows * min(hbm_bytes / model.bytes, 1.0)
+def _for_device(model: Model, hbm_bytes: float, dram_bytes: float | None) -> float:
+    """Bytes of dram that slots on a device take, and what rows pass through on their way."""
+    if not hbm_bytes:
+        return 0.0
+    slots = model.rows * _hbm_share(model, hbm_bytes)
+    return HBM_SLOT_BYTES * slots + PINNED_BUFFERS * buffer_bytes_of(hbm_bytes, dram_bytes)
+
+
+def _hbm_share(model: Model, hbm_bytes: float) -> float:
+    """Of the rows of each pool those that have slots on a device of so many bytes."""
+    return min(1.0, hbm_bytes / max(model.hbm_bytes, 1))
 
 
 def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
@@ -327,9 +351,11 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
     slots = 0
     if rows > 0:
         mean_bytes = round(sum(pool.bytes for pool in others) / rows)
-        mean_bytes += round(HBM_PLACE_BYTES) if sizes.hbm_bytes else 0
+        if sizes.hbm_bytes:
+            mean_bytes = round(sum(pool.hbm_bytes for pool in others) / rows + HBM_PLACE_BYTES)
         ahead = max(0, sizes.ids_ahead - _WINDOW_FREE) * model.lookups * WINDOW_BYTES
-        left = max(0.0, sizes.dram_bytes - kept - ahead - _for_device(model, sizes.hbm_bytes))
+        of_device = _for_device(model, sizes.hbm_bytes, sizes.dram_bytes)
+        left = max(0.0, sizes.dram_bytes - kept - ahead - of_device)
         unique = sum(pool.unique_rows for pool in others)
         slots = slots_of(left, rows, mean_bytes, unique, model.trains)
     if slots + own < model.largest_batch:
@@ -365,7 +391,7 @@ def _hbm_misses(model: Model, sizes: Sizes) -> float:
     """Rows a step that come up from dram: each pool's slots are the same share of its rows.
     Without slots all of them: they are read and updated in dram, and what is made of them goes up.
     """
-    share = min(1.0, sizes.hbm_bytes / model.bytes)
+    share = _hbm_share(model, sizes.hbm_bytes)
     first = model.windows[0]
     return sum(pool.misses(share * pool.rows, first) for pool in model.pools)
 

@@ -91,8 +91,8 @@ def explore(model: Model, machine: Machine, bounds: Bounds) -> list[Outlook]:
         )
     hbms = [0.0]
     if bounds.hbm_max > 0:
-        most = min(bounds.hbm_max, float(model.bytes))
-        hbms += _steps(min(most, model.bytes / 1000), most, _HBM_STEP, _HBM_POINTS_MAX)
+        most = min(bounds.hbm_max, float(model.hbm_bytes))
+        hbms += _steps(min(most, model.hbm_bytes / 1000), most, _HBM_STEP, _HBM_POINTS_MAX)
     found = []
     for dram in drams:
         for hbm in hbms:

@@ -1,0 +1,115 @@
+"""Steps with an hbm tier, predicted and then measured: a part of `bench_tuner.py`."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import tiered_emb as te
+from tiered_emb.bench import options
+from tiered_emb.bench.calibration import SMOKE_STEPS, STEPS_HBM, Setup
+from tiered_emb.bench.dlrm import TIERED, measure
+from tiered_emb.bench.predict import WITHIN, Host
+from tiered_emb.bench.workloads import Workload
+from tiered_emb.cli.report import table_text
+from tiered_emb.trace.reader import Trace
+from tiered_emb.tuner.cost import Model, RowFormat, Sizes, outlook
+from tiered_emb.tuner.model import Load, model_of
+from tiered_emb.tuner.sample import take_sample
+
+Report = dict[str, Any]
+BATCHES = 260  # of the trace that the tuner is given
+
+# Shares of the rows in hbm; all are in dram. None of these is among those that the engine is fitted
+# to. As many as fill in the steps before those that count.
+MODELS = (
+    (Setup("dlrm-small", 1.0, 32, 1024, 1.0), (0.02, 0.04, 0.08, 0.12)),
+    (Setup("dlrm-kaggle", 0.05, 16, 2048, 1.0), (0.02, 0.04, 0.08, 0.15)),
+    (Setup("meta-2022", 0.4, 64, 256, 1.0), (0.10, 0.20, 0.35, 0.60)),
+    (Setup("meta-2022", 0.3, 32, 512, 1.0, optimizer=None), (0.25, 0.50)),
+)
+SMOKE_MODELS = ((Setup("dlrm-small", 0.05, 16, 128, 1.0), (0.2, 0.6)),)
+
+
+def bench_hbm(
+    host: Host,
+    device: str,
+    folder: Path,
+    smoke: bool,
+    record: Callable[[Workload, int, Path], Trace],
+) -> Report:
+    """Each model at its shares.
+
+    Args:
+        host: the engine on this machine, with the device.
+        record: other batches of a workload's streams, so many, as a trace.
+    """
+    rows = []
+    for setup, shares in SMOKE_MODELS if smoke else MODELS:
+        trace = record(setup.workload, 20 if smoke else BATCHES, folder / "trace.parquet")
+        load = Load(RowFormat(setup.optimizer), batch_size=setup.batch)
+        model = model_of(take_sample(trace, warm_up=0.5), load)
+        of_model = [_run(replace(setup, hbm=share), model, host, device, folder, smoke)
+                    for share in shares]  # fmt: skip
+        rows += of_model
+    pairs = [
+        (a["measured_ms"] < b["measured_ms"]) == (a["predicted_ms"] < b["predicted_ms"])
+        for a, b in combinations(rows, 2)
+        if a["model"] == b["model"] and abs(math.log(a["measured_ms"] / b["measured_ms"])) > 0.05
+    ]
+    within = sum(abs(row["error"]) <= WITHIN for row in rows)
+    print(table_text(
+        ("", "hbm", "measured ms", "predicted ms", "error", "rows up", "predicted"),
+        [(r["model"], f"{r['hbm_share']:.1%}", f"{r['measured_ms']:.2f}",
+          f"{r['predicted_ms']:.2f}", f"{r['error']:+.0%}", f"{r['rows_up_measured']:,.0f}",
+          f"{r['rows_up_predicted']:,.0f}") for r in rows],
+    ))  # fmt: skip
+    print(f"{within} of {len(rows)} within 15%; {sum(pairs)} of {len(pairs)} pairs in order")
+    assert host.staging is not None
+    return {
+        "device": torch.cuda.get_device_name() if device == "cuda" else "emulated",
+        "rows": rows,
+        "within_15_percent": within,
+        "pairs_apart": len(pairs),
+        "pairs_in_order": sum(pairs),
+        "staging": vars(host.staging),
+    }
+
+
+def _run(setup: Setup, model: Model, host: Host, device: str, folder: Path, smoke: bool) -> Report:
+    """Predicts a step, then measures it."""
+    hbm_bytes = setup.hbm_bytes
+    assert hbm_bytes is not None
+    training = replace(setup.training, device=torch.device(device))
+    steps = SMOKE_STEPS if smoke else STEPS_HBM
+    with tempfile.TemporaryDirectory(dir=folder) as store:
+        run = measure(
+            setup.workload, training, replace(steps, hbm=te.HBM(hbm_bytes, device)),
+            host.rates, Path(store), options.watch,
+        )  # fmt: skip
+    told = replace(model, layers_s=run["work"]["dense_s"])
+    found = outlook(told, Sizes(hbm_bytes=hbm_bytes), host)
+    taken = run["contenders"][TIERED]
+    measured_ms, predicted_ms = taken["round_ms_p50"], found.step_s * 1e3
+    row = {
+        "model": replace(setup, hbm=None).name, "hbm_share": setup.hbm, "hbm_bytes": hbm_bytes,
+        "layers_ms": run["work"]["dense_s"] * 1e3, "measured_ms": measured_ms,
+        "measured_ms_quartiles": [taken["round_ms_p25"], taken["round_ms_p75"]],
+        "predicted_ms": predicted_ms, "error": predicted_ms / measured_ms - 1,
+        "samples_per_s": setup.batch / measured_ms * 1e3, "binding": found.binding,
+        "busy_ms": {name: s * 1e3 for name, s in found.busy_s.items()},
+        "rows_up_measured": run["work"]["rows_up"], "rows_up_predicted": found.demand.hbm_misses,
+        "rows_down_measured": run["work"]["rows_down"],
+    }  # fmt: skip
+    print(
+        f"{setup.name}: {measured_ms:.2f} ms, predicted {predicted_ms:.2f} ({row['error']:+.0%})",
+        flush=True,
+    )
+    return row
