@@ -25,15 +25,16 @@ from tiered_emb.tuner.model import Load, model_of
 from tiered_emb.tuner.sample import take_sample
 
 Report = dict[str, Any]
-BATCHES = 260  # of the trace that the tuner is given
+BATCHES = 200  # of the trace that the tuner is given
 
 # Shares of the rows in hbm; all are in dram. None of these is among those that the engine is fitted
 # to. As many as fill in the steps before those that count.
 MODELS = (
-    (Setup("dlrm-small", 1.0, 32, 1024, 1.0), (0.02, 0.04, 0.08, 0.12)),
-    (Setup("dlrm-kaggle", 0.05, 16, 2048, 1.0), (0.02, 0.04, 0.08, 0.15)),
-    (Setup("meta-2022", 0.4, 64, 256, 1.0), (0.10, 0.20, 0.35, 0.60)),
-    (Setup("meta-2022", 0.3, 32, 512, 1.0, optimizer=None), (0.25, 0.50)),
+    (Setup("dlrm-small", 0.7, 64, 2048, 1.0), (0.03, 0.06, 0.10)),
+    (Setup("dlrm-kaggle", 0.08, 32, 1024, 1.0), (0.015, 0.03, 0.06)),
+    (Setup("meta-2022", 0.35, 48, 384, 1.0), (0.15, 0.30, 0.50)),
+    (Setup("meta-2022", 0.25, 64, 512, 1.0, optimizer=None), (0.30, 0.60)),
+    (Setup("dlrm-small", 0.9, 32, 1536, 1.0, optimizer=None), (0.05, 0.10)),
 )
 SMOKE_MODELS = ((Setup("dlrm-small", 0.05, 16, 128, 1.0), (0.2, 0.6)),)
 

@@ -60,14 +60,10 @@ bool ParkChunkPool::give_memory_back() {
   return true;
 }
 
-void ParkQueue::push(ParkedSlot entry) {
-  if (tail_ == nullptr || tail_->last == ParkChunk::kEntries) {
-    ParkChunk* chunk = pool_->take();
-    (tail_ == nullptr ? head_ : tail_->next) = chunk;
-    tail_ = chunk;
-  }
-  tail_->entries[tail_->last++] = entry;
-  ++size_;
+void ParkQueue::add_chunk() {
+  ParkChunk* chunk = pool_->take();
+  (tail_ == nullptr ? head_ : tail_->next) = chunk;
+  tail_ = chunk;
 }
 
 void ParkQueue::drop_head() {

@@ -63,7 +63,11 @@ class ParkQueue {
   explicit ParkQueue(ParkChunkPool& pool) : pool_(&pool) {}
 
   uint64_t size() const { return size_; }  // stale entries included
-  void push(ParkedSlot entry);
+  void push(ParkedSlot entry) {
+    if (tail_ == nullptr || tail_->last == ParkChunk::kEntries) add_chunk();
+    tail_->entries[tail_->last++] = entry;
+    ++size_;
+  }
   // False when empty.
   bool pop(ParkedSlot* entry);
   // What pop would give; null when empty.
@@ -101,11 +105,11 @@ class ParkQueue {
   template <class Keep, class Prefetch>
   void compact(Keep keep, Prefetch prefetch) {
     ParkQueue kept(*pool_);
-    ParkedSlot entry;
-    while (pop(&entry)) {
-      if (const ParkedSlot* later = ahead()) prefetch(later->slot);
+    const auto take = [&](ParkedSlot entry) {
       if (keep(entry)) kept.push(entry);
-    }
+      return true;
+    };
+    pop_while(take, prefetch);
     append(kept);
   }
   template <class Keep>
@@ -144,6 +148,7 @@ class ParkQueue {
  private:
   static constexpr uint32_t kAhead = 16;
 
+  void add_chunk();
   void drop_head();
   // The chunk behind compacted_: what is kept of it joins that one, if there is room.
   template <class Keep>

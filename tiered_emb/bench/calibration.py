@@ -125,6 +125,7 @@ FITTING_HBM = (
     Setup("dlrm-small", 1.0, 32, 2048, 1.0, hbm=0.10),
     Setup("dlrm-small", 0.5, 128, 1024, 1.0, hbm=0.10),
     Setup("dlrm-small", 1.0, 64, 1024, 1.0, pooling=4, hbm=0.20),
+    Setup("dlrm-small", 1.0, 32, 1024, 1.0, optimizer=None, hbm=0.05),
     Setup("meta-2022", 0.4, 64, 512, 1.0, hbm=0.25),
     Setup("meta-2022", 0.4, 32, 512, 1.0, optimizer=None, hbm=0.30),
     Setup("meta-2022", 0.2, 64, 512, 1.0, hbm=0.60),

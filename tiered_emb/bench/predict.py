@@ -25,9 +25,11 @@ With a device (`rates.device`) layers and rows in hbm take turns on it, as bound
 it run the link, the processor and the drive. The processor launches the layers, which of small
 models takes as long as they run; then it stages the next batch, for which no layers are launched:
 
-    stage  = step_s + lookup_s * lookups + row_s * unique rows + move_s * rows that move, up or down
+    stage  = pass_s * passes + lookup_s * lookups + row_s * unique rows + move_s * rows moved
 
-found by `fit_staging` from runs on the device; where the layers are so large that the processor is
+of which training has two, forward and backward; rows move up or down. The coefficients are
+
+found by `fit_staging` from runs on the device. Where the layers are so large that the processor is
 done before them, a step takes less than that says.
 
 `Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
@@ -124,25 +126,26 @@ class Staging:
     """What the processor does for batches that are pooled and updated on a device, in seconds.
 
     Args:
-        step_s: a step: launches, and what does not depend on the batch.
+        pass_s: forward, or backward: launches, and what does not depend on the batch.
         lookup_s, row_s: an id, and a distinct row, of its plan there.
         move_s: a row that moves, up or down: choosing it, and its copies through pinned memory.
     """
 
-    step_s: float
+    pass_s: float
     lookup_s: float
     row_s: float
     move_s: float
 
     def seconds(self, step: StepWork) -> float:
         """Of a step."""
-        factors = (self.step_s, self.lookup_s, self.row_s, self.move_s)
+        factors = (self.pass_s, self.lookup_s, self.row_s, self.move_s)
         return sum(c * n for c, n in zip(factors, _staged(step), strict=True))
 
 
 def _staged(step: StepWork) -> tuple[float, float, float, float]:
     """What `Staging` counts."""
-    return 1.0, step.lookups, step.unique_rows, step.rows_up + step.rows_down
+    passes = 2.0 if step.trains else 1.0
+    return passes, step.lookups, step.unique_rows, step.rows_up + step.rows_down
 
 
 @dataclass(frozen=True)
