@@ -190,15 +190,16 @@ bench-smoke: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## every benchmark in i
 	    echo "{}: $$((SECONDS - start)) s"'
 
 # With the Python that has a CUDA build of torch, pytest, hypothesis and what the package needs; not
-# .venv, whose torch has no CUDA: make gpu-check GPU_PYTHON=python3
+# .venv, whose torch has no CUDA: make gpu-check GPU_PYTHON=python3. The tests are run from the
+# package's folder, because the checkout's own has no core.
 GPU_PYTHON ?= python3
 GPU_SITE := $(CURDIR)/build/gpu
 gpu-check: ## tests and benchmarks on a GPU; says so where there is none
 	@$(GPU_PYTHON) -c 'import torch; exit(not torch.cuda.is_available())' 2>/dev/null || \
 	  { echo "no GPU is present, or $(GPU_PYTHON) has no torch for it: nothing was checked"; exit 0; }; \
 	$(GPU_PYTHON) -m pip install -q --no-deps --upgrade --target $(GPU_SITE) . && \
-	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) -m pytest -q tests/test_device_kernels.py tests/gpu \
-	  $(PYTEST_ARGS) && \
+	(cd $(GPU_SITE) && $(GPU_PYTHON) -m pytest -q $(CURDIR)/tests/test_device_kernels.py \
+	  $(CURDIR)/tests/gpu $(PYTEST_ARGS)) && \
 	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_device.py --out build/gpu/device.json && \
 	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_gpu.py --out build/gpu/gpu.json
 

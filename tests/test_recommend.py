@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -160,3 +161,34 @@ def test_it_finds_what_was_saved_of_the_machine(
     assert "saved coefficients" in said[-1]
     train(bag, 40)
     assert bag.stats().recommend(dram_max="20MiB").machine.coefficients == engine.host.coefficients
+
+
+def test_what_is_saved_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is measured where one is asked for, and comes beside what is known of the host."""
+    monkeypatch.setattr(calibration, "ON_HOST", calibration.ON_HOST[1:] * 2)
+    monkeypatch.setattr(calibration, "ON_DEVICE", calibration.ON_DEVICE[1:] * 2)
+    for steps in ("STEPS", "STEPS_HBM"):
+        monkeypatch.setattr(calibration, steps, calibration.SMOKE_STEPS)
+    found, path = limits_file.measure(tmp_path, smoke=True), tmp_path / "saved.json"
+    with_device = machine(device=True).rates
+    engines, said = [], []
+    for device in (None, "cpu", "cpu", None):
+        said.append([])
+        engines.append(calibration.calibrated(
+            tmp_path, found, with_device, device=device, path=path, say=said[-1].append,
+            watch=lambda items, *_: items,
+        ))  # fmt: skip
+    assert ["engine on cpu" in " ".join(lines) for lines in said] == [False, True, False, False]
+    host, fitted, read, again = (engine.host for engine in engines)
+    assert host.staging is again.staging is None
+    assert fitted.staging == read.staging is not None
+    assert {e.coefficients for e in (host, fitted, read, again)} == {host.coefficients}
+    names = [row["name"] for row in engines[2].validation["predicted"]]
+    assert names == [setup.name for setup in calibration.SMOKE_CHECKING_HBM]
+    assert calibration.saved_host(found, with_device, path) == fitted
+    on_host = replace(with_device, device=None)
+    assert calibration.saved_host(found, on_host, path) == host
+    entries = json.loads(path.read_text())
+    del entries["engines"][0]["staging"]
+    path.write_text(json.dumps(entries))
+    assert calibration.saved_host(found, with_device, path) is None

@@ -7,6 +7,8 @@
 #include <string>
 #include <vector>
 
+#include "base/thread_pool.h"
+#include "cache/park_queue.h"
 #include "cache_fixture.h"
 #include "kernels_fixture.h"
 
@@ -109,6 +111,72 @@ BOOST_AUTO_TEST_CASE(limits_may_shrink_and_grow) {
       for (int k = 0; k < 5; ++k) cache.step(random_batch(random, 1000, 1 + random.below(8)));
     }
   }
+}
+
+// What threads prepare comes into the queues as if one had parked all.
+BOOST_AUTO_TEST_CASE(parking_by_threads_changes_no_victim) {
+  constexpr uint32_t kLimit = 50'000;
+  ThreadPool threads(3);
+  for (const char* name : kPolicies) {
+    for (PolicyOf tier : {PolicyOf::kDram, PolicyOf::kDevice}) {
+      std::vector<SlotIndex> victims[2];
+      for (bool by_threads : {false, true}) {
+        Random random(5);
+        SlotDirectory directory(kLimit);
+        const auto policy = make_eviction_policy(name, directory, 1'000'000, tier);
+        directory.set_limit(kLimit);
+        policy->set_limit(kLimit);
+        for (uint32_t i = 0; i < kLimit; ++i) directory.take(RowId(i), BlockAddress::none());
+        uint32_t mark = 0;
+        for (int batch = 0; batch < 12; ++batch) {
+          std::vector<SlotIndex> parked;
+          for (uint32_t i = 0; i < kLimit; ++i) {
+            if (!random.one_in(2)) continue;
+            parked.emplace_back(i);
+            directory.mark(parked.back()) = ++mark;
+          }
+          by_threads ? policy->park_many(parked, threads) : policy->park(parked);
+        }
+        for (size_t count : {1ul, 20'000ul, 100'000ul})
+          policy->pop_victims(count, victims[by_threads]);
+      }
+      BOOST_TEST_CONTEXT(name) {
+        BOOST_TEST(victims[0].size() > 49'000u);
+        BOOST_TEST((victims[0] == victims[1]));
+      }
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(entries_are_taken_in_order_until_one_is_not_wanted) {
+  ParkChunkPool pool;
+  ParkQueue queue(pool), behind(pool);
+  const auto taken = [&](uint32_t up_to) {
+    std::vector<uint32_t> marks;
+    queue.pop_while(
+        [&](ParkedSlot entry) {
+          if (entry.mark > up_to) return false;
+          marks.push_back(entry.mark);
+          return true;
+        },
+        [](SlotIndex) {});
+    return marks;
+  };
+  BOOST_TEST(taken(5).empty());
+  uint32_t next = 0, first = 0;
+  for (uint32_t up_to : {0u, 100u, 125u, 126u, 127u, 400u, 1000u}) {
+    for (; next < up_to + 130; ++next) queue.push({SlotIndex(next), next});
+    for (uint32_t mark : taken(up_to)) BOOST_TEST_REQUIRE(mark == first++);
+    BOOST_TEST(first == up_to + 1);
+    BOOST_TEST(queue.size() == next - first);
+    BOOST_TEST(queue.front()->mark == first);
+  }
+  for (int i = 0; i < 3; ++i) behind.push({SlotIndex(next), next}), ++next;
+  queue.append(behind);
+  BOOST_TEST(taken(next).size() == next - first);
+  BOOST_TEST((queue.size() == 0u && queue.front() == nullptr));
+  queue.push({SlotIndex(1), next});
+  BOOST_TEST((taken(next) == std::vector{next}));
 }
 
 BOOST_AUTO_TEST_SUITE_END()

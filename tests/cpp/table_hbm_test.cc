@@ -336,6 +336,54 @@ BOOST_AUTO_TEST_CASE(calls_that_would_miss_newer_rows_fail) {
   BOOST_TEST(side.engine->stats().hbm_rows == 0u);
 }
 
+BOOST_AUTO_TEST_CASE(a_row_keeps_its_count_away_from_the_device) {
+  using Place = HbmTier::Place;
+  BOOST_TEST((Place().is_none() && Place().uses(7) == 0));
+  Place place = Place::none(40, 5);
+  BOOST_TEST((place.is_none() && !place.is_on_device()));
+  BOOST_TEST(place.uses(5) == 40);
+  BOOST_TEST(place.uses(7) == 10);  // halved twice since
+  BOOST_TEST(place.uses(1'000'000) == 0);
+  place = Place::none(63, 0xffffff);
+  BOOST_TEST(place.uses(0x1000000) == 31);  // the number of halvings is kept in 24 bits
+  place = Place::in_dram(10);
+  BOOST_TEST((!place.is_none() && !place.is_on_device()));
+  place.add_plan();
+  place.remove_plan(3);
+  BOOST_TEST(!place.is_none());
+  place.remove_plan(3);
+  BOOST_TEST(place.is_none());
+  BOOST_TEST(place.uses(3) == 11);  // and its use in dram
+  for (uint32_t slot : {0u, 1u, (1u << 31) - 2}) {
+    place = Place::on_device(SlotIndex(slot));
+    BOOST_TEST((place.is_on_device() && !place.is_none() && place.slot() == SlotIndex(slot)));
+  }
+}
+
+// Rows that were used often, left, and came back are worth more than those that came once.
+BOOST_AUTO_TEST_CASE(what_was_used_often_stays_once_it_is_back) {
+  const Side side(0, 40 * 48, false, 4000);
+  const auto hits = [&](int64_t first, int64_t count) {
+    std::vector<int64_t> ids(static_cast<size_t>(count));
+    std::iota(ids.begin(), ids.end(), first);
+    const FeatureInput input{.table = TableId(0),
+                             .ids = ids.data(),
+                             .ids_count = ids.size(),
+                             .bag_size = ids.size(),
+                             .bags = 1};
+    const uint64_t before = side.engine->stats().hbm.rows_hit;
+    Plan* plan = side.plan({input});
+    side.stage(*plan);
+    side.engine->release(*plan);
+    return side.engine->stats().hbm.rows_hit - before;
+  };
+  for (int use = 0; use < 20; ++use) hits(0, 10);
+  BOOST_TEST(hits(100, 40) == 0u);  // takes all slots
+  BOOST_TEST(hits(0, 10) == 0u);
+  for (int64_t scan = 0; scan < 6; ++scan) hits(200 + 12 * scan, 12);
+  BOOST_TEST(hits(0, 10) == 10u);
+}
+
 BOOST_AUTO_TEST_CASE(a_budget_without_room_for_a_row_is_refused) {
   EngineConfig config;
   config.tables = {make_table("a", 10, 4), make_table("b", 10, 8)};
