@@ -59,6 +59,31 @@ def predict_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def hbm_table(report: Report) -> str:
+    """Predicted beside measured steps with an hbm tier."""
+    lines = [
+        "| model | hbm | layers | measured | quartiles | predicted | error | rows up | said |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["hbm"]["rows"]:
+        low, high = row["measured_ms_quartiles"]
+        short = " **" if abs(row["error"]) > 0.15 else " "
+        lines.append(
+            f"| {row['model'].replace(', 100% in dram', '')} | {row['hbm_share']:.1%} "
+            f"| {row['layers_ms']:.1f} ms | {row['measured_ms']:.1f} ms | {low:.1f}-{high:.1f} "
+            f"| {row['predicted_ms']:.1f} ms |{short}{row['error']:+.0%}{short.strip()} "
+            f"| {row['rows_up_measured']:,.0f} | {row['rows_up_predicted']:,.0f} |"
+        )
+    found = report["hbm"]
+    lines += ["", (
+        f"{found['within_15_percent']} of {len(found['rows'])} within 15%; of "
+        f"{found['pairs_apart']} pairs of sizes more than 5% apart {found['pairs_in_order']} are "
+        "in order. The three runs that check the fit itself: "
+        + ", ".join(f"{row['error']:+.0%}" for row in found["validation"]["predicted"]) + "."
+    )]  # fmt: skip
+    return "\n".join(lines)
+
+
 def recommended_table(report: Report) -> str:
     """Recommended sizes beside the best of a measured grid."""
     lines = [

@@ -8,14 +8,15 @@
 // best constants, on customer x sku between 7% fewer and 2% more, and nowhere over 0.6% more than
 // LRU or S3-FIFO. A use is a plan that needs the row, however often. Every kAgingTurns x limit uses
 // all counts are halved: those in the slots and of absent rows by one sweep, the queues by merging
-// each level into the one an octave below. Rows that left keep their count for a while
-// (absent_counts.h), because one that returns should not start from nothing.
-// After Belady (IBM Systems Journal 5(2), 1966) and TinyLFU (Einziger, Friedman, Manes, ACM ToS
-// 2017), with a FIFO a level and a FIFO a batch in place of a heap. As "lfu" it does not look
-// ahead. Not good for: loops slightly larger than the cache, where nothing is known ahead. Cost:
-// one append a unique row and plan, and one more where a row that waits turns up in a later batch;
-// eleven heads to look at for each call of pop_victims, and one for each victim. Memory: up to 28
-// bytes a slot, of which the queues take 17, and at most 200 KiB for the profile.
+// each level into the one an octave below. Rows that left keep their count, because one that
+// returns should not start from nothing: for a while here (absent_counts.h); of a device, where the
+// caller has the rows. After Belady (IBM Systems Journal 5(2), 1966) and TinyLFU (Einziger,
+// Friedman, Manes, ACM ToS 2017), with a FIFO a level and a FIFO a batch in place of a heap. As
+// "lfu" it does not look ahead. Not good for: loops slightly larger than the cache, where nothing
+// is known ahead. Cost: one append a unique row and plan, and one more where a row that waits turns
+// up in a later batch; eleven heads to look at for each call of pop_victims, and one for each
+// victim. Memory: up to 28 bytes a slot, of which the queues take 17, and at most 200 KiB for the
+// profile.
 #include <algorithm>
 #include <array>
 #include <bit>

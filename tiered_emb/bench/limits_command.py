@@ -23,7 +23,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--no-ssd", action="store_true", help="leave the drive out")
     parser.add_argument("--engine", action="store_true",
-        help="fit the tuner's model of the engine to them, too: two minutes more")  # fmt: skip
+        help="fit the tuner's model of the engine to them, too: 2 or 3 minutes more")  # fmt: skip
     options.add_common(parser)
 
 

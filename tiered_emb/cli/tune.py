@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "TRACE: of te.record_trace or tiered-emb trace, or any Parquet, Arrow or CSV file of\n"
         "(table, id).\n"
         "The first time, the limits of memory and drive are measured and the engine is fitted to\n"
-        "them, about three minutes; both are saved. docs/TUNING.md is a guide.\n\n"
+        "them, three or four minutes; both are saved. docs/TUNING.md is a guide.\n\n"
         "example: tiered-emb tune trace.parquet --dram-max 128GiB --ssd 2TB --layers-ms 40"
     )
     add = parser.add_argument
