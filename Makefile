@@ -201,7 +201,9 @@ gpu-check: ## tests and benchmarks on a GPU; says so where there is none
 	(cd $(GPU_SITE) && $(GPU_PYTHON) -m pytest -q $(CURDIR)/tests/test_device_kernels.py \
 	  $(CURDIR)/tests/gpu $(PYTEST_ARGS)) && \
 	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_device.py --out build/gpu/device.json && \
-	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_gpu.py --out build/gpu/gpu.json
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_gpu.py --out build/gpu/gpu.json && \
+	PYTHONPATH=$(GPU_SITE) $(GPU_PYTHON) benchmarks/bench_tuner.py --only hbm \
+	  --out build/gpu/tuner_hbm.json
 
 # The tests, and the examples in the docstrings of the installed package.
 test-py: $(STAMP)/dev $(STAMP)/data $(STAMP)/package ## Python tests and docstring examples
