@@ -15,6 +15,8 @@ from tuner_case import HERE, machine
 import tiered_emb as te
 from tiered_emb.bench import calibration
 from tiered_emb.bench import limits as limits_file
+from tiered_emb.bench.predict import Staging
+from tiered_emb.tuner import online
 
 ROWS, DIM, IDS = 50_000, 16, 400
 ROW_BYTES = DIM * 4 + 4
@@ -110,6 +112,26 @@ def test_with_an_hbm_tier(tmp_path: Path) -> None:
         assert advice.hbm_bytes <= 100 << 10
 
 
+def test_staging_is_not_layers() -> None:
+    """What is fitted of the processor's part has no counter, and is not the model's."""
+    tiers = te.Tiers(hbm=te.HBM("100KiB", "cpu"))
+    with te.TieredEmbedding(ROWS, DIM, mode="sum", tiers=tiers) as bag:
+        for ids in batches(40):
+            bag(ids)
+        engine, stats, there = bag._engine, bag.stats(), machine(device=True)
+        engine.lookup_times.clear()
+        engine.lookup_times.extend([0.0, 1.0, 2.0])
+        staging = Staging(pass_s=0.1, lookup_s=1e-6, row_s=2e-6, move_s=3e-6)
+        without, staged = (
+            online._layers_s(engine, replace(there, staging=s)) for s in (None, staging)
+        )
+        moved = stats.hbm_rows_filled + stats.hbm_rows_spilled
+        rows = stats.lookups * 1e-6 + stats.unique_rows * 2e-6 + moved * 3e-6
+        taken = 0.1 + (rows - stats.plan_ns / 1e9) / stats.steps
+        assert moved > 0
+        assert without - staged == pytest.approx(taken, rel=1e-6)
+
+
 def test_several_tables_keep_their_names(tmp_path: Path) -> None:
     tables = [te.Table("never", 100, 8), te.Table("a", ROWS, DIM), te.Table("b", 5, DIM)]
     tables.append(te.Table("own", 50, DIM, dram_share=0.5))
@@ -188,6 +210,13 @@ def test_what_is_saved_of_a_device(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert calibration.saved_host(found, with_device, path) == fitted
     on_host = replace(with_device, device=None)
     assert calibration.saved_host(found, on_host, path) == host
+    calibration.calibrated(
+        tmp_path, found, HERE.rates, again=True, path=path, say=said[-1].append,
+        watch=lambda items, *_: items,
+    )  # fmt: skip
+    again = calibration.saved_host(found, with_device, path)
+    assert again is not None  # what was not asked for stays
+    assert again.staging == fitted.staging
     entries = json.loads(path.read_text())
     del entries["engines"][0]["staging"]
     path.write_text(json.dumps(entries))

@@ -51,6 +51,11 @@ def test_a_host_stages_what_is_on_a_device() -> None:
     assert unknown.busy_s(demand)["stage"] == 0
     assert predict(demand, known).step_s == pytest.approx(demand.step.dense_s + stage_s)
     assert predict(demand, unknown).step_s < predict(demand, known).step_s
+    assert known.busy_s(demand)["dram"] == 0  # a part of moving rows
     in_dram = replace(demand, step=replace(demand.step, on_device=False))
+    taken = known.busy_s(in_dram)  # the processor looks up and updates, and the layers wait
+    assert predict(in_dram, known).step_s == pytest.approx(taken["layers"] + taken["dram"])
+    on_host = Host(RATES, PLANTED)
+    assert on_host.busy_s(demand)["dram"] == on_host.busy_s(in_dram)["dram"]
     assert known.busy_s(in_dram)["stage"] == 0
     assert known.busy_s(in_dram)["dram"] > known.busy_s(demand)["dram"]  # which looks nothing up

@@ -53,7 +53,8 @@ class EvictionPolicy {
   // there is no victim, or where nothing is expected.
   static constexpr uint32_t kNoKnownUse = 0xffffffff;
   virtual uint32_t victim_next_use() { return 0; }
-  // Appends up to `count` victims to `out` and forgets them. Fewer only if there are no more.
+  // Appends up to `count` victims to `out` and forgets them. Fewer only if there are no more. None
+  // is given again before it is told as evicted, or parked.
   virtual void pop_victims(size_t count, std::vector<SlotIndex>& out) = 0;
   // The rows of these slots are about to leave them.
   virtual void evicted(std::span<const SlotIndex> slots) = 0;
@@ -77,7 +78,7 @@ class EvictionPolicy {
   virtual bool give_back(uint32_t begin, uint32_t end) = 0;
 
   // Upper bound of the memory a policy takes, for the budget; besides, 1 KiB for each batch that is
-  // expected to use a parked row.
+  // expected to use a parked row, and 16 bytes for each of the most slots parked at once.
   static constexpr uint32_t kBytesPerSlotMax = 28;
 
  protected:

@@ -37,6 +37,8 @@ constexpr uint64_t kAgingTurns = 32;
 constexpr uint64_t kAbsentPerSlot = 3;
 constexpr size_t kSlotsAhead = 16;  // prefetched
 constexpr size_t kSlotsPerTask = 1 << 13;
+// Of fewer parked slots a wake-up of the threads would cost more than it saves.
+constexpr size_t kSlotsOfThreads = 1 << 15;
 // In place of a batch: the slot has just become a victim, and other entries of it are stale. What
 // was expected and has not come may leave several.
 constexpr uint32_t kTaken = 0xffffffff;
@@ -152,7 +154,7 @@ class LookaheadPolicy final : public EvictionPolicy {
   // What there is to do for each slot by threads, its entry into a queue in the order of the slots.
   void park_many(std::span<const SlotIndex> slots, ThreadPool& threads) override {
     const size_t tasks = (slots.size() + kSlotsPerTask - 1) / kSlotsPerTask;
-    if (tasks < 2 || threads.threads() == 1) return park(slots);
+    if (slots.size() < kSlotsOfThreads || threads.threads() == 1) return park(slots);
     make_room(slots.size());
     parked_.resize(slots.size());
     followed_.resize(std::max(followed_.size(), tasks));

@@ -10,7 +10,6 @@ namespace {
 constexpr size_t kAhead = 16;  // prefetched
 constexpr size_t kOccurrencesPerTask = 1 << 16;
 constexpr size_t kRowsPerTask = 1 << 13;
-constexpr size_t kVictimsAtOnce = 2048;  // what is known of them stays in the cache
 // Of fewer rows a wake-up of the threads would cost more than it saves.
 constexpr size_t kRowsOfThreads = 1 << 15;
 
@@ -140,13 +139,11 @@ size_t HbmPlanner::choose_slots(HbmTier& hbm, size_t count) {
   slots_.clear();
   for (size_t i = 0; i < free_slots; ++i)
     slots_.push_back(hbm.directory.take(RowId(0), BlockAddress::none()));
-  while (slots_.size() < count) {
-    const size_t before = slots_.size();
-    const size_t after = std::min(before + kVictimsAtOnce, count);
-    hbm.policy->pop_victims(after - before, slots_);
-    TE_CHECK(slots_.size() == after);
-    hbm.policy->evicted(std::span(slots_).subspan(before));
-  }
+  if (slots_.size() == count) return free_slots;
+  // All at once: until it is told that rows leave, the policy knows that it has given their slots.
+  hbm.policy->pop_victims(count - free_slots, slots_);
+  TE_CHECK(slots_.size() == count);
+  hbm.policy->evicted(std::span(slots_).subspan(free_slots));
   return free_slots;
 }
 

@@ -34,8 +34,9 @@ struct HbmTier {
   uint32_t slots() const { return directory.slots_max(); }
 
   // Where the row in a slot of dram is used: in a slot of the device, in dram by a number of plans,
-  // or nowhere. Away from the device it keeps how often it was used, which is halved as often as
-  // the counts of rows there have been since.
+  // or nowhere. Away from the device it keeps about how often it was used: a count that is halved
+  // as often as those of rows there have been since it left. Read while dram has no policy, whose
+  // counts would be better.
   class Place {
    public:
     static Place none(uint8_t uses, uint32_t halvings) {
@@ -87,7 +88,7 @@ struct HbmTier {
   // Slot `s`, which was taken from the directory or whose row is leaving, holds a row from now on,
   // clean and pinned. The number of pinned slots follows. By threads that work on different slots.
   void enter(SlotIndex s, RowId row, SlotIndex dram);
-  // Its row leaves it for another's, which enters.
+  // Its row leaves it.
   void leave(SlotIndex s);
   void release(SlotIndex s);
   // Gives the memory about slots of dram [begin, end) back, which hold no row.

@@ -1,12 +1,14 @@
 // Engines with an hbm tier whose device is this processor: what the device layer does between the
 // calls is done here by memcpy. Bit-equal to an engine that has everything in dram, whatever fits.
 #include <boost/test/unit_test.hpp>
+#include <chrono>
 #include <cstring>
 #include <deque>
 #include <memory>
 #include <numeric>
 #include <set>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "table/plan_image.h"
@@ -382,6 +384,41 @@ BOOST_AUTO_TEST_CASE(what_was_used_often_stays_once_it_is_back) {
   BOOST_TEST(hits(0, 10) == 0u);
   for (int64_t scan = 0; scan < 6; ++scan) hits(200 + 12 * scan, 12);
   BOOST_TEST(hits(0, 10) == 10u);
+}
+
+// A row that was expected by a batch which does not come may wait in a queue twice.
+BOOST_AUTO_TEST_CASE(no_slot_is_given_to_two_rows) {
+  const Side side(0, 6000 * 48, false, 20'000);
+  const auto ids_from = [](int64_t first, size_t count) {
+    std::vector<int64_t> ids(count);
+    std::iota(ids.begin(), ids.end(), first);
+    return ids;
+  };
+  const auto input_of = [](const std::vector<int64_t>& ids) {
+    return FeatureInput{.table = TableId(0),
+                        .ids = ids.data(),
+                        .ids_count = ids.size(),
+                        .bag_size = ids.size(),
+                        .bags = 1};
+  };
+  const auto use = [&](const std::vector<int64_t>& ids) {
+    Plan* plan = side.plan({input_of(ids)});
+    side.stage(*plan);
+    const std::vector<SlotIndex> filled = plan->moves[0].fill_to;
+    side.engine->release(*plan);
+    return filled;
+  };
+  const std::vector<int64_t> once = ids_from(0, 3000), often = ids_from(3000, 3000);
+  use(once);
+  for (int i = 0; i < 20; ++i) use(often);
+  const FeatureInput announced = input_of(once);
+  auto ticket = side.engine->announce({&announced, 1}, false);
+  check_ok(ticket.status());
+  std::this_thread::sleep_for(std::chrono::milliseconds(200));  // until its ids are known
+  BOOST_TEST(side.engine->cancel_prefetch(ticket.value()) == 1u);
+  const std::vector<SlotIndex> filled = use(ids_from(10'000, 4096));
+  BOOST_TEST(filled.size() == 4096u);
+  BOOST_TEST(std::set<SlotIndex>(filled.begin(), filled.end()).size() == filled.size());
 }
 
 BOOST_AUTO_TEST_CASE(a_budget_without_room_for_a_row_is_refused) {

@@ -1,6 +1,6 @@
 """The engine on this machine, as the cost model needs it: fitted to a few short runs, and saved.
 
-    engine = calibrated("/nvme", limits)   # measures once, two minutes, then reads a file
+    engine = calibrated("/nvme", limits)   # measures once, two or three minutes, then reads a file
 
 What limits cannot say (how long planning a row takes, how much fetching costs the layers) is found
 from DLRM steps of a few small configurations: see `predict.fit`, and for tables on a device
@@ -211,7 +211,7 @@ def calibrated(
         directory: on the drive, with room for `SPACE_BYTES`.
         rates: of the limits.
         device: also with tables on it; the rates have to have one.
-        again: measure, whatever has been saved.
+        again: measure, whatever has been saved; what is not asked for stays.
         smoke: a few runs of a second; nothing is saved, and the figures say nothing.
         path: where they are saved; None: beside the limits.
         say: told in one line what is used or saved.
@@ -219,8 +219,14 @@ def calibrated(
         progress: called after each run.
     """
     path = path or _default_path()
-    entry = (None if again or smoke else _saved(path, limits)) or {"limits": _key(limits)}
-    known = dict(entry)
+    entry = (None if smoke else _saved(path, limits)) or {"limits": _key(limits)}
+    for part in ["coefficients", *["staging"] * (device is not None)] if again else ():
+        entry.pop(part, None)
+
+    def keep(**found: Any) -> None:
+        entry.update(found)
+        if not smoke:
+            _save(path, entry, say)
 
     def measured(every: Sequence[Setups], rates: MachineRates, what: str) -> list[list[Any]]:
         """Runs to fit to, and runs to be predicted."""
@@ -246,18 +252,15 @@ def calibrated(
     else:
         fitting, checking = measured(ON_HOST, on_host, "engine")
         host, checked = validation(fitting, _told(checking), on_host)
-        entry |= {"date": now_text(), "coefficients": asdict(host.coefficients)}
-        entry |= {"validation": checked}
         say(f"engine: {validation_line(checked)}")
+        keep(date=now_text(), coefficients=asdict(host.coefficients), validation=checked)
     if device is not None and "staging" not in entry:
         fitting, checking = measured(ON_DEVICE, rates, f"engine on {device}")
         staging = fit_staging(fitting)
         host = replace(_host(entry, rates), staging=staging)
-        entry |= {"staging": asdict(staging)}
-        entry |= {"staging_validation": validation_of(host, fitting, _told(checking))}
-        say(f"engine on {device}: {validation_line(entry['staging_validation'])}")
-    if entry != known and not smoke:
-        _save(path, entry, say)
+        checked = validation_of(host, fitting, _told(checking))
+        say(f"engine on {device}: {validation_line(checked)}")
+        keep(staging=asdict(staging), staging_validation=checked)
     if device is None:
         return Engine(_host(entry, on_host), entry["validation"])
     return Engine(_host(entry, rates), entry["staging_validation"])

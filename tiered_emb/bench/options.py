@@ -104,7 +104,7 @@ def rates_of(limits: Limits, threads: int | None = None, with_device: bool = Fal
 def engine_of(
     args: argparse.Namespace, limits: Limits, again: bool, device: str | None = None
 ) -> Engine:
-    """The engine on this machine, and on a device: saved, or fitted now, about two minutes."""
+    """The engine on this machine, and on a device: saved, or fitted now, two or three minutes."""
     directory = args.dir or tempfile.gettempdir()
     with tqdm(unit=" runs", file=sys.stderr, leave=False, disable=None) as bar:
         return calibrated(

@@ -27,10 +27,10 @@ models takes as long as they run; then it stages the next batch, for which no la
 
     stage  = pass_s * passes + lookup_s * lookups + row_s * unique rows + move_s * rows moved
 
-of which training has two, forward and backward; rows move up or down. The coefficients are
-
-found by `fit_staging` from runs on the device. Where the layers are so large that the processor is
-done before them, a step takes less than that says.
+Training has two passes, forward and backward; rows move up or down. The coefficients are found by
+`fit_staging` from runs on the device. Where the layers are so large that the processor is done
+before them, a step takes less than that says. Where no row has a slot on the device, the processor
+pools and updates in dram, and the layers wait for that as well.
 
 `Platform`, with a device, from data sheets; nothing of it is measured. The device does the layers
 (as fast as its arithmetic or its memory allows) and then pools and updates rows in hbm; beside it
@@ -55,6 +55,7 @@ ID_BYTES = 8
 COPIES = 3  # of a row that goes up or down: read, written to a pinned buffer, read from there
 WITHIN = 0.15
 TRAIN_PASSES = 6
+_PASSES = 2  # on a device: forward and backward
 _NS = 1e9
 _ROUNDS = 10  # of choosing which steps the processor decides
 
@@ -136,16 +137,11 @@ class Staging:
     row_s: float
     move_s: float
 
-    def seconds(self, step: StepWork) -> float:
-        """Of a step."""
-        factors = (self.pass_s, self.lookup_s, self.row_s, self.move_s)
-        return sum(c * n for c, n in zip(factors, _staged(step), strict=True))
-
-
-def _staged(step: StepWork) -> tuple[float, float, float, float]:
-    """What `Staging` counts."""
-    passes = 2.0 if step.trains else 1.0
-    return passes, step.lookups, step.unique_rows, step.rows_up + step.rows_down
+    def seconds(self, lookups: float, unique_rows: float, moved: float, *, trains: bool) -> float:
+        """Of a step with so many lookups, distinct rows, and rows that move."""
+        passes = _PASSES if trains else 1
+        of_rows = self.row_s * unique_rows + self.move_s * moved
+        return self.pass_s * passes + self.lookup_s * lookups + of_rows
 
 
 @dataclass(frozen=True)
@@ -164,7 +160,7 @@ class Host:
         """See `Machine`."""
         if self.rates.device is None:
             return (("layers", "dram", "fetch"), ("plan", "ssd"))
-        device, processor = ("layers", "hbm"), ("layers", "stage")
+        device, processor = ("layers", "hbm"), ("layers", "stage", "dram")
         return (device, processor, ("link",), ("dram", "fetch"), ("plan", "ssd"))
 
     def busy_s(self, demand: Demand) -> dict[str, float]:
@@ -175,13 +171,19 @@ class Host:
         if at_best.hbm is not None:
             stage = 0.0
             if self.staging is not None and step.on_device:
-                stage = self.staging.seconds(step)
+                # With what is read and written in dram for it.
+                moved = step.rows_up + step.rows_down
+                stage = self.staging.seconds(
+                    step.lookups, step.unique_rows, moved, trains=step.trains
+                )
             of_device = {"hbm": at_best.hbm, "stage": stage, "link": at_best.link}
-        lookups = 0.0 if step.on_device else c.lookup_s * _passes(step)
+        in_dram = at_best.dram + c.lookup_s * _passes(step)
+        if at_best.hbm is not None and step.on_device:
+            in_dram = at_best.dram if self.staging is None else 0.0
         return {
             "layers": step.dense_s or c.flop_s * layers.flops + c.byte_s * layers.bytes,
             **of_device,
-            "dram": at_best.dram + lookups,
+            "dram": in_dram,
             "fetch": c.miss_s * step.misses + c.fetch_s * (step.misses > 0),
             "plan": c.plan_s * step.misses,
             "ssd": c.drive * at_best.ssd,
@@ -285,7 +287,8 @@ def fit_staging(runs: Sequence[Mapping[str, Any]]) -> Staging:
     rows, values = [], []
     for run in runs:
         step, taken_s = StepWork(**run["work"]), _taken(run)[TIERED]
-        rows.append([n / taken_s for n in _staged(step)])
+        passes, moved = _PASSES if step.trains else 1, step.rows_up + step.rows_down
+        rows.append([n / taken_s for n in (passes, step.lookups, step.unique_rows, moved)])
         values.append(1 - run["work"]["dense_s"] / taken_s)
     return Staging(*_least_squares(np.array(rows), np.array(values)).tolist())
 

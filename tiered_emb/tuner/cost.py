@@ -95,6 +95,12 @@ class Pool:
         """Of all its rows."""
         return self.rows * self.row_bytes
 
+    def dram_bytes(self, sizes: Sizes) -> float:
+        """Of a row's slot in dram, and of what tells where it is on a device."""
+        if not sizes.hbm_bytes:
+            return self.row_bytes
+        return hbm_slot_bytes(self.row_bytes) + HBM_PLACE_BYTES
+
     @property
     def hbm_bytes(self) -> int:
         """Of slots on a device for all of them."""
@@ -340,7 +346,9 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
     if sizes.dram_bytes is None:
         return [1.0] * len(model.pools), model.rows
     fixed = [pool for pool in model.pools if pool.share is not None]
-    kept = sum((pool.row_bytes + SLOT_BYTES) * pool.rows * (pool.share or 0.0) for pool in fixed)
+    kept = sum(
+        (pool.dram_bytes(sizes) + SLOT_BYTES) * pool.rows * (pool.share or 0.0) for pool in fixed
+    )
     if kept > sizes.dram_bytes + FREE_BYTES:
         raise DataError(
             f"shares of single tables take {kept:,.0f} bytes, dram has {sizes.dram_bytes:,.0f}"
@@ -350,9 +358,7 @@ def _shares(model: Model, sizes: Sizes) -> tuple[list[float], int]:
     rows = sum(pool.rows for pool in others)
     slots = 0
     if rows > 0:
-        mean_bytes = round(sum(pool.bytes for pool in others) / rows)
-        if sizes.hbm_bytes:
-            mean_bytes = round(sum(pool.hbm_bytes for pool in others) / rows + HBM_PLACE_BYTES)
+        mean_bytes = round(sum(pool.dram_bytes(sizes) * pool.rows for pool in others) / rows)
         ahead = max(0, sizes.ids_ahead - _WINDOW_FREE) * model.lookups * WINDOW_BYTES
         of_device = _for_device(model, sizes.hbm_bytes, sizes.dram_bytes)
         left = max(0.0, sizes.dram_bytes - kept - ahead - of_device)

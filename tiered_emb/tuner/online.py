@@ -126,9 +126,19 @@ def _layers_s(engine: TableEngine, machine: Host) -> float:
     if len(intervals) == 0:
         raise DataError("recommend(): no time between lookups is known; give layers_ms")
     stats = engine.stats()
+    steps = max(stats.steps, 1)
     own = stats.plan_ns + stats.move_ns + stats.upkeep_ns + stats.forward_ns + stats.backward_ns
-    own += stats.prefetch_stall_ns
-    misses = stats.rows_filled_from_ssd / max(stats.steps, 1)
+    own_s = (own + stats.prefetch_stall_ns) / _NS / steps
+    if machine.staging is not None and isinstance(engine.tiers.hbm, HBM):
+        # Most of it has no counter, and planning is a part of it.
+        staged_s = machine.staging.seconds(
+            stats.lookups / steps,
+            stats.unique_rows / steps,
+            (stats.hbm_rows_filled + stats.hbm_rows_spilled) / steps,
+            trains=engine.optimizer is not None,
+        )
+        own_s += staged_s - stats.plan_ns / _NS / steps
+    misses = stats.rows_filled_from_ssd / steps
     c = machine.coefficients
-    fetching = c.miss_s * misses + c.fetch_s * (misses > 0)
-    return max(0.0, float(np.median(intervals)) - own / _NS / max(stats.steps, 1) - fetching)
+    fetching_s = c.miss_s * misses + c.fetch_s * (misses > 0)
+    return max(0.0, float(np.median(intervals)) - own_s - fetching_s)

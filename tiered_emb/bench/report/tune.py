@@ -328,7 +328,7 @@ def _busy_chart(report: Report) -> Chart:
     groups = [*best["groups"], *([name] for name in busy if name not in grouped)]
     shown = [[name for name in group if busy.get(name, 0.0) > 0] for group in groups]
     shown = [group for group in shown if group]
-    names = [name for group in shown for name in group]
+    names = list(dict.fromkeys(name for group in shown for name in group))
     longest = max(sum(busy[name] for name in group) for group in shown)
     is_in_line = abs(best["step_ms"] / longest - 1) > 0.001
 
@@ -354,9 +354,12 @@ def _busy_chart(report: Report) -> Chart:
         axes.set_xlabel("ms of a step")
         axes.grid(axis="x")
 
-    group_of = {name: i + 1 for i, group in enumerate(shown) for name in group}
+    bars = {
+        name: ", ".join(str(i + 1) for i, group in enumerate(shown) if name in group)
+        for name in names
+    }
     rows = [
-        (name, f"{group_of[name]}", number(busy[name]), f"{busy[name] / best['step_ms']:.0%}")
+        (name, bars[name], number(busy[name]), f"{busy[name] / best['step_ms']:.0%}")
         for name in names
     ]
     how = (
