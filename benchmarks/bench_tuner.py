@@ -27,7 +27,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -35,7 +34,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from itertools import combinations, islice
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +45,7 @@ import torch
 from cache_streams import meta_curve, real_streams, zipf_streams
 from tuner_hbm import bench_hbm
 from tuner_placement import bench_placement
-from tuner_tables import all_runs, slower_than_best
+from tuner_tables import APART, all_runs, in_order, runs_text, slower_than_best
 
 from tiered_emb.bench import options
 from tiered_emb.bench.bound import DeviceRates
@@ -58,7 +57,6 @@ from tiered_emb.bench.predict import WITHIN, Host
 from tiered_emb.bench.provenance import provenance, write_report
 from tiered_emb.bench.streams import ZipfIds
 from tiered_emb.bench.workloads import Workload
-from tiered_emb.cli.report import table_text
 from tiered_emb.trace.format import TraceTable
 from tiered_emb.trace.reader import Trace
 from tiered_emb.trace.writer import TraceWriter
@@ -81,7 +79,6 @@ PARTS = ("curves", "speed", "predict", "placement", "hbm")
 WINDOW = 16
 LONG = 10_000_000
 BAR_LONG, BAR_SHORT = 0.01, 0.02
-APART = 0.05  # measured steps: closer ones are one as far as two runs can tell
 TURNS = 3
 GIB = 1 << 30
 
@@ -317,11 +314,7 @@ def bench_model(bench: Bench, shares: tuple[float, ...]) -> Report:
     best = Sizes(dram_bytes=min(grid, key=lambda row: row["measured_ms"])["dram_bytes"])
     runs = [(bench.run(chosen.sizes), bench.run(best)) for _ in range(bench.turns)]
     of_chosen, of_best = ([row["measured_ms"] for row in each] for each in zip(*runs, strict=True))
-    pairs = [
-        (a["measured_ms"] < b["measured_ms"]) == (a["predicted_ms"] < b["predicted_ms"])
-        for a, b in combinations(grid, 2)
-        if abs(math.log(a["measured_ms"] / b["measured_ms"])) > math.log1p(APART)
-    ]
+    pairs = in_order(grid)
     found = {
         "model": bench.setup.name, "grid": grid, "recommended": runs[0][0],
         "tiers": tiers_text(chosen), "best_of_grid": runs[0][1], "recommended_ms": of_chosen,
@@ -364,12 +357,7 @@ def bench_predict(args: argparse.Namespace, scale: Scale, folder: Path) -> Repor
         models.append(bench_model(Bench(setup, model, host, steps, folder, turns), shares))
     rows = [row for model in models for row in all_runs(model)]
     within = sum(abs(row["error"]) <= WITHIN for row in rows)
-    print(table_text(
-        ("", "dram", "measured ms", "predicted ms", "error", "misses", "predicted"),
-        [(r["model"], f"{r['dram_share']:.1%}", f"{r['measured_ms']:.2f}",
-          f"{r['predicted_ms']:.2f}", f"{r['error']:+.0%}", f"{r['misses_measured']:,.0f}",
-          f"{r['misses_predicted']:,.0f}") for r in rows],
-    ))  # fmt: skip
+    print(runs_text(rows, "dram", "misses"))
     print(f"{within} of {len(rows)} within 15%")
     return {
         "models": models,

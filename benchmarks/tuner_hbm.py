@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import torch
+from tuner_tables import in_order, runs_text
 
 import tiered_emb as te
 from tiered_emb.bench import options
@@ -18,7 +17,6 @@ from tiered_emb.bench.calibration import SMOKE_STEPS, STEPS_HBM, Setup
 from tiered_emb.bench.dlrm import TIERED, measure
 from tiered_emb.bench.predict import WITHIN, Host
 from tiered_emb.bench.workloads import Workload
-from tiered_emb.cli.report import table_text
 from tiered_emb.trace.reader import Trace
 from tiered_emb.tuner.cost import Model, RowFormat, Sizes, outlook
 from tiered_emb.tuner.model import Load, model_of
@@ -52,7 +50,8 @@ def bench_hbm(
         host: the engine on this machine, with the device.
         record: other batches of a workload's streams, so many, as a trace.
     """
-    rows = []
+    rows: list[Report] = []
+    pairs: list[bool] = []
     for setup, shares in SMOKE_MODELS if smoke else MODELS:
         trace = record(setup.workload, 20 if smoke else BATCHES, folder / "trace.parquet")
         load = Load(RowFormat(setup.optimizer), batch_size=setup.batch)
@@ -60,18 +59,9 @@ def bench_hbm(
         of_model = [_run(replace(setup, hbm=share), model, host, device, folder, smoke)
                     for share in shares]  # fmt: skip
         rows += of_model
-    pairs = [
-        (a["measured_ms"] < b["measured_ms"]) == (a["predicted_ms"] < b["predicted_ms"])
-        for a, b in combinations(rows, 2)
-        if a["model"] == b["model"] and abs(math.log(a["measured_ms"] / b["measured_ms"])) > 0.05
-    ]
+        pairs += in_order(of_model)
     within = sum(abs(row["error"]) <= WITHIN for row in rows)
-    print(table_text(
-        ("", "hbm", "measured ms", "predicted ms", "error", "rows up", "predicted"),
-        [(r["model"], f"{r['hbm_share']:.1%}", f"{r['measured_ms']:.2f}",
-          f"{r['predicted_ms']:.2f}", f"{r['error']:+.0%}", f"{r['rows_up_measured']:,.0f}",
-          f"{r['rows_up_predicted']:,.0f}") for r in rows],
-    ))  # fmt: skip
+    print(runs_text(rows, "hbm", "rows_up"))
     print(f"{within} of {len(rows)} within 15%; {sum(pairs)} of {len(pairs)} pairs in order")
     assert host.staging is not None
     return {

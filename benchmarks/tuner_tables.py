@@ -2,10 +2,35 @@
 
 from __future__ import annotations
 
+import math
 import statistics
+from collections.abc import Sequence
+from itertools import combinations
 from typing import Any
 
+from tiered_emb.cli.report import table_text
+
 Report = dict[str, Any]
+APART = 0.05  # measured steps: closer ones are one as far as two runs can tell
+
+
+def in_order(rows: Sequence[Report]) -> list[bool]:
+    """Of each pair of steps that are apart, whether the one predicted to be shorter is."""
+    return [
+        (a["measured_ms"] < b["measured_ms"]) == (a["predicted_ms"] < b["predicted_ms"])
+        for a, b in combinations(rows, 2)
+        if abs(math.log(a["measured_ms"] / b["measured_ms"])) > math.log1p(APART)
+    ]
+
+
+def runs_text(rows: Sequence[Report], tier: str, moved: str) -> str:
+    """Predicted beside measured steps, for a terminal."""
+    return table_text(
+        ("", tier, "measured ms", "predicted ms", "error", moved.replace("_", " "), "predicted"),
+        [(r["model"], f"{r[f'{tier}_share']:.1%}", f"{r['measured_ms']:.2f}",
+          f"{r['predicted_ms']:.2f}", f"{r['error']:+.0%}", f"{r[f'{moved}_measured']:,.0f}",
+          f"{r[f'{moved}_predicted']:,.0f}") for r in rows],
+    )  # fmt: skip
 
 
 def curves_table(report: Report) -> str:
