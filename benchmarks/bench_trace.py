@@ -22,7 +22,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
-import numpy.typing as npt
+from block_pairs import bounds, trimmed_mean
 
 import tiered_emb as te
 from tiered_emb.bench.contenders import Tiered, Training, make_tables
@@ -81,7 +81,7 @@ def compare(case: Case, folder: Path) -> dict[str, Any]:
                 {
                     "sample": sample,
                     "ratio": trimmed_mean(ratios),
-                    "ratio_within_95pct": bounds_of_mean(ratios),
+                    "ratio_within_95pct": bounds(ratios, trimmed_mean),
                     "lookups": trace.lookups,
                     "completing_ns_a_lookup": end / trace.lookups * 1e9,
                     "file_bytes_a_lookup": path.stat().st_size / trace.lookups,
@@ -118,18 +118,6 @@ def pair_of(
             seconds[is_recorded] = time.perf_counter() - start
             trace._writer.wait()
     return seconds
-
-
-def trimmed_mean(values: npt.NDArray[np.float64]) -> float:
-    """Without the tenth at each end."""
-    cut = len(values) // 10
-    return float(np.sort(values)[cut : len(values) - cut].mean())
-
-
-def bounds_of_mean(values: npt.NDArray[np.float64]) -> list[float]:
-    """Within which `trimmed_mean` is with a probability of 95%: a bootstrap's percentiles."""
-    drawn = np.random.default_rng(0).choice(values, (2000, len(values)))
-    return [float(v) for v in np.percentile([trimmed_mean(row) for row in drawn], [2.5, 97.5])]
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -58,6 +58,7 @@ def test_every_batch_of_a_sampled_row_is_there(tmp_path: Path, share: float | No
     if share is not None:
         tiers = te.Tiers(dram=int(share * rows * 4 * 4), ssd=te.SSD(str(tmp_path / "store")))
     bag = te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1), tiers=tiers)
+    bag._engine._core.hold_lookup_sample(True)  # watches all of them
     sample = lookup_sample(bag._engine)
     assert (sample.rate, sample.batches_spanned, len(sample.ids)) == (1, 0, 0)
     batches = []
@@ -78,6 +79,39 @@ def test_every_batch_of_a_sampled_row_is_there(tmp_path: Path, share: float | No
     assert len(np.unique(sample.ids)) > 3800
     bag.close()
     assert (lookup_sample(bag._engine).ids == sample.ids).all()
+
+
+@pytest.mark.parametrize(("trains", "most"), [(False, 0.02), (True, 0.12)])
+def test_few_batches_are_watched(trains: bool, most: float) -> None:
+    te.set_num_threads(1)  # thousands of small batches
+    rng = np.random.default_rng(8)
+    rows = 60_000
+    bag = te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1))
+    ids = [rng.integers(0, rows, 12_000) for _ in range(64)]
+    watched: list[list[np.ndarray]] = []
+    rests, in_a_row, steps = 0, 0, 0
+    while rests < 2:
+        steps += 1
+        index = torch.from_numpy(ids[steps % 64]).view(-1, 4)
+        if trains:
+            bag(index).sum().backward()
+        else:
+            with torch.no_grad():
+                bag(index)
+        if bag._engine._core.hold_lookup_sample(None) == len(watched):
+            rests += in_a_row > 0
+            in_a_row = 0
+            continue
+        watched.append([ids[steps % 64]])
+        in_a_row += 1
+        if in_a_row == 10:
+            sample = lookup_sample(bag._engine)  # in the middle of a burst
+            assert int(sample.batches[-1]) + 1 == (10 if rests == 0 else len(watched) - 10)
+            check(watched[: int(sample.batches[-1]) + 1], [rows], sample)
+    sample = lookup_sample(bag._engine)
+    check(watched, [rows], sample)
+    assert sample.batches_spanned > 16
+    assert len(watched) < most * steps
 
 
 def test_tables_of_a_collection_and_ids_beyond_32_bits(tmp_path: Path) -> None:

@@ -6,12 +6,14 @@
 // becomes the Python exception of its code (status.h).
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/tuple.h>
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
 #include <memory>
+#include <optional>
 #include <tuple>
 #include <utility>
 #include <vector>
@@ -326,6 +328,11 @@ nb::tuple lookup_sample(const OwnedEngine& engine) {
                         to_numpy(std::move(ids)), sample.in_batch.size());
 }
 
+uint64_t hold_lookup_sample(const OwnedEngine& engine, std::optional<bool> watching) {
+  const WithoutGil without_gil;
+  return engine->hold_lookup_sample(watching);
+}
+
 void read_rows(const OwnedEngine& engine, uint32_t table, uintptr_t ids, size_t count,
                uintptr_t weights, uintptr_t state) {
   run([&] {
@@ -464,6 +471,7 @@ NB_MODULE(_core, m) {
       .def_prop_ro("looks_ahead", [](const OwnedEngine& engine) { return engine->looks_ahead(); })
       .def("stats", &stats)
       .def("lookup_sample", &lookup_sample)
+      .def("hold_lookup_sample", &hold_lookup_sample, nb::arg("watching").none())
       .def("step",
            [](const OwnedEngine& engine, uint32_t table) { return engine->step(TableId(table)); })
       .def("set_step", [](const OwnedEngine& engine, uint32_t table, uint64_t step) {

@@ -242,6 +242,7 @@ Status Engine::lookup_locked(std::span<const FeatureInput> inputs,
   if (nothing_moves) {
     TE_RETURN_IF_ERROR(lay_out_batch(inputs, *tiers_, plan));
     Timer timer(forward_ns_);
+    plan.is_watched = planner_.sample().is_watching();
     const auto done =
         executor_.forward_resident(inputs, plan, features, planner_.sample().mask(), thread_pool());
     if (done == Executor::Resident::kPooled) {
@@ -376,6 +377,12 @@ void Engine::set_step(TableId table, uint64_t step) {
 LookupSample::Copy Engine::lookup_sample() {
   std::lock_guard lock(mutex_);
   return planner_.sample().copy();
+}
+
+uint64_t Engine::hold_lookup_sample(std::optional<bool> watching) {
+  std::lock_guard lock(mutex_);
+  planner_.sample().hold(watching);
+  return planner_.sample().watched_batches();
 }
 
 EngineStats Engine::stats() {

@@ -200,6 +200,8 @@ class Engine {
   }
   EngineStats stats();
   LookupSample::Copy lookup_sample();
+  // See LookupSample::hold. Batches that were watched so far.
+  uint64_t hold_lookup_sample(std::optional<bool> watching);
   // Updates of a table so far (the optimizer's step).
   uint64_t step(TableId table) const;
   void set_step(TableId table, uint64_t step);

@@ -161,7 +161,7 @@ Executor::Resident Executor::forward_resident(std::span<const FeatureInput> inpu
                                               std::span<const FeatureForward> features,
                                               uint32_t sample_mask, ThreadPool& threads) {
   plan.occurrence_slots.resize(plan.occurrences);
-  plan.sampled.resize(plan.occurrences);
+  if (plan.is_watched) plan.sampled.resize(plan.occurrences);
   plan.argmax.resize(features.size());
   for (Scratch<uint32_t>& argmax : plan.argmax) argmax.clear();
   chunks_.clear();
@@ -210,7 +210,7 @@ Executor::Resident Executor::pool_resident(const FeatureInput& input, Plan& plan
   if (!kernels().own_slots(own_slot_args(input, plan, chunk.of), begin, end, &padding))
     return Resident::kAbsent;
   *pooled = end - begin - padding;
-  pick_sampled(input, plan, c, begin, end, sample_mask);
+  if (plan.is_watched) pick_sampled(input, plan, c, begin, end, sample_mask);
   PoolArgs args = pool_args(plan, chunk.of);
   args.bag_begin = bag_begin;
   args.sample_weights = feature.sample_weights;

@@ -12,8 +12,10 @@ namespace te {
 namespace {
 
 constexpr size_t kRowsEnough = 1 << 13;
+constexpr size_t kRowsMin = 1 << 10;
 constexpr size_t kEntriesMin = LookupSample::kEntries / 16;  // of so many batches as there may be
 constexpr size_t kPiece = 1024;  // entries that room is made for at once
+constexpr uint64_t kRestPerCost = 64;
 
 }  // namespace
 
@@ -39,12 +41,23 @@ void LookupSample::note(std::span<const RowId> rows) {
       }
     }
     in_batch(end_batch_ - 1) += static_cast<uint32_t>(used_ - before);
-    noted_ += used_ - before;
   }
 }
 
-void LookupSample::end_batch() {
-  if (end_batch_ - first_batch_ == kBatchesMax && used_ < kEntriesMin && mask_ != 0) clear();
+void LookupSample::end_batch(uint64_t cost) {
+  burst_cost_ += cost;
+  const bool is_sparse = end_batch_ - first_batch_ == kBatchesMax && used_ < kEntriesMin;
+  const bool is_complete = first_batch_ > burst_begin_;
+  if (mask_ != 0 && (is_sparse || (is_complete && distinct_rows() < kRowsMin))) return clear();
+  if (!is_complete) return;
+  rest_ = kRestPerCost * burst_cost_;
+  burst_begin_ = end_batch_;
+  burst_cost_ = 0;
+}
+
+void LookupSample::pass(uint64_t work) {
+  rest_ -= std::min(rest_, work);
+  gap_ = end_batch_;
 }
 
 void LookupSample::append(std::span<const RowId> rows) {
@@ -58,12 +71,8 @@ void LookupSample::append(std::span<const RowId> rows) {
 bool LookupSample::is_sampled(RowId row) const { return (sample_hash(row.value) & mask_) == 0; }
 
 void LookupSample::make_room() {
-  bool has_many_rows = false;
-  if (noted_ >= kNotedPerCount) {
-    has_many_rows = distinct_rows() > kRowsEnough;
-    if (!has_many_rows) noted_ = 0;
-  }
-  if (has_many_rows || end_batch_ - first_batch_ == 1) {
+  const bool is_all_of_burst = first_batch_ == burst_begin_;
+  if ((is_all_of_burst && distinct_rows() > kRowsEnough) || end_batch_ - first_batch_ == 1) {
     halve_rate();
   } else {
     drop_oldest_batch();
@@ -93,10 +102,9 @@ void LookupSample::halve_rate() {
 
 // The rows of before were noted at a lower rate than those to come.
 void LookupSample::clear() {
-  first_batch_ = end_batch_;
+  first_batch_ = burst_begin_ = end_batch_;
   used_ = 0;
   mask_ = 0;
-  noted_ = kNotedPerCount;
 }
 
 // From the share of bits that hashes of the rows leave unset (Whang, Vander-Zanden, Taylor, ACM
@@ -115,14 +123,16 @@ size_t LookupSample::distinct_rows() const {
 }
 
 LookupSample::Copy LookupSample::copy() const {
+  size_t before_gap = 0;
+  for (uint64_t batch = first_batch_; batch < gap_; ++batch) before_gap += in_batch(batch);
+  const bool is_before = before_gap > used_ / 2;
   Copy copy;
   copy.rate = std::ldexp(1.0, -std::popcount(mask_));
-  copy.first_batch = first_batch_;
-  for (uint64_t batch = first_batch_; batch != end_batch_; ++batch)
+  copy.first_batch = is_before ? first_batch_ : std::max(first_batch_, gap_);
+  for (uint64_t batch = copy.first_batch; batch != (is_before ? gap_ : end_batch_); ++batch)
     copy.in_batch.push_back(in_batch(batch));
-  const size_t to_end = std::min(used_, kEntries - first_);
-  copy.rows.assign(entries() + first_, entries() + first_ + to_end);
-  copy.rows.insert(copy.rows.end(), entries(), entries() + used_ - to_end);
+  for (size_t i = is_before ? 0 : before_gap; i != (is_before ? before_gap : used_); ++i)
+    copy.rows.push_back(entry(i));
   return copy;
 }
 

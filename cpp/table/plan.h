@@ -131,7 +131,8 @@ struct Plan {
   // those of all lookups.
   Scratch<RowId> sampled;
   std::vector<SampledRange> sampled_ranges;
-  bool is_noted = false;  // in the lookup sample, by this plan or another of the same batch
+  bool is_watched = false;  // these are filled
+  bool is_noted = false;    // in the lookup sample, by this plan or another of the same batch
   // With an hbm tier, once it is staged: where the unique rows are for the device (hbm_tier.h);
   // occurrence_slots name those places too.
   bool is_staged = false;

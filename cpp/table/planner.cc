@@ -16,6 +16,11 @@ namespace {
 // Outputs that are kept without a backward must not pin slots for ever (pins count to 65,535).
 constexpr size_t kWaitingPlansMax = 4096;
 constexpr size_t kSlotAhead = 16;  // prefetched
+// What batches cost for the lookup sample, in rough lookups that are pooled without a plan (1 to 10
+// ns): the call, a lookup that is planned; and to watch, beside one a row, a row that is sampled.
+constexpr uint64_t kBatchWork = 1024;
+constexpr uint64_t kPlannedWork = 8;
+constexpr uint64_t kSampledCost = 16;
 
 }  // namespace
 
@@ -297,11 +302,24 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
 }
 
 void Planner::note(Plan& plan) {
+  note(plan, plan.acquired.uniques + kSampledCost * sampled_rows(plan),
+       kBatchWork + kPlannedWork * plan.lookups);
+}
+
+void Planner::note(Plan& plan, uint64_t cost, uint64_t work) {
   if (std::exchange(plan.is_noted, true)) return;
+  if (!plan.is_watched) return sample_.pass(work);
   sample_.begin_batch();
   for (const SampledRange& range : plan.sampled_ranges)
     sample_.note(plan.sampled.span().subspan(range.first, range.count));
-  sample_.end_batch();
+  sample_.end_batch(cost);
+}
+
+size_t Planner::sampled_rows(const Plan& plan) {
+  size_t rows = 0;
+  if (!plan.is_watched) return rows;
+  for (const SampledRange& range : plan.sampled_ranges) rows += range.count;
+  return rows;
 }
 
 void Planner::count(Plan& plan) {
@@ -409,9 +427,7 @@ void Planner::abandon(Plan& plan) {
 
 // Those sampled rows stay that come for the first time.
 void Planner::drop_repeats(Plan& plan) {
-  size_t lookups = 0;
-  for (const SampledRange& range : plan.sampled_ranges) lookups += range.count;
-  const size_t places = std::bit_ceil(2 * lookups + 1);
+  const size_t places = std::bit_ceil(2 * sampled_rows(plan) + 1);
   seen_.resize(places);
   std::fill_n(seen_.data(), places, RowId::none());
   const auto was_seen = [&](RowId row) {
@@ -426,8 +442,9 @@ void Planner::drop_repeats(Plan& plan) {
 }
 
 void Planner::count_resident(Plan& plan) {
-  drop_repeats(plan);
-  note(plan);
+  const uint64_t cost = plan.lookups + kSampledCost * sampled_rows(plan);
+  if (plan.is_watched) drop_repeats(plan);
+  note(plan, cost, kBatchWork + plan.lookups);
   ++stats_.plans;
   stats_.lookups += plan.lookups;
   stats_.lookup_hits += plan.lookups;

@@ -85,7 +85,7 @@ class Planner {
 
   Lookahead& lookahead() { return lookahead_; }
   const PlannerStats& stats() const { return stats_; }
-  const LookupSample& sample() const { return sample_; }
+  LookupSample& sample() { return sample_; }
 
  private:
   uint32_t take_marks(size_t rows);
@@ -99,6 +99,8 @@ class Planner {
   void forget_marks(SlotDirectory& directory, EvictionPolicy* policy, uint32_t end);
   static void follow_slots(Plan& plan);
   void drop_repeats(Plan& plan);
+  static size_t sampled_rows(const Plan& plan);
+  void note(Plan& plan, uint64_t cost, uint64_t work);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   uint64_t bytes_for(const Acquisition& acquired) const;
   Status too_large(const Acquisition& acquired) const;

@@ -96,6 +96,7 @@ size_t used_ids(const FeatureInput& feature, const FeaturePlan& planned) {
 Status RowFinder::find(std::span<const FeatureInput> features, bool will_update, Plan& plan,
                        ThreadPool& threads) {
   plan.will_update = will_update;
+  plan.is_watched = sample_.is_watching();
   make_room(plan);
   cut(features, plan, threads);
   if (will_update) plan.csr_begin.resize(plan.occurrences + parts_.size());
@@ -129,7 +130,7 @@ void RowFinder::make_room(Plan& plan) {
   plan.acquired.unique_of.resize(plan.occurrences);
   plan.acquired.rows.resize(plan.occurrences);
   plan.acquired.slots.resize(plan.occurrences);
-  plan.sampled.resize(plan.occurrences);
+  if (plan.is_watched) plan.sampled.resize(plan.occurrences);
   missing_.resize(plan.occurrences);
   positions_.resize(plan.occurrences);
   if (!plan.will_update) return;
@@ -313,7 +314,7 @@ void RowFinder::find_rows(const Slots slots, const FeatureInput& feature, Plan& 
                         part.feature,        part.first,
                         unique - part.first, 0};
   plan.sampled_ranges[p] = {part.first, 0};
-  pick_sampled(plan, p, part.first, unique);
+  if (plan.is_watched) pick_sampled(plan, p, part.first, unique);
 }
 
 void RowFinder::pick_sampled(Plan& plan, size_t p, size_t first, size_t end) const {
@@ -358,7 +359,7 @@ void RowFinder::dedupe_missing(const FeatureInput& feature, Plan& plan, size_t p
     index.set(fill.row,
               fill.from.is_none() ? LocationWord::never_written() : LocationWord::block(fill.from));
   }
-  pick_sampled(plan, p, found, range.first + range.count);
+  if (plan.is_watched) pick_sampled(plan, p, found, range.first + range.count);
 }
 
 void RowFinder::finish(Plan& plan, ThreadPool& threads) {

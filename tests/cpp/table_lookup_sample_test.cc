@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <boost/test/unit_test.hpp>
 #include <functional>
+#include <optional>
 #include <set>
 #include <vector>
 
@@ -24,12 +25,20 @@ uint32_t mask_of(double rate) {
   return mask;
 }
 
-// A sample, and all that it was told.
+// A sample, and all batches that it watched.
 struct Told {
+  explicit Told(std::optional<bool> held = true) { sample.hold(held); }
   LookupSample sample;
   std::vector<Rows> batches;
+  size_t gap = 0;  // before this batch others were not watched
 
-  void note(const Rows& rows) {
+  // A batch; false if it was not watched.
+  bool note(const Rows& rows, uint64_t cost = 1, uint64_t work = 1) {
+    if (!sample.is_watching()) {
+      sample.pass(work);
+      gap = batches.size();
+      return false;
+    }
     batches.push_back(rows);
     Rows sampled(rows.size());
     SampleArgs args;
@@ -40,17 +49,20 @@ struct Told {
     const size_t half = sampled.size() / 2;  // as if of two tables
     sample.note({sampled.data(), half});
     sample.note({sampled.data() + half, sampled.size() - half});
-    sample.end_batch();
+    sample.end_batch(cost);
+    return true;
   }
 
-  // The last batches, of each exactly the rows that the rate says, in order.
+  // The last batches without a gap, of each exactly the rows that the rate says, in order.
   LookupSample::Copy check() const {
     const LookupSample::Copy copy = sample.copy();
     const uint32_t mask = mask_of(copy.rate);
     BOOST_TEST_REQUIRE(mask == sample.mask());
     BOOST_TEST_REQUIRE(copy.rows.size() <= LookupSample::kEntries);
     BOOST_TEST_REQUIRE(copy.in_batch.size() <= LookupSample::kBatchesMax);
-    BOOST_TEST_REQUIRE(copy.first_batch + copy.in_batch.size() == batches.size());
+    const size_t end = copy.first_batch + copy.in_batch.size();
+    BOOST_TEST_REQUIRE(
+        (end == batches.size() ? copy.first_batch >= gap || gap == end : end == gap));
     size_t at = 0;
     for (size_t b = 0; b < copy.in_batch.size(); ++b) {
       Rows expected;
@@ -154,6 +166,77 @@ BOOST_AUTO_TEST_CASE(it_begins_anew_where_the_rate_has_become_too_low) {
   BOOST_TEST(copy.rate == 1);
   BOOST_TEST(copy.in_batch.size() < 102u);
   BOOST_TEST(!copy.rows.empty());
+}
+
+// Each burst fills the sample by itself; the next one comes when 64 times its cost has been done.
+BOOST_AUTO_TEST_CASE(it_watches_in_bursts) {
+  Random random(9);
+  Told told(std::nullopt);
+  BOOST_TEST(told.sample.is_watching());
+  constexpr uint64_t kCost = 10;
+  constexpr uint64_t kWork = 25;
+  uint64_t burst_begin = 0;
+  for (int burst = 0; burst < 6; ++burst) {
+    while (told.note(random_rows(random, 1000 * static_cast<uint64_t>(burst), 50'000, 3000), kCost))
+      BOOST_TEST_REQUIRE(told.batches.size() < 10'000u);  // it ends
+    const LookupSample::Copy copy = told.check();
+    BOOST_TEST(copy.first_batch > burst_begin);
+    BOOST_TEST(copy.rows.size() > LookupSample::kEntries * 7 / 8);
+    const uint64_t batches = told.batches.size() - burst_begin;
+    uint64_t passed = 1;
+    for (; !told.sample.is_watching(); passed += kWork) told.note({}, kCost, kWork);
+    BOOST_TEST(passed >= 64 * kCost * batches);
+    BOOST_TEST(passed < 64 * kCost * batches + kWork);
+    burst_begin = told.batches.size();
+    BOOST_TEST((told.sample.copy().rows == copy.rows));  // until then it stays as it is
+    for (const uint64_t quarters : {1, 3}) {             // of the next burst
+      while (told.batches.size() < burst_begin + batches * quarters / 4)
+        told.note(random_rows(random, 0, 50'000, 3000), kCost);
+      BOOST_TEST(told.sample.is_watching());
+      const LookupSample::Copy part = told.check();
+      BOOST_TEST(
+          (quarters == 1 ? part.first_batch > copy.first_batch : part.first_batch == burst_begin));
+      BOOST_TEST(part.rows.size() > LookupSample::kEntries * 5 / 8);
+    }
+  }
+}
+
+BOOST_AUTO_TEST_CASE(a_burst_follows_rows_that_become_less) {
+  Random random(11);
+  Told told(std::nullopt);
+  for (const uint64_t rows : {400'000ull, 3'000ull}) {
+    while (told.note(random_rows(random, 0, rows, 2000))) {
+    }
+    while (!told.sample.is_watching()) told.note({}, 1, 1000);
+  }
+  const LookupSample::Copy copy = told.check();
+  BOOST_TEST(copy.rate == 1);
+  BOOST_TEST(distinct(copy.rows) > 2'900u);
+}
+
+BOOST_AUTO_TEST_CASE(a_burst_follows_rows_that_become_more) {
+  Random random(10);
+  Told told(std::nullopt);
+  for (const uint64_t rows : {4'000ull, 400'000ull, 40'000ull}) {
+    while (told.note(random_rows(random, 0, rows, 2000))) {
+    }
+    while (!told.sample.is_watching()) told.note({}, 1, 1000);
+  }
+  while (told.note(random_rows(random, 0, 400'000, 2000))) {
+  }
+  const LookupSample::Copy copy = told.check();
+  BOOST_TEST(copy.rate < 1);
+  BOOST_TEST(distinct(copy.rows) > 3'800u);
+  BOOST_TEST(distinct(copy.rows) < 8'600u);
+}
+
+BOOST_AUTO_TEST_CASE(it_can_be_held) {
+  Told told(false);
+  for (uint64_t batch = 0; batch < 10; ++batch) BOOST_TEST(!told.note({RowId(batch)}));
+  BOOST_TEST(told.sample.watched_batches() == 0u);
+  told.sample.hold(std::nullopt);
+  BOOST_TEST(told.note({RowId(7)}));
+  BOOST_TEST(told.sample.watched_batches() == 1u);
 }
 
 BOOST_AUTO_TEST_CASE(any_rows_are_sampled_alike) {
