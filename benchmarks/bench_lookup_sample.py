@@ -146,30 +146,32 @@ def compare(case: Case, is_smoke: bool) -> dict[str, Any]:
         steps = max(1, round(BLOCK_S / (bag.run(BATCHES) / BATCHES)))
         while bag.watch(True) == lookup_sample(bag.table._engine).batches_spanned:
             bag.run(POLL)  # until it is full
-        always = pairs_of(bag, True, steps, 4 if is_smoke else 600)
+        always = pairs_of(bag, True, steps, 4 if is_smoke else 1000)
         ratios = always[:, 1] / always[:, 0]
         bag.watch(None)
         batches, watched = bag.cycle()
-        blocks = 4 if is_smoke else max(4000, -(-batches // steps))
+        blocks = 4 if is_smoke else max(10_000, -(-batches // steps))
         measured = pairs_of(bag, None, steps, blocks)
         bag.table.close()
-    cost = (trimmed_mean(ratios) - 1) * watched / batches
+    watching, watching_bounds = trimmed_mean(ratios) - 1, bounds(ratios, trimmed_mean)
+    share = watched / batches
     report = {
         **asdict(case),
         "batch_us": float(np.median(always[:, 0])) / steps * 1e6,
-        "watching": trimmed_mean(ratios) - 1,
-        "watching_within_95pct": [r - 1 for r in bounds(ratios, trimmed_mean)],
+        "watching": watching,
+        "watching_within_95pct": [r - 1 for r in watching_bounds],
         "cycle_batches": batches,
-        "share": watched / batches,
-        "cost": cost,
+        "share": share,
+        "cost": watching * share,
+        "cost_within_95pct": [(r - 1) * share for r in watching_bounds],
         "measured": ratio_of_sums(measured) - 1,
         "measured_within_95pct": [r - 1 for r in bounds(measured, ratio_of_sums)],
         "measured_cycles": blocks * steps / batches,
     }
     low, high = report["measured_within_95pct"]
     print(
-        f"{case.name:40} {report['batch_us']:8.1f} us; watching {report['watching']:+7.1%} of one "
-        f"in {batches / watched:5.1f}: {cost:.2%}; measured {report['measured']:+.2%} "
+        f"{case.name:40} {report['batch_us']:8.1f} us; watching {watching:+7.1%} of one "
+        f"in {1 / share:6.1f}: {watching * share:.2%}; measured {report['measured']:+.2%} "
         f"({low:+.2%} to {high:+.2%})",
         flush=True,
     )
