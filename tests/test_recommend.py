@@ -76,6 +76,16 @@ def test_where_all_rows_are_to_be_in_dram_the_size_holds_them(tmp_path: Path) ->
         assert bag.stats().slots == rows
 
 
+def test_large_batches_of_few_rows() -> None:
+    rows = 8000
+    with te.TieredEmbedding(rows, DIM, mode="sum", optimizer=te.optim.SGD(0.1)) as bag:
+        ids = torch.arange(rows).view(-1, 4)
+        for _ in range(60):
+            bag(ids).sum().backward()
+        advice = bag.stats().recommend(layers_ms=0, machine=HERE)
+        assert advice.model.unique_rows == pytest.approx(rows, rel=0.05)
+
+
 def te_rows(optimizer: str | None) -> object:
     from tiered_emb.tuner.cost import RowFormat
 

@@ -12,7 +12,8 @@ namespace te {
 namespace {
 
 constexpr size_t kRowsEnough = 1 << 13;
-constexpr size_t kRowsMin = 1 << 10;
+constexpr size_t kRowsMin = 1 << 9;
+constexpr size_t kBatchesEnough = 32;
 constexpr size_t kEntriesMin = LookupSample::kEntries / 16;  // of so many batches as there may be
 constexpr size_t kPiece = 1024;  // entries that room is made for at once
 constexpr uint64_t kRestPerCost = 64;
@@ -72,7 +73,8 @@ bool LookupSample::is_sampled(RowId row) const { return (sample_hash(row.value) 
 
 void LookupSample::make_room() {
   const bool is_all_of_burst = first_batch_ == burst_begin_;
-  if ((is_all_of_burst && distinct_rows() > kRowsEnough) || end_batch_ - first_batch_ == 1) {
+  const bool is_short = end_batch_ - first_batch_ < kBatchesEnough;
+  if (is_short || (is_all_of_burst && distinct_rows() > kRowsEnough)) {
     halve_rate();
   } else {
     drop_oldest_batch();

@@ -9,11 +9,12 @@
 // several thousand distinct rows, and uses enough of each, for the first use of a row is a miss of
 // every cache and tells nothing. The sample begins with all rows. When its 65,536 places are taken,
 // and by more than 8,192 distinct rows (which SHARDS found to be enough), half the rows are dropped
-// and the rate is halved: the places last for twice as many batches. Else the oldest batch goes. So
-// a full sample holds about 4,096 rows or more, if so many are in use, and eight uses of each on
-// average. It never reaches back farther than 16,384 batches, which matters where rows seldom come
-// again. If batches have become so small that these fill less than a sixteenth of the places, or
-// rows in use so few that the sample has less than 1,024 distinct ones, it begins anew.
+// and the rate is halved: the places last for twice as many batches. Likewise if there are less
+// than 32 batches. Else the oldest batch goes. So a full sample holds 1,024 rows or more, mostly
+// over 4,096, if so many are in use, and eight uses of each on average. It never reaches back
+// farther than 16,384 batches, which matters where rows seldom come again. If batches have become
+// so small that these fill less than a sixteenth of the places, or rows in use so few that the
+// sample has less than 512 distinct ones, it begins anew.
 //
 // Batches are watched in bursts (bursty tracing: Arnold, Ryder, PLDI 2001): once a burst alone has
 // filled the sample, batches pass unseen until they have been 64 times as much work as watching

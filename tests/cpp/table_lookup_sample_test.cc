@@ -110,7 +110,7 @@ BOOST_AUTO_TEST_CASE(it_is_what_the_rate_says_of_the_last_batches) {
 }
 
 BOOST_AUTO_TEST_CASE(rows_in_use_decide_the_rate) {
-  for (const auto& [rows, in_batch] : {std::pair{6'000, 3'000}, {200'000, 2'000}, {500'000, 700}}) {
+  for (const auto& [rows, in_batch] : {std::pair{6'000, 1'500}, {200'000, 2'000}, {500'000, 700}}) {
     Random random(4);
     Told told;
     for (int batch = 0; batch < 400'000 / in_batch + 4 * rows / in_batch; ++batch) {
@@ -132,6 +132,17 @@ BOOST_AUTO_TEST_CASE(rows_in_use_decide_the_rate) {
   }
 }
 
+BOOST_AUTO_TEST_CASE(few_batches_of_the_same_rows_are_not_enough) {
+  Told told(std::nullopt);
+  Rows rows;
+  for (uint64_t i = 0; i < 7'000; ++i) rows.push_back(RowId(i));
+  while (told.note(rows)) {
+  }
+  const LookupSample::Copy copy = told.check();
+  BOOST_TEST(copy.rate == 0.25);
+  BOOST_TEST(copy.in_batch.size() >= 32u);
+}
+
 BOOST_AUTO_TEST_CASE(one_batch_may_have_more_rows_than_the_sample) {
   Told told;
   Rows rows;
@@ -140,6 +151,8 @@ BOOST_AUTO_TEST_CASE(one_batch_may_have_more_rows_than_the_sample) {
   const LookupSample::Copy copy = told.check();
   BOOST_TEST(copy.rate <= 0.125);
   BOOST_TEST(copy.rate >= 0.0625);
+  for (int batch = 0; batch < 64; ++batch) told.note(rows);
+  BOOST_TEST(told.check().in_batch.size() >= 32u);
 }
 
 BOOST_AUTO_TEST_CASE(rows_that_never_come_again_do_not_stretch_it_for_ever) {
