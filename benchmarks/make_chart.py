@@ -259,7 +259,7 @@ def render_tuning(text: str) -> str:
     """docs/TUNING.md, likewise."""
     reports = [load(f"tuner{part}") for part in ("_curves", "_speed", "", "_placement")]
     curves, speed, tuner, placement = reports
-    hbm = load("tuner_hbm")
+    hbm, sample = load("tuner_hbm"), load("lookup_sample")
     blocks = {
         "tuner-curves": tuner_tables.curves_table(curves),
         "tuner-speed": tuner_tables.speed_text(speed),
@@ -267,9 +267,10 @@ def render_tuning(text: str) -> str:
         "tuner-within": tuner_tables.within_text(tuner),
         "tuner-recommended": tuner_tables.recommended_table(tuner),
         "tuner-placement": tuner_tables.placement_table(placement),
+        "tuner-sample": tuner_tables.sample_table(sample),
         "tuner-hbm": tuner_tables.hbm_table(hbm),
         "tuner-hbm-source": provenance_line({**hbm, "gpu": hbm["hbm"]["device"]}),
-        "tuner-source": "; ".join(map(provenance_line, reports)),
+        "tuner-source": "; ".join(map(provenance_line, [*reports, sample])),
     }
     return fill_blocks(text, blocks, "docs/TUNING.md")
 

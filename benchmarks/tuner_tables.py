@@ -109,6 +109,26 @@ def hbm_table(report: Report) -> str:
     return "\n".join(lines)
 
 
+def sample_table(report: Report) -> str:
+    """What the engine's sample of lookups costs."""
+
+    def percent(row: Report, name: str, places: int) -> str:
+        low, high = row[f"{name}_within_95pct"]
+        return f"{row[name]:.{places}%} ({low:.{places}%} to {high:.{places}%})"
+
+    lines = [
+        "| batches | one takes | watching | one in | cost | measured |",
+        "|---|---|---|---|---|---|",
+    ]
+    for row in report["cases"]:
+        lines.append(
+            f"| {row['name']} | {row['batch_us']:,.0f} us | {percent(row, 'watching', 1)} "
+            f"| {1 / row['share']:,.0f} | **{row['cost']:.2%}** "
+            f"({row['cost_within_95pct'][1]:.2%} at most) | {percent(row, 'measured', 1)} |"
+        )
+    return "\n".join(lines)
+
+
 def recommended_table(report: Report) -> str:
     """Recommended sizes beside the best of a measured grid."""
     lines = [
