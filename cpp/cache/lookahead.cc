@@ -37,6 +37,8 @@ constexpr uint64_t kAgingTurns = 32;
 constexpr uint64_t kAbsentPerSlot = 3;
 constexpr size_t kSlotsAhead = 16;  // prefetched
 constexpr size_t kSlotsPerTask = 1 << 13;
+// So many entries are looked at for each that is parked, once queues are seven eighths full.
+constexpr size_t kTidiedPerParked = 4;
 // Of fewer parked slots a wake-up of the threads would cost more than it saves.
 constexpr size_t kSlotsOfThreads = 1 << 15;
 // In place of a batch: the slot has just become a victim, and other entries of it are stale. What
@@ -80,7 +82,8 @@ class LookaheadPolicy final : public EvictionPolicy {
       ParkQueue& queue = is_level ? levels_[tidy_] : batches_[place];
       entries_ -= queue.size();
       const bool is_done = queue.compact_some(
-          candidates, [&](ParkedSlot entry) { return is_current(entry, batch); });
+          candidates, [&](ParkedSlot entry) { return is_current(entry, batch); },
+          [&](SlotIndex s) { prefetch(s); });
       entries_ += queue.size();
       if (!is_done) return false;
     }
@@ -334,6 +337,7 @@ class LookaheadPolicy final : public EvictionPolicy {
   }
 
   void make_room(size_t entries) {
+    if (entries_ + entries > entries_max_ - entries_max_ / 8) tidy(kTidiedPerParked * entries);
     if (entries_ + entries <= entries_max_) return;
     entries_ = 0;
     const auto compact = [&](ParkQueue& queue, uint32_t batch) {

@@ -10,6 +10,9 @@
 namespace te {
 namespace {
 
+// So many entries are looked at for each that is parked, once the queue is nearly full.
+constexpr size_t kTidiedPerParked = 8;
+
 class LruPolicy final : public EvictionPolicy {
  public:
   explicit LruPolicy(SlotDirectory& directory) : directory_(directory), queue_(chunks_) {}
@@ -30,6 +33,8 @@ class LruPolicy final : public EvictionPolicy {
   bool give_back(uint32_t, uint32_t) override { return chunks_.give_memory_back(); }
 
   void park(std::span<const SlotIndex> slots) override {
+    if (queue_.size() + slots.size() > entries_max_ - entries_max_ / 12)
+      tidy(kTidiedPerParked * slots.size());
     if (queue_.size() + slots.size() > entries_max_) {
       queue_.compact([&](ParkedSlot e) { return ParkQueue::is_current(directory_, e); });
     }

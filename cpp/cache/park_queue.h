@@ -3,8 +3,8 @@
 // Parking is an append and a hit costs nothing: a slot that is used again carries a newer mark,
 // which makes its old entry stale, and stale entries are skipped when popped. Entries live in
 // chunks from a ParkChunkPool that queues of one policy share; whole queues can be joined in O(1).
-// When stale entries pile up the policy compacts its queues, at an amortised O(1) a park; in small
-// portions ahead of that, where the cache is to shrink.
+// Where stale entries pile up the policy compacts its queues in small portions, a few entries a
+// park; all at once only if that is not enough.
 // Thread-safety: none. Ownership: chunks belong to the pool; queues must be cleared before it goes.
 #pragma once
 
@@ -118,8 +118,8 @@ class ParkQueue {
   }
   // The same to some `entries`, less those it has looked at, and goes on there at the next call;
   // true at the end of the queue. Entries that are pushed meanwhile may be left out.
-  template <class Keep>
-  bool compact_some(size_t& entries, Keep keep) {
+  template <class Keep, class Prefetch>
+  bool compact_some(size_t& entries, Keep keep, Prefetch prefetch) {
     for (;;) {
       ParkChunk* chunk = compacted_ == nullptr ? head_ : compacted_->next;
       if (chunk == nullptr || chunk == tail_) {
@@ -128,8 +128,12 @@ class ParkQueue {
       }
       if (entries == 0) return false;
       entries -= std::min<size_t>(entries, chunk->last - chunk->first);
-      filter(*chunk, keep);
+      filter(*chunk, keep, prefetch);
     }
+  }
+  template <class Keep>
+  bool compact_some(size_t& entries, Keep keep) {
+    return compact_some(entries, keep, [](SlotIndex) {});
   }
   // One that will be popped soon; null where none is known.
   const ParkedSlot* ahead() const {
@@ -151,10 +155,11 @@ class ParkQueue {
   void add_chunk();
   void drop_head();
   // The chunk behind compacted_: what is kept of it joins that one, if there is room.
-  template <class Keep>
-  void filter(ParkChunk& chunk, Keep keep) {
+  template <class Keep, class Prefetch>
+  void filter(ParkChunk& chunk, Keep keep, Prefetch prefetch) {
     uint16_t end = chunk.first;
     for (uint16_t i = chunk.first; i < chunk.last; ++i) {
+      if (i + kAhead < chunk.last) prefetch(chunk.entries[i + kAhead].slot);
       if (keep(chunk.entries[i])) chunk.entries[end++] = chunk.entries[i];
     }
     size_ -= chunk.last - end;
