@@ -160,7 +160,7 @@ def test_what_it_needs(
     bag: te.TieredEmbedding, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    with pytest.raises(ValueError, match="0 batches have been looked up; 16 or more"):
+    with pytest.raises(ValueError, match="0 batches are in the sample of lookups; 16 or more"):
         bag.stats().recommend(machine=HERE)
     train(bag, 40)
     with pytest.raises(ValueError, match="tiered-emb bench limits --engine --dir"):

@@ -4,8 +4,8 @@ Internal. Sampling is by row: of a row that is in the sample, every batch that l
 cache of `rate` times as many rows, over the sample alone, has the miss ratio of the whole one, to a
 few hundredths (SHARDS: Waldspurger et al., FAST 2015). How the core chooses the rate, and which
 batches it watches, stands in `cpp/table/lookup_sample.h`: at most 65,536 entries of at most 16,384
-batches, mostly of over 4,096 rows if so many are in use; a burst of batches one after another, then
-a rest until they have been a small part of the work.
+batches, of a few thousand rows if so many are in use; a burst of batches one after another, then a
+rest until they have been a small part of the work.
 """
 
 from __future__ import annotations

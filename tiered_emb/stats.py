@@ -155,7 +155,8 @@ class Stats:
     ) -> Advice:
         """Tier sizes for these tables, from what has been looked up lately; docs/TUNING.md.
 
-        Caches of all sizes are simulated on the sample that the engine keeps: a second or so. Print
+        Caches of all sizes are simulated on the sample that the engine keeps: a second or so. Of
+        batches it watches a stretch, rests, and watches again; until then it stays as it is. Print
         what comes back, or `bag.resize(dram=advice.dram_bytes)`.
 
         Args:

@@ -12,8 +12,8 @@ namespace te {
 namespace {
 
 constexpr size_t kRowsEnough = 1 << 13;
-constexpr size_t kRowsMin = 1 << 9;
-constexpr size_t kBatchesEnough = 32;
+constexpr size_t kRowsMin = 1 << 11;
+constexpr size_t kBatchesEnough = 48;
 constexpr size_t kEntriesMin = LookupSample::kEntries / 16;  // of so many batches as there may be
 constexpr size_t kPiece = 1024;  // entries that room is made for at once
 constexpr uint64_t kRestPerCost = 64;
@@ -47,17 +47,22 @@ void LookupSample::note(std::span<const RowId> rows) {
 
 void LookupSample::end_batch(uint64_t cost) {
   burst_cost_ += cost;
-  const bool is_sparse = end_batch_ - first_batch_ == kBatchesMax && used_ < kEntriesMin;
-  const bool is_complete = first_batch_ > burst_begin_;
-  if (mask_ != 0 && (is_sparse || (is_complete && distinct_rows() < kRowsMin))) return clear();
-  if (!is_complete) return;
+  const uint64_t batches = end_batch_ - first_batch_;
+  if (mask_ != 0 && batches == kBatchesMax && used_ < kEntriesMin) return clear();
+  if (first_batch_ <= burst_begin_) return;
+  const size_t rows = distinct_rows();
+  if (mask_ != 0 && rows < kRowsMin && batches >= 4 * kBatchesEnough) return clear();
+  if (rows > kRowsEnough) {  // this batch alone may have brought them
+    burst_begin_ = first_batch_;
+    return;
+  }
   rest_ = kRestPerCost * burst_cost_;
   burst_begin_ = end_batch_;
   burst_cost_ = 0;
 }
 
 void LookupSample::pass(uint64_t work) {
-  rest_ -= std::min(rest_, work);
+  if (!held_) rest_ -= std::min(rest_, work);
   gap_ = end_batch_;
 }
 
@@ -73,7 +78,7 @@ bool LookupSample::is_sampled(RowId row) const { return (sample_hash(row.value) 
 
 void LookupSample::make_room() {
   const bool is_all_of_burst = first_batch_ == burst_begin_;
-  const bool is_short = end_batch_ - first_batch_ < kBatchesEnough;
+  const bool is_short = end_batch_ - first_batch_ <= kBatchesEnough;
   if (is_short || (is_all_of_burst && distinct_rows() > kRowsEnough)) {
     halve_rate();
   } else {

@@ -10,11 +10,11 @@
 // every cache and tells nothing. The sample begins with all rows. When its 65,536 places are taken,
 // and by more than 8,192 distinct rows (which SHARDS found to be enough), half the rows are dropped
 // and the rate is halved: the places last for twice as many batches. Likewise if there are less
-// than 32 batches. Else the oldest batch goes. So a full sample holds 1,024 rows or more, mostly
-// over 4,096, if so many are in use, and eight uses of each on average. It never reaches back
-// farther than 16,384 batches, which matters where rows seldom come again. If batches have become
-// so small that these fill less than a sixteenth of the places, or rows in use so few that the
-// sample has less than 512 distinct ones, it begins anew.
+// than 48 batches. Else the oldest batch goes. So after a halving for their number there are some
+// 4,096 rows, and eight uses of each on average. It never reaches back farther than 16,384 batches,
+// which matters where rows seldom come again. If batches have become so small that these fill less
+// than a sixteenth of the places, or rows in use so few that less than 2,048 are left, of many
+// batches, the sample begins anew.
 //
 // Batches are watched in bursts (bursty tracing: Arnold, Ryder, PLDI 2001): once a burst alone has
 // filled the sample, batches pass unseen until they have been 64 times as much work as watching
@@ -23,8 +23,8 @@
 //
 // All entries are of one rate at any time, and in order. Thread-safety: none; the engine's mutex
 // guards it. Ownership: owns its memory, which is taken as it is first written. Cost: of batches
-// that are watched, a hash of each row and a copy of what is noted, and once a burst a pass over
-// the entries; of others none.
+// that are watched, a hash of each row and a copy of what is noted, and twice a burst or more a
+// pass over the entries; of others none.
 #pragma once
 
 #include <cstdint>
@@ -56,7 +56,8 @@ class LookupSample {
   void end_batch(uint64_t cost);
   // A batch that is not watched, which was so much work, in lookups.
   void pass(uint64_t work);
-  // From now on all batches are watched, or none; without a value, in bursts again. To measure.
+  // From now on all batches are watched, or none; without a value, in bursts again. To measure: a
+  // burst that was interrupted is copied as if it had not been.
   void hold(std::optional<bool> watching) { held_ = watching; }
   uint64_t watched_batches() const { return end_batch_; }
 

@@ -17,10 +17,12 @@ namespace {
 constexpr size_t kWaitingPlansMax = 4096;
 constexpr size_t kSlotAhead = 16;  // prefetched
 // What batches cost for the lookup sample, in rough lookups that are pooled without a plan (1 to 10
-// ns): the call, a lookup that is planned; and to watch, beside one a row, a row that is sampled.
+// ns): the call, a lookup that is planned; and to watch, beside one a row, a batch and a row that
+// is sampled.
 constexpr uint64_t kBatchWork = 1024;
 constexpr uint64_t kPlannedWork = 8;
-constexpr uint64_t kSampledCost = 16;
+constexpr uint64_t kBatchCost = 128;
+constexpr uint64_t kSampledCost = 32;
 
 }  // namespace
 
@@ -302,8 +304,7 @@ Status Planner::plan(std::span<const FeatureInput> features, bool will_update, P
 }
 
 void Planner::note(Plan& plan) {
-  note(plan, plan.acquired.uniques + kSampledCost * sampled_rows(plan),
-       kBatchWork + kPlannedWork * plan.lookups);
+  note(plan, cost_of(plan, plan.acquired.uniques), kBatchWork + kPlannedWork * plan.lookups);
 }
 
 void Planner::note(Plan& plan, uint64_t cost, uint64_t work) {
@@ -313,6 +314,10 @@ void Planner::note(Plan& plan, uint64_t cost, uint64_t work) {
   for (const SampledRange& range : plan.sampled_ranges)
     sample_.note(plan.sampled.span().subspan(range.first, range.count));
   sample_.end_batch(cost);
+}
+
+uint64_t Planner::cost_of(const Plan& plan, size_t hashed) {
+  return kBatchCost + hashed + kSampledCost * sampled_rows(plan);
 }
 
 size_t Planner::sampled_rows(const Plan& plan) {
@@ -442,7 +447,7 @@ void Planner::drop_repeats(Plan& plan) {
 }
 
 void Planner::count_resident(Plan& plan) {
-  const uint64_t cost = plan.lookups + kSampledCost * sampled_rows(plan);
+  const uint64_t cost = cost_of(plan, plan.lookups);
   if (plan.is_watched) drop_repeats(plan);
   note(plan, cost, kBatchWork + plan.lookups);
   ++stats_.plans;

@@ -101,6 +101,7 @@ class Planner {
   void drop_repeats(Plan& plan);
   static size_t sampled_rows(const Plan& plan);
   void note(Plan& plan, uint64_t cost, uint64_t work);
+  static uint64_t cost_of(const Plan& plan, size_t hashed);
   Status reserve(std::span<const uint32_t> missing, const Acquisition& acquired, Pressure pressure);
   uint64_t bytes_for(const Acquisition& acquired) const;
   Status too_large(const Acquisition& acquired) const;

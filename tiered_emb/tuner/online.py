@@ -81,8 +81,8 @@ def pyramid_of(engine: TableEngine, found: LookupSample) -> Pyramid:
     """
     if found.batches_spanned < BATCHES_MIN or len(found.ids) == 0:
         raise DataError(
-            f"recommend(): {found.batches_spanned} batches have been looked up; {BATCHES_MIN} or "
-            "more are needed"
+            f"recommend(): {found.batches_spanned} batches are in the sample of lookups; "
+            f"{BATCHES_MIN} or more are needed"
         )
     tables = {
         spec.name: TraceTable(spec.num_embeddings, spec.embedding_dim) for spec in engine.tables
