@@ -117,14 +117,15 @@ def sample_table(report: Report) -> str:
         return f"{row[name]:.{places}%} ({low:.{places}%} to {high:.{places}%})"
 
     lines = [
-        "| batches | one takes | watching | one in | cost | measured |",
-        "|---|---|---|---|---|---|",
+        "| batches | one takes | watching | one in | cost | measured | burst and rest |",
+        "|---|---|---|---|---|---|---|",
     ]
     for row in report["cases"]:
         lines.append(
             f"| {row['name']} | {row['batch_us']:,.0f} us | {percent(row, 'watching', 1)} "
             f"| {1 / row['share']:,.0f} | **{row['cost']:.2%}** "
-            f"({row['cost_within_95pct'][1]:.2%} at most) | {percent(row, 'measured', 1)} |"
+            f"({row['cost_within_95pct'][1]:.2%} at most) | {percent(row, 'measured', 1)} "
+            f"| {row['cycle_batches']:,} |"
         )
     return "\n".join(lines)
 
