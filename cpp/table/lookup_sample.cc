@@ -52,7 +52,7 @@ void LookupSample::end_batch(uint64_t cost) {
   if (first_batch_ <= burst_begin_) return;
   const size_t rows = distinct_rows();
   if (mask_ != 0 && rows < kRowsMin && batches >= 4 * kBatchesEnough) return clear();
-  if (rows > kRowsEnough) {  // this batch alone may have brought them
+  if (rows > kRowsEnough && batches < kBatchesMax) {  // this batch alone may have brought them
     burst_begin_ = first_batch_;
     return;
   }

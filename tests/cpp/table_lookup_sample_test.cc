@@ -203,6 +203,15 @@ BOOST_AUTO_TEST_CASE(rows_that_never_come_again_do_not_stretch_it_for_ever) {
   BOOST_TEST(copy.rows.size() >= LookupSample::kEntries / 4);
 }
 
+BOOST_AUTO_TEST_CASE(a_burst_of_few_rows_a_batch_ends) {
+  Told told(std::nullopt);
+  uint64_t next = 0;
+  told.burst([&] { return Rows{RowId(next++), RowId(next++)}; });
+  const LookupSample::Copy copy = told.check();
+  BOOST_TEST(copy.in_batch.size() == LookupSample::kBatchesMax);
+  BOOST_TEST(copy.rate == 1);
+}
+
 BOOST_AUTO_TEST_CASE(it_begins_anew_where_the_rate_has_become_too_low) {
   Random random(8);
   Told told;
