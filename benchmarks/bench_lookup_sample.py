@@ -68,8 +68,8 @@ CASES = (
     Case("training, Zipf, half in dram", LARGE, 32, 16384, 1.05, True, 1, 0.5),
 )
 SMOKE = (
-    Case("lookups, Zipf", 5_000, 4, 16384, 1.05, False),
-    Case("training, Zipf", 5_000, 4, 16384, 1.05, True),
+    Case("lookups, uniform", 100_000, 4, 16384, 0, False),
+    Case("training, uniform", 100_000, 4, 16384, 0, True),
 )
 
 

@@ -1,6 +1,7 @@
 // LookupSample, against the whole stream; and what an engine notes in it, whatever way its batches
 // take.
 #include <algorithm>
+#include <array>
 #include <boost/test/unit_test.hpp>
 #include <functional>
 #include <optional>
@@ -102,6 +103,19 @@ Rows random_rows(Random& random, uint64_t first, uint64_t rows, size_t count) {
   return {seen.begin(), seen.end()};
 }
 
+// Batches of such rows, over and over.
+class RandomBatches {
+ public:
+  RandomBatches(Random& random, uint64_t rows, size_t count) {
+    for (Rows& batch : batches_) batch = random_rows(random, 0, rows, count);
+  }
+  const Rows& next() { return batches_[next_++ % batches_.size()]; }
+
+ private:
+  std::array<Rows, 61> batches_;
+  size_t next_ = 0;
+};
+
 size_t distinct(const Rows& rows) { return std::set<RowId>(rows.begin(), rows.end()).size(); }
 
 }  // namespace
@@ -160,16 +174,14 @@ BOOST_AUTO_TEST_CASE(few_batches_of_the_same_rows_are_not_enough) {
 
 // One batch of very many rows, wherever in a burst, leaves a sample of the others too.
 BOOST_AUTO_TEST_CASE(a_burst_does_not_end_with_a_batch_that_is_most_of_it) {
-  for (const int place : {3, 60, 100, 115, 120, 124, 127, 128, 129, 130, 131, 132, 135}) {
-    Random random(12);
+  Random random(12);
+  RandomBatches batches(random, 6'000, 600);
+  Rows many;
+  for (uint64_t i = 0; i < 300'000; ++i) many.push_back(RowId(i));
+  for (const int place : {60, 124, 127, 128, 129, 130, 131, 132, 135}) {
     Told told(std::nullopt);
     int batch = 0;
-    told.burst([&] {
-      if (batch++ != place) return random_rows(random, 0, 6'000, 600);
-      Rows rows;
-      for (uint64_t i = 0; i < 1'000'000; ++i) rows.push_back(RowId(i));
-      return rows;
-    });
+    told.burst([&] { return batch++ == place ? many : batches.next(); });
     const LookupSample::Copy copy = told.check();
     BOOST_TEST_CONTEXT("at " << place << ": " << copy.in_batch.size() << " batches") {
       BOOST_TEST(copy.in_batch.size() >= 48u);
@@ -262,7 +274,8 @@ BOOST_AUTO_TEST_CASE(a_burst_follows_rows_that_become_less) {
   Random random(11);
   Told told(std::nullopt);
   for (const uint64_t rows : {400'000ull, 3'000ull}) {
-    told.burst([&] { return random_rows(random, 0, rows, 1000); });
+    RandomBatches batches(random, rows, 1000);
+    told.burst([&] { return batches.next(); });
     told.rest();
   }
   const LookupSample::Copy copy = told.check();
@@ -274,8 +287,9 @@ BOOST_AUTO_TEST_CASE(a_burst_follows_rows_that_become_more) {
   Random random(10);
   Told told(std::nullopt);
   for (const uint64_t rows : {4'000ull, 400'000ull, 40'000ull, 400'000ull}) {
+    RandomBatches batches(random, rows, 2000);
     told.rest();
-    told.burst([&] { return random_rows(random, 0, rows, 2000); });
+    told.burst([&] { return batches.next(); });
   }
   const LookupSample::Copy copy = told.check();
   BOOST_TEST(copy.rate < 1);
