@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,19 @@ def zipf(rng: np.random.Generator, rows: int, lookups: int) -> np.ndarray:
     return rank * 7919 % rows
 
 
+def bag_of(rows: int, share: float | None, folder: Path) -> te.TieredEmbedding:
+    """Rows of 4, all in dram or that share of them."""
+    tiers = None
+    if share is not None:
+        tiers = te.Tiers(dram=int(share * rows * 4 * 4), ssd=te.SSD(str(folder / "store")))
+    return te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1), tiers=tiers)
+
+
 @pytest.mark.parametrize("share", [None, 0.2])
 def test_every_batch_of_a_sampled_row_is_there(tmp_path: Path, share: float | None) -> None:
     rng = np.random.default_rng(5)
     rows = 60_000
-    tiers = None
-    if share is not None:
-        tiers = te.Tiers(dram=int(share * rows * 4 * 4), ssd=te.SSD(str(tmp_path / "store")))
-    bag = te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1), tiers=tiers)
+    bag = bag_of(rows, share, tmp_path)
     bag._engine._core.hold_lookup_sample(True)  # watches all of them
     sample = lookup_sample(bag._engine)
     assert (sample.rate, sample.batches_spanned, len(sample.ids)) == (1, 0, 0)
@@ -90,10 +96,7 @@ def test_few_batches_are_watched(
     te.set_num_threads(1)  # thousands of small batches
     rng = np.random.default_rng(8)
     rows = 60_000
-    tiers = None
-    if share is not None:
-        tiers = te.Tiers(dram=int(share * rows * 4 * 4), ssd=te.SSD(str(tmp_path / "store")))
-    bag = te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1), tiers=tiers)
+    bag = bag_of(rows, share, tmp_path)
     ids = [rng.integers(0, rows, 12_000) for _ in range(61)]
     watched: list[list[np.ndarray]] = []
     rests, in_a_row, steps = 0, 0, 0
@@ -120,6 +123,38 @@ def test_few_batches_are_watched(
     check(watched, [rows], sample)
     assert sample.batches_spanned >= 48
     assert len(watched) < most * steps
+
+
+def lru_miss_ratio(sample: LookupSample, slots: int) -> float:
+    """Of a cache of so many slots of all rows, over the sample's second half."""
+    cache: OrderedDict[int, None] = OrderedDict()
+    half, misses = len(sample.ids) // 2, 0
+    for i, row in enumerate(sample.ids.tolist()):
+        misses += i >= half and row not in cache
+        cache[row] = None
+        cache.move_to_end(row)
+        if len(cache) > slots * sample.rate:
+            cache.popitem(last=False)
+    return misses / (len(sample.ids) - half)
+
+
+@pytest.mark.parametrize("shift", [0, 20])
+def test_bursts_tell_what_all_batches_would(shift: int) -> None:
+    te.set_num_threads(1)
+    rows = 50_000
+    ratios = []
+    for watches in (True, None):  # all, and as users have it
+        rng = np.random.default_rng(9)
+        bag = te.TieredEmbedding(rows, 4, mode="sum", optimizer=te.optim.SGD(0.1))
+        bag._engine._core.hold_lookup_sample(watches)
+        for step in range(900):
+            ids = (zipf(rng, rows, 4000) + shift * step) % rows  # rows in use move on
+            bag(torch.from_numpy(ids).view(-1, 4)).sum().backward()
+        watched = bag._engine._core.hold_lookup_sample(None)
+        assert watched == 900 if watches else watched < 450
+        ratios.append(lru_miss_ratio(lookup_sample(bag._engine), 10_000))
+    assert ratios[1] == pytest.approx(ratios[0], abs=0.015)
+    assert 0.2 < ratios[0] < 0.95
 
 
 def test_tables_of_a_collection_and_ids_beyond_32_bits(tmp_path: Path) -> None:
