@@ -117,6 +117,7 @@ Status Resizer::begin(uint64_t dram_bytes, Quiet quiet) {
       return Status::ok();
     }
     layout_ = 0;
+    has_seen_end_ = false;
     phase_ = shrinks && phase_ == Phase::kIdle ? Phase::kTidy : Phase::kShrink;
   }
   tiers_.set_resizing(true);
@@ -187,6 +188,8 @@ bool Resizer::tidy() {
   while (layout_ < tiers_.layouts()) {
     EvictionPolicy& policy = *layout(layout_).policy;
     if (!policy.touch_memory() || !policy.tidy(kCandidatesAtOnce)) return false;
+    has_seen_end_ = !has_seen_end_;
+    if (has_seen_end_) return false;  // parks tidy, too: only between two ends is all looked at
     ++layout_;
   }
   return true;

@@ -58,6 +58,7 @@ class Resizer {
   const PlanPool& plans_;
   Phase phase_ = Phase::kIdle;
   size_t layout_ = 0;              // the next one, of phases that go through them
+  bool has_seen_end_ = false;      // of the candidates of that layout, in tidy()
   std::vector<uint32_t> highest_;  // by layout: the highest limit since memory was given back
   std::vector<uint32_t> given_;    // likewise: that has been done up to this slot
   uint32_t batches_waited_ = 0;    // with rows that are stranded
